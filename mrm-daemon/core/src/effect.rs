@@ -1,0 +1,184 @@
+//! What the shell is to do.
+//!
+//! ```
+//! use mrm_core::{effect::Effect, id::VersionId};
+//! let effect = Effect::Forget { version: VersionId(3) };
+//! assert!(effect.op().is_none());
+//! ```
+
+use crate::event::Fault;
+use crate::id::{
+    Bytes, LeaseId, ModelId, OpId, RequestId, SegmentId, SessionId, SourceId, VersionId,
+};
+use std::sync::Arc;
+
+/// Everything that the decider can ask for. Those with an `op` settle in exactly one completion
+/// event with the same `op`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Find out what a model stands for now; settles in `Resolved`.
+    Resolve {
+        /// The effect.
+        op: OpId,
+        /// The model.
+        model: ModelId,
+    },
+    /// Allocate, fill and seal a segment; settles in `Loaded`.
+    Load {
+        /// The effect.
+        op: OpId,
+        /// The segment to make.
+        segment: SegmentId,
+        /// What it holds.
+        source: SourceId,
+        /// A version whose resolution named the source.
+        version: VersionId,
+        /// What was charged: the allocation may not exceed it.
+        charge: Bytes,
+    },
+    /// Drop what the daemon holds of a segment; settles in `Freed`.
+    Free {
+        /// The effect.
+        op: OpId,
+        /// The segment.
+        segment: SegmentId,
+    },
+    /// Answer a request.
+    Reply {
+        /// Whom.
+        session: SessionId,
+        /// Which request.
+        request: RequestId,
+        /// What.
+        reply: Reply,
+    },
+    /// Nothing refers to this version any more.
+    Forget {
+        /// The version.
+        version: VersionId,
+    },
+}
+
+/// Answers to requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// An open succeeded: the segments stay in memory until the lease ends.
+    Opened {
+        /// What to give back.
+        lease: LeaseId,
+        /// The version.
+        version: VersionId,
+        /// What it took.
+        origin: Origin,
+        /// The segments, in the order of the resolution.
+        segments: Arc<[SegmentId]>,
+    },
+    /// A lease was given back.
+    Closed,
+    /// A cancel was handled.
+    Cancelled {
+        /// Whether the target was still pending; it was answered before this.
+        was_pending: bool,
+    },
+    /// A model was dropped from memory.
+    Evicted {
+        /// What was refunded.
+        freed: Bytes,
+    },
+    /// The shell could not do it.
+    Failed(Fault),
+    /// The decider would not do it.
+    Refused(Refusal),
+}
+
+/// What an open took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Everything was resident when the request came.
+    Hit,
+    /// This request started a load.
+    Loaded,
+    /// It waited for a load that another request had started.
+    Joined,
+}
+
+/// Why the decider refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It can never fit.
+    #[error("needs {want}, the budget is {limit}")]
+    TooLarge {
+        /// What the model needs.
+        want: Bytes,
+        /// The budget.
+        limit: Bytes,
+    },
+    /// No room came free in time.
+    #[error("needs {want} more, {charged} of {limit} are taken")]
+    NoRoom {
+        /// What is missing.
+        want: Bytes,
+        /// The budget.
+        limit: Bytes,
+        /// What is charged.
+        charged: Bytes,
+        /// The largest holders, largest first, at most [`HOLDERS_MAX`].
+        holders: Vec<Holder>,
+    },
+    /// The load did not end in time. It goes on.
+    #[error("the load did not end in time")]
+    TimedOut,
+    /// Too many requests wait.
+    #[error("{waiting} requests wait already")]
+    QueueFull {
+        /// How many.
+        waiting: usize,
+    },
+    /// No new leases are given.
+    #[error("draining")]
+    Draining,
+    /// The session holds as many leases as it may.
+    #[error("the session holds {held} leases already")]
+    TooManyLeases {
+        /// How many.
+        held: usize,
+    },
+    /// The session holds no such lease.
+    #[error("no such lease")]
+    UnknownLease,
+    /// The client gave up.
+    #[error("cancelled")]
+    Cancelled,
+    /// Cannot be evicted now.
+    #[error("in use")]
+    InUse(Holder),
+}
+
+/// How many holders a refusal names at most.
+pub const HOLDERS_MAX: usize = 5;
+
+/// A version that keeps memory from being freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// The version.
+    pub version: VersionId,
+    /// What its segments are charged.
+    pub charged: Bytes,
+    /// Leases on it.
+    pub leases: u64,
+    /// Whether the operator pinned it.
+    pub pinned: bool,
+    /// Whether it is being loaded.
+    pub loading: bool,
+}
+
+impl Effect {
+    /// The effect's id, if it settles in a completion.
+    #[must_use]
+    pub const fn op(&self) -> Option<OpId> {
+        match self {
+            Self::Resolve { op, .. } | Self::Load { op, .. } | Self::Free { op, .. } => Some(*op),
+            Self::Reply { .. } | Self::Forget { .. } => None,
+        }
+    }
+}

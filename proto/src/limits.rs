@@ -1,0 +1,60 @@
+//! Every bound of the protocol, in one place. Units are the last word of the name.
+//!
+//! ```
+//! use mrm_proto::limits;
+//! assert!(limits::SEGMENTS_PER_MODEL_MAX < limits::FDS_PER_FRAME_MAX);
+//! ```
+
+/// Oldest protocol version that this build speaks.
+pub const VERSION_MIN: u16 = 1;
+/// Newest protocol version that this build speaks.
+pub const VERSION_MAX: u16 = 1;
+
+/// Size of the fixed frame header.
+pub const FRAME_HEADER_BYTES: usize = 24;
+/// Largest frame body either side may send. A frame and its header fit the default socket
+/// buffer of Linux (212,992 bytes), so that a reply is never half-sent to a live reader.
+pub const FRAME_BODY_BYTES_MAX: usize = 128 * 1024;
+/// Most file descriptors in one frame: the kernel's `SCM_MAX_FD` (`unix(7)`).
+pub const FDS_PER_FRAME_MAX: usize = 253;
+
+/// Most files (shards and index together) that one model may consist of. A grant passes one
+/// descriptor per segment and one for the tensor table.
+pub const SEGMENTS_PER_MODEL_MAX: usize = 250;
+/// Most tensors in one model.
+pub const TENSORS_PER_MODEL_MAX: usize = 1 << 20;
+/// Most dimensions of one tensor.
+pub const TENSOR_RANK_MAX: usize = 64;
+/// Longest tensor name, in UTF-8 bytes.
+pub const TENSOR_NAME_BYTES_MAX: usize = 4096;
+/// Longest model name, in UTF-8 bytes.
+pub const MODEL_NAME_BYTES_MAX: usize = 1024;
+/// Longest file name inside a model (`NAME_MAX` of Linux).
+pub const FILE_NAME_BYTES_MAX: usize = 255;
+/// Largest header of one safetensors file: the bound of the reference implementation.
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
+/// Largest `model.safetensors.index.json`.
+pub const INDEX_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Deepest nesting of JSON that a header may use. The format itself needs three levels.
+pub const JSON_DEPTH_MAX: usize = 8;
+
+/// Most leases that one session may hold.
+pub const LEASES_PER_SESSION_MAX: usize = 4096;
+/// Most requests of one session that may await their reply.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
+/// Most rows in one reply to `List`.
+pub const LIST_ROWS_MAX: usize = 256;
+/// Longest wait that an `Open` may ask for.
+pub const WAIT_MS_MAX: u64 = 3_600_000;
+/// Longest human-readable error message.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 4096;
+/// Longest name a client may give of itself.
+pub const CLIENT_NAME_BYTES_MAX: usize = 128;
+
+const _: () = assert!(VERSION_MIN <= VERSION_MAX);
+const _: () = assert!(SEGMENTS_PER_MODEL_MAX + 1 < FDS_PER_FRAME_MAX);
+const _: () = assert!(FRAME_BODY_BYTES_MAX + FRAME_HEADER_BYTES < 212_992);
+const _: () = assert!(
+    SEGMENTS_PER_MODEL_MAX * (FILE_NAME_BYTES_MAX + 16) + MODEL_NAME_BYTES_MAX
+        < FRAME_BODY_BYTES_MAX
+);

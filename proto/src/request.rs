@@ -1,0 +1,173 @@
+//! What a client asks.
+//!
+//! ```
+//! use mrm_proto::{name::ModelName, request::{Open, Request}};
+//! let request = Request::Open(Open { wait_ms: 500, ..Open::by_name(ModelName::new("m")?) });
+//! assert_eq!(request.fds_expected(), 0);
+//! # Ok::<(), mrm_proto::name::NameError>(())
+//! ```
+
+use crate::frame::{FrameError, Header, Kind, Message, decode_cbor, encode_cbor};
+use crate::ids::{LeaseId, RequestId};
+use crate::name::{FileName, ModelName};
+use minicbor::{Decode, Encode};
+
+/// Every request. Closed: a new one is a new protocol version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Open a registered model.
+    Open(Open),
+    /// Open files that the client opened itself.
+    OpenFiles(OpenFiles),
+    /// Give a lease back.
+    Close(Close),
+    /// Give up a pending open.
+    Cancel(Cancel),
+    /// List models.
+    List(List),
+    /// Describe a model.
+    Stat(Stat),
+}
+
+/// Opens a model of the operator's catalogue. Carries no descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Open {
+    /// The registered name.
+    #[n(0)]
+    pub model: ModelName,
+    /// How long to wait for room and for the load. 0 asks for the daemon's default.
+    #[n(1)]
+    pub wait_ms: u64,
+    /// Whether to send [`Progress`](crate::reply::Progress) frames while waiting.
+    #[n(2)]
+    pub progress: bool,
+}
+
+/// Opens files that the client passes, one descriptor each, in the order of `files`.
+///
+/// The kernel has checked the client's permission when it opened them; the daemon never opens a
+/// path that a client named.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct OpenFiles {
+    /// What to call the model in listings. Not an identity: two labels may name one content.
+    #[n(0)]
+    pub label: ModelName,
+    /// Name of each file. One `*.safetensors` file, or `model.safetensors.index.json` and its
+    /// shards, or any one file (opaque).
+    #[n(1)]
+    pub files: Vec<FileName>,
+    /// As in [`Open`].
+    #[n(2)]
+    pub wait_ms: u64,
+    /// As in [`Open`].
+    #[n(3)]
+    pub progress: bool,
+}
+
+/// Gives a lease back.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Close {
+    /// The lease, as `Opened` named it.
+    #[n(0)]
+    pub lease: LeaseId,
+}
+
+/// Gives up a pending open. The open is answered with `cancelled` unless it was already granted.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Cancel {
+    /// The request to give up.
+    #[n(0)]
+    pub target: RequestId,
+}
+
+/// Asks for one page of models, in the order of their names.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct List {
+    /// Only names that begin with this text.
+    #[n(0)]
+    pub prefix: String,
+    /// Only names greater than this one; absent for the first page.
+    #[n(1)]
+    pub after: Option<ModelName>,
+}
+
+/// Asks about one model.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Stat {
+    /// The registered name, or the label of resident files.
+    #[n(0)]
+    pub model: ModelName,
+}
+
+impl Open {
+    /// An open with the daemon's default wait and without progress.
+    #[must_use]
+    pub const fn by_name(model: ModelName) -> Self {
+        Self { model, wait_ms: 0, progress: false }
+    }
+}
+
+impl Request {
+    /// Reads the body of a frame whose header was `header`.
+    ///
+    /// # Errors
+    /// When the kind is not a request, or the body is malformed.
+    pub fn decode(header: &Header, body: &[u8]) -> Result<Self, FrameError> {
+        match header.kind {
+            Kind::Open => decode_cbor(header, body).map(Self::Open),
+            Kind::OpenFiles => decode_cbor(header, body).map(Self::OpenFiles),
+            Kind::Close => decode_cbor(header, body).map(Self::Close),
+            Kind::Cancel => decode_cbor(header, body).map(Self::Cancel),
+            Kind::List => decode_cbor(header, body).map(Self::List),
+            Kind::Stat => decode_cbor(header, body).map(Self::Stat),
+            kind @ (Kind::ClientHello
+            | Kind::ServerHello
+            | Kind::Opened
+            | Kind::Closed
+            | Kind::Cancelled
+            | Kind::Progress
+            | Kind::Listed
+            | Kind::Stated
+            | Kind::Error) => Err(FrameError::OutOfPlace(kind)),
+        }
+    }
+
+    /// How many descriptors must travel with the request.
+    #[must_use]
+    pub fn fds_expected(&self) -> usize {
+        match self {
+            Self::OpenFiles(open) => open.files.len(),
+            Self::Open(_) | Self::Close(_) | Self::Cancel(_) | Self::List(_) | Self::Stat(_) => 0,
+        }
+    }
+}
+
+impl Message for Request {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Open(_) => Kind::Open,
+            Self::OpenFiles(_) => Kind::OpenFiles,
+            Self::Close(_) => Kind::Close,
+            Self::Cancel(_) => Kind::Cancel,
+            Self::List(_) => Kind::List,
+            Self::Stat(_) => Kind::Stat,
+        }
+    }
+
+    fn encode_body(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Open(body) => encode_cbor(body, out),
+            Self::OpenFiles(body) => encode_cbor(body, out),
+            Self::Close(body) => encode_cbor(body, out),
+            Self::Cancel(body) => encode_cbor(body, out),
+            Self::List(body) => encode_cbor(body, out),
+            Self::Stat(body) => encode_cbor(body, out),
+        }
+    }
+}
