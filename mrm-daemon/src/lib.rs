@@ -1,1 +1,15 @@
-//! The daemon as a library.
+//! The daemon as a library: `mrmd` is [`run`]'s thin caller, and tests embed it.
+//!
+//! One thread decides: it accepts connections, reads requests, steps the pure
+//! [`mrm_core::Core`], and writes replies. What blocks runs on the worker threads of [`transfer`];
+//! the operator's HTTP runs on a thread of its own in [`status`].
+
+pub mod catalogue;
+pub mod config;
+pub mod degraded;
+pub mod format;
+pub mod memory;
+pub mod runtime;
+pub mod source;
+pub mod status;
+pub mod transfer;
