@@ -13,3 +13,4 @@ pub mod runtime;
 pub mod source;
 pub mod status;
 pub mod transfer;
+pub mod wire;
