@@ -212,7 +212,12 @@ impl ErrorReply {
             }
             message.truncate(end);
         }
-        Self { number: code.number(), message, retryable: code.retryable(), took_effect: false }
+        Self {
+            number: code.number(),
+            message,
+            retryable: code.retryable(),
+            took_effect: false,
+        }
     }
 
     /// The same, saying that the request did change something.

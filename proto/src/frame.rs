@@ -184,7 +184,12 @@ impl Header {
         let mut request = [0; 8];
         request.copy_from_slice(&bytes[16..24]);
         let request = RequestId(u64::from_le_bytes(request));
-        Ok(Self { kind, fds: bytes[6], body_bytes, request })
+        Ok(Self {
+            kind,
+            fds: bytes[6],
+            body_bytes,
+            request,
+        })
     }
 }
 
@@ -226,7 +231,12 @@ pub fn encode_into(
         return Err(FrameError::TooLong(u32::try_from(body).unwrap_or(u32::MAX)));
     }
     let body_bytes = u32::try_from(body).unwrap_or(u32::MAX);
-    let header = Header { kind: message.kind(), fds, body_bytes, request };
+    let header = Header {
+        kind: message.kind(),
+        fds,
+        body_bytes,
+        request,
+    };
     out[start..start + FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
     Ok(())
 }
@@ -247,7 +257,10 @@ pub(crate) fn decode_cbor<'b, T: Decode<'b, ()>>(
             actual_bytes: body.len(),
         });
     }
-    let fail = |reason: String| FrameError::Body { kind: header.kind, reason };
+    let fail = |reason: String| FrameError::Body {
+        kind: header.kind,
+        reason,
+    };
     let mut decoder = minicbor::Decoder::new(body);
     let value = decoder.decode().map_err(|e| fail(e.to_string()))?;
     match body.len() - decoder.position() {
@@ -261,7 +274,13 @@ mod tests {
     use super::*;
 
     fn sample() -> [u8; FRAME_HEADER_BYTES] {
-        Header { kind: Kind::Stat, fds: 0, body_bytes: 3, request: RequestId(9) }.encode()
+        Header {
+            kind: Kind::Stat,
+            fds: 0,
+            body_bytes: 3,
+            request: RequestId(9),
+        }
+        .encode()
     }
 
     #[test]
@@ -286,7 +305,10 @@ mod tests {
         assert_eq!(broken(11, 1), Err(FrameError::TooLong(0x0100_0003)));
         assert_eq!(
             Header::decode(&sample()[..20]),
-            Err(FrameError::Truncated { expected_bytes: 24, actual_bytes: 20 })
+            Err(FrameError::Truncated {
+                expected_bytes: 24,
+                actual_bytes: 20
+            })
         );
     }
 }

@@ -107,9 +107,10 @@ impl ClientHello {
     /// # Errors
     /// When the frame is another kind, or its body is malformed.
     pub fn decode(header: &Header, body: &[u8]) -> Result<Self, FrameError> {
-        match header.kind {
-            Kind::ClientHello => decode_cbor(header, body),
-            kind => Err(FrameError::OutOfPlace(kind)),
+        if header.kind == Kind::ClientHello {
+            decode_cbor(header, body)
+        } else {
+            Err(FrameError::OutOfPlace(header.kind))
         }
     }
 }
@@ -120,9 +121,10 @@ impl ServerHello {
     /// # Errors
     /// When the frame is another kind, or its body is malformed.
     pub fn decode(header: &Header, body: &[u8]) -> Result<Self, FrameError> {
-        match header.kind {
-            Kind::ServerHello => decode_cbor(header, body),
-            kind => Err(FrameError::OutOfPlace(kind)),
+        if header.kind == Kind::ServerHello {
+            decode_cbor(header, body)
+        } else {
+            Err(FrameError::OutOfPlace(header.kind))
         }
     }
 }
@@ -151,11 +153,23 @@ mod tests {
 
     #[test]
     fn disjoint_version_ranges_have_no_common_version() {
-        let newer = ClientHello { version_min: 2, version_max: 9, ..ClientHello::new("x") };
+        let newer = ClientHello {
+            version_min: 2,
+            version_max: 9,
+            ..ClientHello::new("x")
+        };
         assert_eq!(newer.pick_version(), None);
-        let wide = ClientHello { version_min: 0, version_max: 9, ..ClientHello::new("x") };
+        let wide = ClientHello {
+            version_min: 0,
+            version_max: 9,
+            ..ClientHello::new("x")
+        };
         assert_eq!(wide.pick_version(), Some(VERSION_MAX));
-        let inverted = ClientHello { version_min: 5, version_max: 0, ..ClientHello::new("x") };
+        let inverted = ClientHello {
+            version_min: 5,
+            version_max: 0,
+            ..ClientHello::new("x")
+        };
         assert_eq!(inverted.pick_version(), None);
     }
 

@@ -93,7 +93,10 @@ fn check_text(name: &str, max_bytes: usize) -> Result<(), NameError> {
         return Err(NameError::Empty);
     }
     if name.len() > max_bytes {
-        return Err(NameError::TooLong { max_bytes, actual_bytes: name.len() });
+        return Err(NameError::TooLong {
+            max_bytes,
+            actual_bytes: name.len(),
+        });
     }
     match name.chars().find(|c| c.is_control()) {
         Some(c) => Err(NameError::Control(u32::from(c))),
@@ -139,7 +142,15 @@ mod tests {
 
     #[test]
     fn plain_relative_paths_are_names() {
-        for good in ["a", "a/b", "a b", "models--x--y/snapshots/1", "modèle", "a..b", ".hidden"] {
+        for good in [
+            "a",
+            "a/b",
+            "a b",
+            "models--x--y/snapshots/1",
+            "modèle",
+            "a..b",
+            ".hidden",
+        ] {
             assert!(ModelName::new(good).is_ok(), "{good}");
         }
     }
@@ -156,7 +167,13 @@ mod tests {
             ("a/", NameError::NotPlain),
             ("a\0b", NameError::Control(0)),
             ("a\nb", NameError::Control(10)),
-            (&long, NameError::TooLong { max_bytes: 1024, actual_bytes: 10_000 }),
+            (
+                &long,
+                NameError::TooLong {
+                    max_bytes: 1024,
+                    actual_bytes: 10_000,
+                },
+            ),
         ];
         for (name, why) in cases {
             assert_eq!(ModelName::new(name), Err(why), "{name:?}");

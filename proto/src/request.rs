@@ -109,7 +109,11 @@ impl Open {
     /// An open with the daemon's default wait and without progress.
     #[must_use]
     pub const fn by_name(model: ModelName) -> Self {
-        Self { model, wait_ms: 0, progress: false }
+        Self {
+            model,
+            wait_ms: 0,
+            progress: false,
+        }
     }
 }
 

@@ -27,7 +27,12 @@ impl TableBuilder {
     /// An empty table.
     #[must_use]
     pub const fn new(kind: ModelKind) -> Self {
-        Self { kind, segments: Vec::new(), metadata: Vec::new(), tensors: Vec::new() }
+        Self {
+            kind,
+            segments: Vec::new(),
+            metadata: Vec::new(),
+            tensors: Vec::new(),
+        }
     }
 
     /// Adds a segment that holds the image of the file `name`; returns its index.
@@ -52,7 +57,14 @@ impl TableBuilder {
         bytes: u64,
     ) {
         let (name, shape) = (name.to_owned(), shape.to_vec());
-        self.tensors.push(Pending { name, dtype, shape, segment, offset, bytes });
+        self.tensors.push(Pending {
+            name,
+            dtype,
+            shape,
+            segment,
+            offset,
+            bytes,
+        });
     }
 
     /// Number of tensors so far.
@@ -75,8 +87,9 @@ impl TableBuilder {
         self.check()?;
         let mut order: Vec<usize> = (0..self.tensors.len()).collect();
         order.sort_by(|&a, &b| self.tensors[a].name.cmp(&self.tensors[b].name));
-        if let Some(pair) =
-            order.windows(2).find(|w| self.tensors[w[0]].name == self.tensors[w[1]].name)
+        if let Some(pair) = order
+            .windows(2)
+            .find(|w| self.tensors[w[0]].name == self.tensors[w[1]].name)
         {
             return Err(TableError::Duplicate(self.tensors[pair[0]].name.clone()));
         }
@@ -93,9 +106,12 @@ impl TableBuilder {
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&FORMAT.to_le_bytes());
         out.extend_from_slice(&(self.kind as u16).to_le_bytes());
-        for count in
-            [self.tensors.len(), self.segments.len(), self.metadata.len(), shape_words]
-        {
+        for count in [
+            self.tensors.len(),
+            self.segments.len(),
+            self.metadata.len(),
+            shape_words,
+        ] {
             out.extend_from_slice(&narrow(count, "entries")?.to_le_bytes());
         }
         for at in [entries_at, order_at, shapes_at, text_at, total] {
@@ -121,7 +137,11 @@ impl TableBuilder {
         if self.tensors.iter().any(|t| t.shape.len() > TENSOR_RANK_MAX) {
             return Err(TableError::TooMany("dimensions"));
         }
-        if self.tensors.iter().any(|t| t.segment as usize >= self.segments.len()) {
+        if self
+            .tensors
+            .iter()
+            .any(|t| t.segment as usize >= self.segments.len())
+        {
             return Err(TableError::Bounds("segment"));
         }
         Ok(())
@@ -145,8 +165,8 @@ impl TableBuilder {
             out.extend_from_slice(&text.names[i].to_le_bytes());
             out.extend_from_slice(&narrow(tensor.name.len(), "name bytes")?.to_le_bytes());
             out.extend_from_slice(&tensor.dtype.code().to_le_bytes());
-            let rank = u16::try_from(tensor.shape.len())
-                .map_err(|_| TableError::TooMany("dimensions"))?;
+            let rank =
+                u16::try_from(tensor.shape.len()).map_err(|_| TableError::TooMany("dimensions"))?;
             out.extend_from_slice(&rank.to_le_bytes());
             out.extend_from_slice(&shape_at[i].to_le_bytes());
             out.extend_from_slice(&tensor.segment.to_le_bytes());

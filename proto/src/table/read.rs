@@ -42,7 +42,9 @@ impl<'a> Table<'a> {
         if bytes.len() < HEADER_BYTES || bytes[0..4] != MAGIC || u16_at(bytes, 4) != Some(FORMAT) {
             return Err(TableError::Format);
         }
-        let kind = u16_at(bytes, 6).and_then(ModelKind::from_code).ok_or(TableError::Format)?;
+        let kind = u16_at(bytes, 6)
+            .and_then(ModelKind::from_code)
+            .ok_or(TableError::Format)?;
         let word = |at| u32_at(bytes, at).ok_or(TableError::Format);
         let (tensors, segments, metadata, shape_words) =
             (word(8)?, word(12)?, word(16)?, word(20)?);
@@ -65,7 +67,9 @@ impl<'a> Table<'a> {
             entries: part(24, tensors, ENTRY_BYTES, "entries")?,
             order: part(32, tensors, 4, "file order")?,
             shapes: part(40, shape_words, 8, "shapes")?,
-            text: text_start.and_then(|s| bytes.get(s..)).ok_or(TableError::Bounds("text"))?,
+            text: text_start
+                .and_then(|s| bytes.get(s..))
+                .ok_or(TableError::Bounds("text"))?,
             segments,
             metadata,
         })
@@ -114,7 +118,10 @@ impl<'a> Table<'a> {
     /// The `i`-th tensor in the order of names.
     #[must_use]
     pub fn sorted(&self, i: usize) -> Option<TensorRef<'a>> {
-        let entry = self.entries.get(i.checked_mul(ENTRY_BYTES)?..)?.get(..ENTRY_BYTES)?;
+        let entry = self
+            .entries
+            .get(i.checked_mul(ENTRY_BYTES)?..)?
+            .get(..ENTRY_BYTES)?;
         let name_at = u32_at(entry, 0)? as usize;
         let name_len = u32_at(entry, 4)? as usize;
         let name = self.text.get(name_at..name_at.checked_add(name_len)?)?;
@@ -150,7 +157,9 @@ impl<'a> Table<'a> {
     #[must_use]
     pub fn metadata(&self) -> Vec<(&'a str, &'a str)> {
         let flat = self.pieces(self.segments as usize, self.metadata as usize * 2);
-        flat.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+        flat.chunks_exact(2)
+            .map(|pair| (pair[0], pair[1]))
+            .collect()
     }
 
     fn pieces(&self, skip: usize, take: usize) -> Vec<&'a str> {
@@ -176,7 +185,11 @@ impl<'a> Table<'a> {
 impl<'a> TensorRef<'a> {
     /// Its dimensions.
     pub fn shape(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
-        self.shape.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word))
+        self.shape
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|word| u64::from_le_bytes(*word))
     }
 
     /// Number of dimensions.
@@ -187,15 +200,24 @@ impl<'a> TensorRef<'a> {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b))
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|b| u16::from_le_bytes(*b))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|b| u32::from_le_bytes(*b))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|b| u64::from_le_bytes(*b))
 }
 
 #[cfg(test)]
@@ -205,7 +227,10 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let mut builder = TableBuilder::new(ModelKind::Safetensors);
-        let (a, b) = (builder.segment("a.safetensors"), builder.segment("b.safetensors"));
+        let (a, b) = (
+            builder.segment("a.safetensors"),
+            builder.segment("b.safetensors"),
+        );
         builder.metadata("format", "pt");
         builder.tensor("z", DType::BF16, &[4], a, 100, 8);
         builder.tensor("empty", DType::F32, &[0, 7], b, 8, 0);
@@ -219,7 +244,10 @@ mod tests {
         let table = Table::parse(&bytes).expect("own table");
         let names: Vec<_> = table.iter().map(|t| t.expect("in bounds").name).collect();
         assert_eq!(names, ["z", "empty", "scalar"]);
-        let sorted: Vec<_> = (0..3).filter_map(|i| table.sorted(i)).map(|t| t.name).collect();
+        let sorted: Vec<_> = (0..3)
+            .filter_map(|i| table.sorted(i))
+            .map(|t| t.name)
+            .collect();
         assert_eq!(sorted, ["empty", "scalar", "z"]);
         let empty = table.find("empty").expect("is there");
         assert_eq!((empty.segment, empty.offset, empty.bytes), (1, 8, 0));
@@ -250,7 +278,11 @@ mod tests {
                 let mut bytes = good.clone();
                 bytes[at] = value;
                 if let Ok(table) = Table::parse(&bytes) {
-                    let _ = table.iter().flatten().map(|t| t.shape().count()).sum::<usize>();
+                    let _ = table
+                        .iter()
+                        .flatten()
+                        .map(|t| t.shape().count())
+                        .sum::<usize>();
                     let _ = (table.find("z"), table.segment_names(), table.metadata());
                 }
             }

@@ -1,0 +1,278 @@
+//! Frozen bytes: one vector per message under `golden/v1`. A vector that was released decodes to
+//! the same message forever. `MRM_UPDATE=1` writes vectors that are missing; it never changes one.
+
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::frame::{self, Header, Kind, Message};
+use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits};
+use mrm_proto::ids::{Digest, InstanceId, LeaseId, RequestId, VersionId};
+use mrm_proto::name::{FileName, ModelName};
+use mrm_proto::reply::{
+    Cancelled, Closed, Listed, ModelRow, ModelState, Opened, Origin, Progress, Reply, Stated,
+};
+use mrm_proto::request::{Cancel, Close, List, Open, OpenFiles, Request, Stat};
+use mrm_proto::table::{ModelKind, Table, TableBuilder};
+use std::path::PathBuf;
+
+fn path_of(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("golden/v1")
+        .join(format!("{name}.hex"))
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    let lines: Vec<String> = bytes
+        .chunks(32)
+        .map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>())
+        .collect();
+    lines.join("\n") + "\n"
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    digits
+        .chunks(2)
+        .map(|pair| u8::try_from(pair[0] * 16 + pair[1]).expect("a byte"))
+        .collect()
+}
+
+fn frozen(name: &str, now: &[u8]) -> Vec<u8> {
+    let path = path_of(name);
+    if !path.exists() && std::env::var_os("MRM_UPDATE").is_some() {
+        std::fs::write(&path, to_hex(now)).expect("writes a new vector");
+    }
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}; MRM_UPDATE=1 writes new vectors", path.display()));
+    from_hex(&text)
+}
+
+fn model(name: &str) -> ModelName {
+    ModelName::new(name).expect("a good name")
+}
+
+fn file(name: &str) -> FileName {
+    FileName::new(name).expect("a good name")
+}
+
+fn row() -> ModelRow {
+    ModelRow {
+        name: model("org/bert"),
+        registered: true,
+        state: ModelState::Resident,
+        bytes: 90_868_376,
+        leases: 8,
+        pinned: true,
+    }
+}
+
+fn requests() -> Vec<(&'static str, u8, Request)> {
+    vec![
+        (
+            "open",
+            0,
+            Request::Open(Open {
+                model: model("org/bert"),
+                wait_ms: 30_000,
+                progress: true,
+            }),
+        ),
+        (
+            "open_files",
+            2,
+            Request::OpenFiles(OpenFiles {
+                label: model("my model"),
+                files: vec![file("model.safetensors.index.json"), file("a.safetensors")],
+                wait_ms: 0,
+                progress: false,
+            }),
+        ),
+        ("close", 0, Request::Close(Close { lease: LeaseId(77) })),
+        (
+            "cancel",
+            0,
+            Request::Cancel(Cancel {
+                target: RequestId(5),
+            }),
+        ),
+        (
+            "list",
+            0,
+            Request::List(List {
+                prefix: "org/".into(),
+                after: Some(model("org/a")),
+            }),
+        ),
+        (
+            "stat",
+            0,
+            Request::Stat(Stat {
+                model: model("org/bert"),
+            }),
+        ),
+    ]
+}
+
+fn replies() -> Vec<(&'static str, u8, Reply)> {
+    vec![
+        (
+            "opened",
+            3,
+            Reply::Opened(Opened {
+                lease: LeaseId(77),
+                version: VersionId(3),
+                origin: Origin::Joined,
+                table_bytes: 4096,
+                segments_bytes: vec![90_868_376, 612],
+                took_us: 15,
+            }),
+        ),
+        ("closed", 0, Reply::Closed(Closed {})),
+        (
+            "cancelled",
+            0,
+            Reply::Cancelled(Cancelled { was_pending: true }),
+        ),
+        (
+            "progress",
+            0,
+            Reply::Progress(Progress {
+                loaded_bytes: 1 << 20,
+                total_bytes: 1 << 30,
+            }),
+        ),
+        (
+            "listed",
+            0,
+            Reply::Listed(Listed {
+                models: vec![row()],
+                more: true,
+            }),
+        ),
+        (
+            "stated",
+            0,
+            Reply::Stated(Stated {
+                row: row(),
+                version: Some(VersionId(3)),
+                digests: vec![Some(Digest([0xab; 32])), None],
+            }),
+        ),
+        (
+            "error",
+            0,
+            Reply::Error(ErrorReply::new(
+                ErrorCode::ModelNotFound,
+                "no model `x` is registered",
+            )),
+        ),
+    ]
+}
+
+#[test]
+fn requests_keep_their_bytes() {
+    for (name, fds, message) in requests() {
+        let bytes = frame::encode(RequestId(0x0102_0304), fds, &message).expect("encodes");
+        let frozen = frozen(name, &bytes);
+        assert_eq!(to_hex(&bytes), to_hex(&frozen), "{name}");
+        let header = Header::decode(&frozen).expect("frozen header");
+        assert_eq!(usize::from(header.fds), message.fds_expected(), "{name}");
+        assert_eq!(
+            Request::decode(&header, &frozen[Header::BYTES..]),
+            Ok(message),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn replies_keep_their_bytes() {
+    for (name, fds, message) in replies() {
+        let bytes = frame::encode(RequestId(0x0102_0304), fds, &message).expect("encodes");
+        let frozen = frozen(name, &bytes);
+        assert_eq!(to_hex(&bytes), to_hex(&frozen), "{name}");
+        let header = Header::decode(&frozen).expect("frozen header");
+        assert_eq!(
+            Reply::decode(&header, &frozen[Header::BYTES..]),
+            Ok(message),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn hellos_keep_their_bytes() {
+    let client = ClientHello {
+        version_min: 1,
+        version_max: 1,
+        features: 1,
+        client: "python3 (pid 7)".to_owned(),
+    };
+    let bytes = frame::encode(RequestId(1), 0, &client).expect("encodes");
+    let frozen_client = frozen("client_hello", &bytes);
+    assert_eq!(to_hex(&bytes), to_hex(&frozen_client));
+    let header = Header::decode(&frozen_client).expect("header");
+    assert_eq!(
+        ClientHello::decode(&header, &frozen_client[Header::BYTES..]),
+        Ok(client)
+    );
+
+    let server = ServerHello {
+        version: 1,
+        features: 1,
+        instance: InstanceId(0xdead_beef),
+        daemon: "mrmd 0.1.0".to_owned(),
+        limits: ServerLimits {
+            frame_body_bytes_max: 131_072,
+            requests_in_flight_max: 256,
+            leases_max: 4096,
+            wait_ms_max: 3_600_000,
+        },
+    };
+    let bytes = frame::encode(RequestId(1), 0, &server).expect("encodes");
+    let frozen_server = frozen("server_hello", &bytes);
+    assert_eq!(to_hex(&bytes), to_hex(&frozen_server));
+    let header = Header::decode(&frozen_server).expect("header");
+    assert_eq!(
+        ServerHello::decode(&header, &frozen_server[Header::BYTES..]),
+        Ok(server)
+    );
+}
+
+#[test]
+fn the_tensor_table_keeps_its_bytes() {
+    let mut builder = TableBuilder::new(ModelKind::Safetensors);
+    let segment = builder.segment("model.safetensors");
+    builder.metadata("format", "pt");
+    builder.tensor("b", mrm_proto::dtype::DType::F32, &[2, 3], segment, 128, 24);
+    builder.tensor("a", mrm_proto::dtype::DType::BF16, &[], segment, 152, 2);
+    let bytes = builder.build().expect("builds");
+    let frozen = frozen("tensor_table", &bytes);
+    assert_eq!(to_hex(&bytes), to_hex(&frozen));
+    let table = Table::parse(&frozen).expect("parses");
+    assert_eq!(table.find("a").map(|t| t.offset), Some(152));
+}
+
+#[test]
+fn every_kind_has_a_vector() {
+    let mut kinds: Vec<Kind> = requests().iter().map(|(_, _, m)| m.kind()).collect();
+    kinds.extend(replies().iter().map(|(_, _, m)| m.kind()));
+    kinds.extend([Kind::ClientHello, Kind::ServerHello]);
+    for kind in Kind::ALL {
+        assert!(kinds.contains(&kind), "{kind:?} has no golden vector");
+    }
+}
+
+#[test]
+fn fields_of_a_newer_sender_are_skipped() {
+    // The map {0: 77, 9: "new"}: a `Close` from a version that added field 9.
+    let body = [0xa2, 0x00, 0x18, 0x4d, 0x09, 0x63, b'n', b'e', b'w'];
+    let header = Header {
+        kind: Kind::Close,
+        fds: 0,
+        body_bytes: 9,
+        request: RequestId::NO_REPLY,
+    };
+    assert_eq!(
+        Request::decode(&header, &body),
+        Ok(Request::Close(Close { lease: LeaseId(77) }))
+    );
+}
