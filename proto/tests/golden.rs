@@ -1,6 +1,8 @@
 //! Frozen bytes: one vector per message under `golden/v1`. A vector that was released decodes to
 //! the same message forever. `MRM_UPDATE=1` writes vectors that are missing; it never changes one.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::frame::{self, Header, Kind, Message};
 use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits};
