@@ -21,6 +21,7 @@
 
 use crate::ids::RequestId;
 use crate::limits::{FDS_PER_FRAME_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use crate::name::NameError;
 use minicbor::{Decode, Encode};
 
 /// First four bytes of every frame. The last is the version of the framing itself.
@@ -100,7 +101,8 @@ pub struct Header {
     pub request: RequestId,
 }
 
-/// Why bytes are not a frame, or a body not a message. The session that sent them ends.
+/// Why bytes are not a frame, or a body not a message. The session that sent them ends, but for
+/// [`FrameError::Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Fewer bytes than a header, or a body shorter than the header said.
@@ -129,6 +131,14 @@ pub enum FrameError {
     /// More descriptors than the kernel passes.
     #[error("{0} descriptors are over the limit of {FDS_PER_FRAME_MAX}")]
     TooManyFds(u8),
+    /// A name in the body breaks the rules. The frame is whole: the session may go on.
+    #[error("bad name in {kind:?}: {why}")]
+    Name {
+        /// The frame's kind.
+        kind: Kind,
+        /// Which rule.
+        why: NameError,
+    },
     /// The body is not the CBOR map that its kind asks for, or bytes follow it.
     #[error("malformed body of {kind:?}: {reason}")]
     Body {
@@ -267,6 +277,10 @@ pub(crate) fn decode_cbor<'b, T: Decode<'b, ()>>(
         0 => Ok(value),
         n => Err(fail(format!("{n} bytes follow the message"))),
     }
+}
+
+fn name_error(error: &minicbor::decode::Error) -> Option<NameError> {
+    std::error::Error::source(error)?.downcast_ref().copied()
 }
 
 #[cfg(test)]

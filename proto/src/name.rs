@@ -128,7 +128,7 @@ macro_rules! wire_name {
         impl<'b, C> Decode<'b, C> for $name {
             fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
                 let at = d.position();
-                Self::new(d.str()?).map_err(|e| decode::Error::message(e).at(at))
+                Self::new(d.str()?).map_err(|e| decode::Error::custom(e).at(at))
             }
         }
     };

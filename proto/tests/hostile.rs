@@ -3,6 +3,7 @@
 use mrm_proto::frame::{FrameError, Header, Kind};
 use mrm_proto::hello::{ClientHello, ServerHello};
 use mrm_proto::ids::RequestId;
+use mrm_proto::name::NameError;
 use mrm_proto::reply::Reply;
 use mrm_proto::request::Request;
 use mrm_proto::table::Table;
@@ -88,5 +89,25 @@ fn requests_do_not_decode_as_replies() {
     assert_eq!(
         Reply::decode(&header, &[0xa0]),
         Err(FrameError::OutOfPlace(Kind::Open))
+    );
+}
+
+#[test]
+fn a_bad_name_is_told_apart_from_a_malformed_body() {
+    // Open {0: "..", 1: 0, 2: false}
+    let body = [0xa3, 0x00, 0x62, b'.', b'.', 0x01, 0x00, 0x02, 0xf4];
+    let header = Header {
+        kind: Kind::Open,
+        fds: 0,
+        body_bytes: 9,
+        request: RequestId(1),
+    };
+    let why = NameError::NotPlain;
+    assert_eq!(
+        Request::decode(&header, &body),
+        Err(FrameError::Name {
+            kind: Kind::Open,
+            why
+        })
     );
 }
