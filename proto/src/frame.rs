@@ -272,7 +272,15 @@ pub(crate) fn decode_cbor<'b, T: Decode<'b, ()>>(
         reason,
     };
     let mut decoder = minicbor::Decoder::new(body);
-    let value = decoder.decode().map_err(|e| fail(e.to_string()))?;
+    let value = decoder
+        .decode()
+        .map_err(|e: minicbor::decode::Error| match name_error(&e) {
+            Some(why) => FrameError::Name {
+                kind: header.kind,
+                why,
+            },
+            None => fail(e.to_string()),
+        })?;
     match body.len() - decoder.position() {
         0 => Ok(value),
         n => Err(fail(format!("{n} bytes follow the message"))),
