@@ -1,1 +1,1 @@
-//! (being written)
+//! Blocking work: worker threads in lanes, and the loading of files into segments.

@@ -1,0 +1,260 @@
+//! How much memory this process may use, and how much of it is free now.
+//!
+//! The machine is one bound; the memory limit of each control group above the process, version 2
+//! or 1, is another. The tightest counts.
+//!
+//! ```
+//! use mrm_daemon::memory::available::Probe;
+//!
+//! let probe = Probe::default();
+//! let limit = probe.limit();
+//! println!("may use {} bytes, bound by {}", limit.bytes, limit.bound);
+//! assert!(probe.free().bytes <= limit.bytes);
+//! ```
+
+use super::error::MemoryError;
+use std::fmt;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is left free when memory for a segment is taken: the kernel's and other processes' needs
+/// of the moment.
+pub const RESERVE_BYTES: u64 = 64 << 20;
+
+/// An amount of memory and what bounds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Amount {
+    /// How much.
+    pub bytes: u64,
+    /// What bounds it.
+    pub bound: Bound,
+}
+
+/// What bounds the memory of this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bound {
+    /// The machine.
+    Machine,
+    /// The control group with this directory.
+    Group(PathBuf),
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine => f.write_str("the machine's memory"),
+            Self::Group(path) => write!(f, "the memory limit of {}", path.display()),
+        }
+    }
+}
+
+/// Where the kernel's accounts are.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    proc: PathBuf,
+    groups: PathBuf,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self::at("/proc", "/sys/fs/cgroup")
+    }
+}
+
+impl Probe {
+    /// Reads `/proc` and `/sys/fs/cgroup` elsewhere.
+    #[must_use]
+    pub fn at(proc: impl Into<PathBuf>, groups: impl Into<PathBuf>) -> Self {
+        Self {
+            proc: proc.into(),
+            groups: groups.into(),
+        }
+    }
+
+    /// All that this process may ever use.
+    #[must_use]
+    pub fn limit(&self) -> Amount {
+        let machine = self.meminfo("MemTotal:").unwrap_or_else(|| sysinfo().0);
+        self.tightest(machine, |group| group.limit)
+    }
+
+    /// What it could take now without anything being swapped or killed.
+    #[must_use]
+    pub fn free(&self) -> Amount {
+        let machine = self.meminfo("MemAvailable:").unwrap_or_else(|| sysinfo().1);
+        self.tightest(machine, |group| {
+            group
+                .limit
+                .saturating_sub(group.used.saturating_sub(group.reclaimable))
+        })
+    }
+
+    fn tightest(&self, machine: u64, of: impl Fn(&Group) -> u64) -> Amount {
+        let machine = Amount {
+            bytes: machine,
+            bound: Bound::Machine,
+        };
+        self.groups().into_iter().fold(machine, |least, group| {
+            let bytes = of(&group);
+            if bytes < least.bytes {
+                Amount {
+                    bytes,
+                    bound: Bound::Group(group.path),
+                }
+            } else {
+                least
+            }
+        })
+    }
+
+    fn meminfo(&self, key: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
+        let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
+        rest.trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()?
+            .checked_mul(1024)
+    }
+
+    /// The groups that limit memory, from this process's own up.
+    fn groups(&self) -> Vec<Group> {
+        let text = fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();
+        let mut groups = Vec::new();
+        for line in text.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+                continue;
+            };
+            if controllers.is_empty() {
+                // Version 2 alone, or beside version 1.
+                for root in [self.groups.clone(), self.groups.join("unified")] {
+                    groups.extend(levels(&root, path).filter_map(|dir| Group::read(dir, &V2)));
+                }
+            } else if controllers.split(',').any(|name| name == "memory") {
+                let root = self.groups.join("memory");
+                groups.extend(levels(&root, path).filter_map(|dir| Group::read(dir, &V1)));
+            }
+        }
+        groups
+    }
+}
+
+/// The directories of a group and of those above it. In a container a group's path may not exist
+/// beneath the mounted root; then the root stands for it.
+fn levels(root: &Path, path: &str) -> impl Iterator<Item = PathBuf> {
+    let inside: PathBuf = Path::new(path)
+        .components()
+        .filter(|c| matches!(c, Component::Normal(_)))
+        .collect();
+    let root = root.to_owned();
+    inside
+        .ancestors()
+        .map(|part| root.join(part))
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// The names of a group's accounts.
+struct Files {
+    limit: &'static str,
+    used: &'static str,
+    /// Page cache, which the kernel takes back before it kills anything.
+    cache: [&'static str; 2],
+}
+
+const V2: Files = Files {
+    limit: "memory.max",
+    used: "memory.current",
+    cache: ["inactive_file ", "active_file "],
+};
+const V1: Files = Files {
+    limit: "memory.limit_in_bytes",
+    used: "memory.usage_in_bytes",
+    cache: ["total_inactive_file ", "total_active_file "],
+};
+
+/// A control group with a memory limit.
+struct Group {
+    path: PathBuf,
+    limit: u64,
+    used: u64,
+    reclaimable: u64,
+}
+
+impl Group {
+    /// `None` if the group does not exist or has no limit.
+    fn read(path: PathBuf, files: &Files) -> Option<Self> {
+        let number = |name: &str| -> Option<u64> {
+            fs::read_to_string(path.join(name))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        };
+        let limit = number(files.limit)?;
+        let used = number(files.used)?;
+        let stat = fs::read_to_string(path.join("memory.stat")).unwrap_or_default();
+        let reclaimable = stat
+            .lines()
+            .filter_map(|line| files.cache.iter().find_map(|key| line.strip_prefix(key)))
+            .filter_map(|value| value.parse::<u64>().ok())
+            .fold(0, u64::saturating_add);
+        Some(Self {
+            path,
+            limit,
+            used,
+            reclaimable,
+        })
+    }
+}
+
+/// Total and free bytes, where `/proc` cannot be read.
+fn sysinfo() -> (u64, u64) {
+    let info = rustix::system::sysinfo();
+    let unit = u64::from(info.mem_unit.max(1));
+    (
+        u64::from(info.totalram).saturating_mul(unit),
+        u64::from(info.freeram).saturating_mul(unit),
+    )
+}
+
+/// What segments in the making of this process were promised and may not have taken yet. Global
+/// because the memory is.
+static PROMISED_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Memory that was found free; counted as taken until it is.
+#[derive(Debug)]
+pub(super) struct Promise {
+    bytes: u64,
+}
+
+impl Promise {
+    /// Checks that `bytes` are free beside all other promises and the reserve.
+    pub(super) fn of(bytes: u64, free: &Amount) -> Result<Self, MemoryError> {
+        let before = PROMISED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+        let promise = Self { bytes };
+        let wanted = before.saturating_add(bytes).saturating_add(RESERVE_BYTES);
+        if wanted <= free.bytes {
+            return Ok(promise);
+        }
+        Err(MemoryError::OutOfMemory {
+            bytes,
+            cause: format!(
+                "{} leaves {} bytes, of which {before} are promised to other loads and \
+                 {RESERVE_BYTES} are kept free",
+                free.bound, free.bytes
+            ),
+        })
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        PROMISED_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! A segment before and after it is sealed.
+
+use super::available::{Amount, Probe, Promise};
+use super::error::MemoryError;
+use super::host::Mapping;
+use super::pages::{self, HugePages};
+use crate::degraded::Degraded;
+use rustix::fs::{self, MemfdFlags, Mode, OFlags, SealFlags, Stat};
+use rustix::io::Errno;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The seals of a segment that is lent.
+const SEALS: SealFlags = SealFlags::WRITE
+    .union(SealFlags::GROW)
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::SEAL);
+
+/// Shown in `/proc/<pid>/maps` as `/memfd:mrm`.
+const NAME: &str = "mrm";
+
+/// A segment that is being filled. The daemon alone has it, and all its pages are there.
+pub struct Unsealed {
+    fd: OwnedFd,
+    mapping: Mapping,
+    bytes: u64,
+    allocated_bytes: u64,
+    huge: HugePages,
+}
+
+/// A segment that can be lent: its bytes and its length can change no more.
+///
+/// Dropping it closes the descriptor. If nobody else has the memory, that frees it, which takes
+/// about a millisecond for a GiB of huge pages and a hundred for one of small pages: drop it on a
+/// worker thread.
+pub struct HostSegment {
+    fd: OwnedFd,
+    bytes: u64,
+    allocated_bytes: u64,
+    huge: HugePages,
+}
+
+impl Unsealed {
+    /// Takes memory for a segment of `bytes` bytes, all zero, if it can be had now without taking
+    /// more than `charge_bytes`. Slow paths are reported to `degraded`.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`] if the machine or the control group has not enough memory;
+    /// others as their variants say. Nothing is taken then.
+    pub fn allocate(
+        bytes: u64,
+        charge_bytes: u64,
+        degraded: &Degraded,
+    ) -> Result<Self, MemoryError> {
+        Self::allocate_within(bytes, charge_bytes, &Probe::default().free(), degraded)
+    }
+
+    /// As [`allocate`](Self::allocate), with what is free already known.
+    pub(super) fn allocate_within(
+        bytes: u64,
+        charge_bytes: u64,
+        free: &Amount,
+        degraded: &Degraded,
+    ) -> Result<Self, MemoryError> {
+        let length = match usize::try_from(bytes) {
+            Ok(0) => return Err(MemoryError::Empty),
+            Ok(length) if isize::try_from(length).is_ok() => length,
+            _ => return Err(MemoryError::TooLarge { bytes }),
+        };
+        let promise = Promise::of(super::charge_for(bytes), free)?;
+        let fd = create(bytes, degraded)?;
+        let mut mapping = Mapping::new(fd.as_fd(), length)
+            .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
+        let huge = pages::populate(&mut mapping, fd.as_fd(), length, degraded)?;
+        drop(promise);
+        let allocated_bytes = allocated(&stat(fd.as_fd(), bytes)?);
+        if allocated_bytes > charge_bytes || allocated_bytes < bytes {
+            return Err(MemoryError::Allocated {
+                bytes,
+                allocated_bytes,
+                charge_bytes,
+            });
+        }
+        Ok(Self {
+            fd,
+            mapping,
+            bytes,
+            allocated_bytes,
+            huge,
+        })
+    }
+
+    /// The bytes, to be filled.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.mapping.as_mut_slice()
+    }
+
+    /// The length.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What came of the wish for huge pages.
+    #[must_use]
+    pub const fn huge_pages(&self) -> &HugePages {
+        &self.huge
+    }
+
+    /// Ends all writing and verifies that it did.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotSealed`] or [`MemoryError::Refused`] if the kernel did not do as asked;
+    /// the memory is given back.
+    pub fn seal(self, degraded: &Degraded) -> Result<HostSegment, MemoryError> {
+        let Self {
+            fd,
+            mapping,
+            bytes,
+            allocated_bytes,
+            huge,
+        } = self;
+        // The kernel refuses to seal what someone could write through a mapping.
+        drop(mapping);
+        fs::fcntl_add_seals(&fd, SEALS)
+            .map_err(|e| MemoryError::from_errno("sealing", bytes, e))?;
+        let before = stat(fd.as_fd(), bytes)?;
+        let fd = read_only(fd, degraded);
+        let after = stat(fd.as_fd(), bytes)?;
+        let seals = fs::fcntl_get_seals(&fd)
+            .map_err(|e| MemoryError::from_errno("reading the seals", bytes, e))?;
+        let length = u64::try_from(after.st_size).ok();
+        let reason = if !seals.contains(SEALS) {
+            format!("its seals are {seals:?}")
+        } else if length != Some(bytes) || allocated(&after) != allocated_bytes {
+            format!(
+                "it has {} bytes, {} of them allocated",
+                after.st_size,
+                allocated(&after)
+            )
+        } else if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino) {
+            "/proc/self/fd led to another file".to_owned()
+        } else {
+            return Ok(HostSegment {
+                fd,
+                bytes,
+                allocated_bytes,
+                huge,
+            });
+        };
+        Err(MemoryError::NotSealed { bytes, reason })
+    }
+}
+
+impl HostSegment {
+    /// A sealed segment with these bytes: a tensor table, for example.
+    ///
+    /// # Errors
+    /// As [`Unsealed::allocate`] and [`Unsealed::seal`].
+    pub fn holding(bytes: &[u8], degraded: &Degraded) -> Result<Self, MemoryError> {
+        let length = bytes.len() as u64;
+        let mut unsealed = Unsealed::allocate(length, super::charge_for(length), degraded)?;
+        unsealed.as_mut_slice().copy_from_slice(bytes);
+        unsealed.seal(degraded)
+    }
+
+    /// What clients are given: a read-only description of the memory.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The length.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What it takes of the machine's memory.
+    #[must_use]
+    pub const fn allocated_bytes(&self) -> u64 {
+        self.allocated_bytes
+    }
+
+    /// How much of it is in 2 MiB pages.
+    #[must_use]
+    pub const fn huge_bytes(&self) -> u64 {
+        self.huge.huge_bytes
+    }
+
+    /// What came of the wish for huge pages.
+    #[must_use]
+    pub const fn huge_pages(&self) -> &HugePages {
+        &self.huge
+    }
+}
+
+impl fmt::Debug for Unsealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unsealed")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for HostSegment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostSegment")
+            .field("bytes", &self.bytes)
+            .field("huge_bytes", &self.huge.huge_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A memfd of exactly `bytes` bytes that can no longer change its length: while it is mapped here,
+/// nobody can take its end away.
+fn create(bytes: u64, degraded: &Degraded) -> Result<OwnedFd, MemoryError> {
+    let fail = |step| move |errno| MemoryError::from_errno(step, bytes, errno);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match fs::memfd_create(NAME, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => {
+            degraded.report(
+                "memfd_noexec",
+                "the kernel (before Linux 6.3) cannot make a memfd that is never executable",
+                "run Linux 6.3 or later; clients are not affected",
+            );
+            fs::memfd_create(NAME, flags)
+        }
+        other => other,
+    }
+    .map_err(fail("memfd_create"))?;
+    fs::ftruncate(&fd, bytes).map_err(fail("setting the length"))?;
+    // Defence in depth: the seals are what counts.
+    fs::fchmod(&fd, Mode::RUSR | Mode::RGRP | Mode::ROTH).map_err(fail("setting the mode"))?;
+    fs::fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)
+        .map_err(fail("sealing the length"))?;
+    Ok(fd)
+}
+
+/// Another description of the same memory, open for reading only: kernels before 6.7 let nobody
+/// map a write-sealed memfd through a writable one.
+fn read_only(fd: OwnedFd, degraded: &Degraded) -> OwnedFd {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(read_only) => read_only,
+        Err(errno) => {
+            degraded.report(
+                "read_only_reopen",
+                format!(
+                    "/proc/self/fd cannot be opened: {}",
+                    std::io::Error::from(errno)
+                ),
+                "mount /proc for the daemon; on Linux before 6.7 clients cannot map without it",
+            );
+            fd
+        }
+    }
+}
+
+fn stat(fd: BorrowedFd<'_>, bytes: u64) -> Result<Stat, MemoryError> {
+    fs::fstat(fd).map_err(|e| MemoryError::from_errno("fstat", bytes, e))
+}
+
+/// The unit of `st_blocks` is 512 bytes on every filesystem.
+fn allocated(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512)
+}
