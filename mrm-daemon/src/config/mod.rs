@@ -1,1 +1,287 @@
-//! (being written)
+//! Every setting of the daemon: gathered from flags, environment and file, validated once.
+//!
+//! A setting given in several places takes the value of the strongest: flag, then environment,
+//! then file, then default. [`load`] checks everything and reports every problem together;
+//! what it returns is passed down and never looked up again.
+//!
+//! ```
+//! use mrm_daemon::config::{self, Cli, Facts};
+//!
+//! let cli = Cli::from_args(["mrmd", "--runtime-dir", "/run/mrm", "--host-budget-bytes", "25%"])?;
+//! let facts = Facts { uid: 0, usable_bytes: 64 << 30, ..Facts::of_this_process(0) };
+//! let environment = |name: &str| (name == "MRM_DRAIN_MS").then(|| "5000".into());
+//! let loaded = config::load(&cli, &environment, &facts)?;
+//! assert_eq!(loaded.config.host_budget_bytes, 16 << 30);
+//! assert!(loaded.to_toml().contains("drain_ms = 5000  # from environment"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use mrm_proto::name::ModelName;
+use std::path::PathBuf;
+
+mod cli;
+mod entries;
+mod file;
+mod load;
+mod problem;
+mod setting;
+mod show;
+mod size;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use cli::Cli;
+pub use load::{CONFIG_FILE_BYTES_MAX, DEFAULT_CONFIG_FILE, Facts, Loaded, load};
+pub use problem::{ConfigError, Origin, Place, Problem};
+pub use size::{Size, SizeError};
+
+/// The validated settings of one daemon.
+///
+/// ```
+/// use mrm_daemon::config::{Config, ModelEntry};
+/// use mrm_proto::name::ModelName;
+///
+/// let config = Config {
+///     models: vec![ModelEntry::new(ModelName::new("bert/base")?, "/models/bert-base".into())],
+///     ..Config::with_defaults("/run/mrm".into(), 8 << 30)
+/// };
+/// assert_eq!(config.client_socket(), std::path::Path::new("/run/mrm/mrmd.sock"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the sockets and the lock file are.
+    pub runtime_dir: PathBuf,
+    /// Permission bits of the client socket.
+    pub socket_mode: SocketMode,
+    /// Group that owns the client socket; the daemon's own when not set.
+    pub socket_group: Option<Group>,
+    /// Group whose members may pin, warm, evict and drain, besides root and the daemon's uid.
+    pub status_group: Option<Group>,
+    /// Most host memory that segments may be charged.
+    pub host_budget_bytes: u64,
+    /// How long a registered file is taken to be unchanged before it is looked at again.
+    pub revalidate_ms: u64,
+    /// How long a drain waits for sessions to end.
+    pub drain_ms: u64,
+    /// Least severe level that is logged.
+    pub log_level: LogLevel,
+    /// Shape of a log line.
+    pub log_format: LogFormat,
+    /// Bounds on what clients may ask for.
+    pub limits: Limits,
+    /// The worker threads.
+    pub load: Load,
+    /// Models registered one by one. Names are unique.
+    pub models: Vec<ModelEntry>,
+    /// Directories whose contents are registered by relative path.
+    pub catalogues: Vec<CatalogueEntry>,
+}
+
+/// `[limits]`: bounds on what clients may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Most sessions at a time.
+    pub sessions_max: usize,
+    /// Most sessions of one uid at a time. Root is not exempt.
+    pub sessions_per_uid_max: usize,
+    /// Most opens that wait for room at a time.
+    pub waiting_max: usize,
+    /// How long a connection may stay silent before its hello.
+    pub idle_hello_ms: u64,
+    /// How long an open waits when the client does not say.
+    pub open_wait_ms_default: u64,
+    /// How long a client may leave its replies unread.
+    pub write_stall_ms: u64,
+}
+
+/// `[load]`: the worker threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    /// Threads that read registered files.
+    pub threads: usize,
+    /// Threads that read files whose descriptors clients passed.
+    pub foreign_threads: usize,
+}
+
+/// One `[[model]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelEntry {
+    /// What clients open.
+    pub name: ModelName,
+    /// A file or a model's directory, absolute.
+    pub path: PathBuf,
+    /// Whether it may never be evicted once loaded.
+    pub pin: bool,
+    /// Whether its memory is given back as soon as nobody holds it.
+    pub eager: bool,
+}
+
+/// One `[[catalogue]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogueEntry {
+    /// The directory, absolute.
+    pub root: PathBuf,
+    /// What goes before each relative path, with a `/` between.
+    pub prefix: Option<ModelName>,
+}
+
+/// Permission bits of a socket: `0o777` at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMode(u32);
+
+/// A group of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// As configured: a name, or the number when it has none.
+    pub name: String,
+    /// The number.
+    pub gid: u32,
+}
+
+/// Least severe level that is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// What is degraded.
+    Warn,
+    /// What a user wants to know.
+    Info,
+    /// For the developer.
+    Debug,
+    /// For the developer, per request.
+    Trace,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// Defaults for everything but what depends on the host.
+    #[must_use]
+    pub fn with_defaults(runtime_dir: PathBuf, host_budget_bytes: u64) -> Self {
+        Self {
+            runtime_dir,
+            socket_mode: SocketMode::DEFAULT,
+            socket_group: None,
+            status_group: None,
+            host_budget_bytes,
+            revalidate_ms: 1_000,
+            drain_ms: 30_000,
+            log_level: LogLevel::Info,
+            log_format: LogFormat::Text,
+            limits: Limits::default(),
+            load: Load::default(),
+            models: Vec::new(),
+            catalogues: Vec::new(),
+        }
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn client_socket(&self) -> PathBuf {
+        self.runtime_dir.join(crate::runtime::CLIENT_SOCKET)
+    }
+
+    /// Where the status server listens.
+    #[must_use]
+    pub fn status_socket(&self) -> PathBuf {
+        self.runtime_dir.join(crate::runtime::STATUS_SOCKET)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions_max: 1024,
+            sessions_per_uid_max: 256,
+            waiting_max: 1024,
+            idle_hello_ms: 5_000,
+            open_wait_ms_default: 30_000,
+            write_stall_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self { threads: 2, foreign_threads: 2 }
+    }
+}
+
+impl ModelEntry {
+    /// An entry that is neither pinned nor eager.
+    #[must_use]
+    pub fn new(name: ModelName, path: PathBuf) -> Self {
+        Self { name, path, pin: false, eager: false }
+    }
+}
+
+impl SocketMode {
+    /// Everybody who reaches the directory may connect; what they may do is decided per peer.
+    pub const DEFAULT: Self = Self(0o666);
+
+    /// `None` when `bits` has more than permission bits.
+    #[must_use]
+    pub const fn new(bits: u32) -> Option<Self> {
+        if bits <= 0o777 { Some(Self(bits)) } else { None }
+    }
+
+    /// The bits.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl LogLevel {
+    /// As written in the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "error" => Some(Self::Error),
+            "warn" => Some(Self::Warn),
+            "info" => Some(Self::Info),
+            "debug" => Some(Self::Debug),
+            "trace" => Some(Self::Trace),
+            _ => None,
+        }
+    }
+}
+
+impl LogFormat {
+    /// As written in the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The one list of settings: flags, variables, the file's keys and the manual all come from it.
+
+use mrm_proto::limits::WAIT_MS_MAX;
+
+/// Names a scalar setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    RuntimeDir,
+    SocketMode,
+    SocketGroup,
+    StatusGroup,
+    HostBudgetBytes,
+    RevalidateMs,
+    DrainMs,
+    LogLevel,
+    LogFormat,
+    SessionsMax,
+    SessionsPerUidMax,
+    WaitingMax,
+    IdleHelloMs,
+    OpenWaitMsDefault,
+    WriteStallMs,
+    LoadThreads,
+    LoadForeignThreads,
+}
+
+/// What values a setting takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Path,
+    Mode,
+    Group,
+    Size,
+    Integer { min: u64, max: u64 },
+    Choice(&'static [&'static str]),
+}
+
+/// One scalar setting.
+#[derive(Debug)]
+pub(super) struct Setting {
+    pub(super) key: Key,
+    /// The file's key, with its table's name before a dot.
+    pub(super) path: &'static str,
+    /// Without the dashes.
+    pub(super) flag: &'static str,
+    pub(super) env: &'static str,
+    pub(super) kind: Kind,
+    pub(super) help: &'static str,
+}
+
+pub(super) const MODELS_FLAG: &str = "model";
+pub(super) const MODELS_ENV: &str = "MRM_MODELS";
+pub(super) const MODELS_KEY: &str = "model";
+pub(super) const CATALOGUES_FLAG: &str = "catalogue";
+pub(super) const CATALOGUES_ENV: &str = "MRM_CATALOGUES";
+pub(super) const CATALOGUES_KEY: &str = "catalogue";
+pub(super) const CONFIG_FLAG: &str = "config";
+pub(super) const CONFIG_ENV: &str = "MRM_CONFIG";
+
+pub(super) const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
+pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
+
+const DAY_MS: u64 = 86_400_000;
+const SESSIONS: Kind = Kind::Integer { min: 1, max: 65_536 };
+const THREADS: Kind = Kind::Integer { min: 1, max: 256 };
+
+const fn setting(
+    key: Key,
+    [path, flag, env]: [&'static str; 3],
+    kind: Kind,
+    help: &'static str,
+) -> Setting {
+    Setting { key, path, flag, env, kind, help }
+}
+
+/// In the order of the file, tables last.
+pub(super) const SETTINGS: [Setting; 17] = [
+    setting(
+        Key::RuntimeDir,
+        ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
+        Kind::Path,
+        "Directory of the sockets and the lock file [default: /run/mrm for root, else \
+         $XDG_RUNTIME_DIR/mrm]",
+    ),
+    setting(
+        Key::SocketMode,
+        ["socket_mode", "socket-mode", "MRM_SOCKET_MODE"],
+        Kind::Mode,
+        "Permission bits of the client socket, in octal [default: 0666]",
+    ),
+    setting(
+        Key::SocketGroup,
+        ["socket_group", "socket-group", "MRM_SOCKET_GROUP"],
+        Kind::Group,
+        "Group that owns the client socket [default: the daemon's]",
+    ),
+    setting(
+        Key::StatusGroup,
+        ["status_group", "status-group", "MRM_STATUS_GROUP"],
+        Kind::Group,
+        "Group that may pin, warm, evict and drain, besides root and the daemon's uid \
+         [default: none]",
+    ),
+    setting(
+        Key::HostBudgetBytes,
+        ["host_budget_bytes", "host-budget-bytes", "MRM_HOST_BUDGET_BYTES"],
+        Kind::Size,
+        "Most host memory for models: bytes, \"8GiB\", or \"50%\" of what this process may use \
+         [default: 50%]",
+    ),
+    setting(
+        Key::RevalidateMs,
+        ["revalidate_ms", "revalidate-ms", "MRM_REVALIDATE_MS"],
+        Kind::Integer { min: 0, max: DAY_MS },
+        "How long a registered file is taken to be unchanged [default: 1000]",
+    ),
+    setting(
+        Key::DrainMs,
+        ["drain_ms", "drain-ms", "MRM_DRAIN_MS"],
+        Kind::Integer { min: 0, max: DAY_MS },
+        "How long a drain waits for sessions to end [default: 30000]",
+    ),
+    setting(
+        Key::LogLevel,
+        ["log_level", "log-level", "MRM_LOG_LEVEL"],
+        Kind::Choice(LOG_LEVELS),
+        "Least severe level that is logged: error, warn, info, debug or trace [default: info]",
+    ),
+    setting(
+        Key::LogFormat,
+        ["log_format", "log-format", "MRM_LOG_FORMAT"],
+        Kind::Choice(LOG_FORMATS),
+        "Shape of a log line: text or json [default: text]",
+    ),
+    setting(
+        Key::SessionsMax,
+        ["limits.sessions_max", "limits-sessions-max", "MRM_LIMITS_SESSIONS_MAX"],
+        SESSIONS,
+        "Most sessions at a time [default: 1024]",
+    ),
+    setting(
+        Key::SessionsPerUidMax,
+        [
+            "limits.sessions_per_uid_max",
+            "limits-sessions-per-uid-max",
+            "MRM_LIMITS_SESSIONS_PER_UID_MAX",
+        ],
+        SESSIONS,
+        "Most sessions of one uid at a time [default: 256]",
+    ),
+    setting(
+        Key::WaitingMax,
+        ["limits.waiting_max", "limits-waiting-max", "MRM_LIMITS_WAITING_MAX"],
+        Kind::Integer { min: 0, max: 65_536 },
+        "Most opens that wait for room at a time [default: 1024]",
+    ),
+    setting(
+        Key::IdleHelloMs,
+        ["limits.idle_hello_ms", "limits-idle-hello-ms", "MRM_LIMITS_IDLE_HELLO_MS"],
+        Kind::Integer { min: 1, max: DAY_MS },
+        "How long a connection may stay silent before its hello [default: 5000]",
+    ),
+    setting(
+        Key::OpenWaitMsDefault,
+        [
+            "limits.open_wait_ms_default",
+            "limits-open-wait-ms-default",
+            "MRM_LIMITS_OPEN_WAIT_MS_DEFAULT",
+        ],
+        Kind::Integer { min: 0, max: WAIT_MS_MAX },
+        "How long an open waits when the client does not say [default: 30000]",
+    ),
+    setting(
+        Key::WriteStallMs,
+        ["limits.write_stall_ms", "limits-write-stall-ms", "MRM_LIMITS_WRITE_STALL_MS"],
+        Kind::Integer { min: 1, max: DAY_MS },
+        "How long a client may leave its replies unread [default: 10000]",
+    ),
+    setting(
+        Key::LoadThreads,
+        ["load.threads", "load-threads", "MRM_LOAD_THREADS"],
+        THREADS,
+        "Threads that read registered files [default: 2]",
+    ),
+    setting(
+        Key::LoadForeignThreads,
+        ["load.foreign_threads", "load-foreign-threads", "MRM_LOAD_FOREIGN_THREADS"],
+        THREADS,
+        "Threads that read files whose descriptors clients passed [default: 2]",
+    ),
+];
+
+impl Key {
+    /// Its row.
+    pub(super) fn setting(self) -> &'static Setting {
+        &SETTINGS[self as usize]
+    }
+}
+
+impl Setting {
+    /// The table it stands in, empty for the top level, and its key there.
+    pub(super) fn table_and_name(&self) -> (&'static str, &'static str) {
+        self.path.split_once('.').unwrap_or(("", self.path))
+    }
+
+    pub(super) fn value_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Path => "DIR",
+            Kind::Mode => "MODE",
+            Kind::Group => "GROUP",
+            Kind::Size => "SIZE",
+            Kind::Integer { .. } if self.path.contains("_ms") => "MS",
+            Kind::Integer { .. } => "N",
+            Kind::Choice(_) => "WORD",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_at_their_key_and_names_are_mechanical() {
+        for (at, row) in SETTINGS.iter().enumerate() {
+            assert_eq!(row.key as usize, at, "{}", row.path);
+            let words = row.path.replace('.', "_");
+            assert_eq!(row.flag, words.replace('_', "-"));
+            assert_eq!(row.env, format!("MRM_{}", words.to_uppercase()));
+        }
+    }
+}
