@@ -227,14 +227,19 @@ static PROMISED_BYTES: AtomicU64 = AtomicU64::new(0);
 /// Memory that was found free; counted as taken until it is.
 #[derive(Debug)]
 pub(super) struct Promise {
+    account: &'static AtomicU64,
     bytes: u64,
 }
 
 impl Promise {
     /// Checks that `bytes` are free beside all other promises and the reserve.
     pub(super) fn of(bytes: u64, free: &Amount) -> Result<Self, MemoryError> {
-        let before = PROMISED_BYTES.fetch_add(bytes, Ordering::Relaxed);
-        let promise = Self { bytes };
+        Self::on(&PROMISED_BYTES, bytes, free)
+    }
+
+    fn on(account: &'static AtomicU64, bytes: u64, free: &Amount) -> Result<Self, MemoryError> {
+        let before = account.fetch_add(bytes, Ordering::Relaxed);
+        let promise = Self { account, bytes };
         let wanted = before.saturating_add(bytes).saturating_add(RESERVE_BYTES);
         if wanted <= free.bytes {
             return Ok(promise);
@@ -252,7 +257,7 @@ impl Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        PROMISED_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.account.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -107,6 +107,11 @@ impl Unsealed {
         &self.huge
     }
 
+    #[cfg(test)]
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     /// Ends all writing and verifies that it did.
     ///
     /// # Errors
