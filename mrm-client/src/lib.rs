@@ -1,1 +1,49 @@
-//! Client library of `mrmd`.
+//! Client library of `mrmd`: opens models and lends their tensors, read-only and without a copy.
+//!
+//! ```no_run
+//! use mrm_client::Client;
+//!
+//! let client = Client::connect()?;
+//! let model = client.open("sentence/minilm")?;
+//! let bias: &[f32] = model.tensor("pooler.dense.bias")?.as_slice()?;
+//! println!("{} values, the first is {}", bias.len(), bias[0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! * Calls block, for a bounded time. The library starts no thread and no runtime; an async
+//!   client is behind the feature `async`.
+//! * A [`Client`] is shared by cloning it. Requests of several threads are pipelined on one
+//!   connection.
+//! * While a [`Model`] of a name lives, opening that name again returns the same memory without
+//!   asking the daemon.
+//! * What is mapped stays readable, and stays the same, whatever happens to the daemon or the
+//!   file. After the daemon's death the next request connects anew.
+//! * `fork`: a child may use models that it inherited, and clients, which then connect anew. It
+//!   never touches its parent's connection. (Until it first uses the client it does hold a copy
+//!   of that connection, as it holds the inherited mappings.)
+
+mod client;
+mod connection;
+pub mod error;
+mod fork;
+mod inbox;
+pub mod locate;
+mod mapping;
+pub mod model;
+pub mod open;
+mod outbox;
+pub mod tensor;
+
+pub use client::{Client, ConnectOptions};
+pub use error::{
+    ConnectError, Fault, LocalCode, OpenError, Refusal, RequestError, SegmentError, SessionError,
+    TensorError,
+};
+pub use model::{Model, Segment};
+pub use mrm_proto::dtype::DType;
+pub use mrm_proto::hello::ServerHello;
+pub use mrm_proto::ids::VersionId;
+pub use mrm_proto::reply::{ModelRow, ModelState, Origin, Progress, Stated};
+pub use mrm_proto::table::ModelKind;
+pub use open::OpenOptions;
+pub use tensor::{Element, Tensor, Tensors};

@@ -1,0 +1,164 @@
+//! Clients: what a process has of a daemon.
+
+use crate::error::{ConnectError, OpenError, RequestError};
+use crate::model::Model;
+use crate::open::OpenOptions;
+use mrm_proto::hello::ServerHello;
+use mrm_proto::reply::{ModelRow, Stated};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long connecting and the hello may take unless told otherwise.
+pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+
+/// A session with the daemon, and the models that this process has open through it.
+///
+/// Cheap to clone; clones share the session and the open models.
+#[derive(Debug, Clone)]
+pub struct Client(());
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) timeout: Duration,
+    pub(crate) name: Option<String>,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            timeout: CONNECT_TIMEOUT_DEFAULT,
+            name: None,
+        }
+    }
+}
+
+impl ConnectOptions {
+    /// The socket that [`locate`](crate::locate) finds, [`CONNECT_TIMEOUT_DEFAULT`], and the
+    /// name of the executable.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Which socket to connect to.
+    #[must_use]
+    pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
+        self.socket = Some(path.into());
+        self
+    }
+
+    /// How long connecting and the hello may take.
+    #[must_use]
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// What the client calls itself, for the operator's eyes.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+impl Client {
+    /// Connects to the node's daemon.
+    ///
+    /// # Errors
+    /// When there is none, or it does not answer; says which socket was tried and what to do.
+    pub fn connect() -> Result<Self, ConnectError> {
+        Self::connect_with(&ConnectOptions::new())
+    }
+
+    /// Connects to the daemon behind `socket`.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_to(socket: impl AsRef<Path>) -> Result<Self, ConnectError> {
+        Self::connect_with(&ConnectOptions::new().socket(socket.as_ref()))
+    }
+
+    /// Connects as `options` say.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_with(options: &ConnectOptions) -> Result<Self, ConnectError> {
+        Err(ConnectError::NoDaemon {
+            tried: options.socket.clone().into_iter().collect(),
+        })
+    }
+
+    /// Opens a registered model.
+    ///
+    /// While a model of this name is open in the process, returns the same one.
+    ///
+    /// # Errors
+    /// When there is no session, the daemon refuses, or what it passes is not safe to map.
+    pub fn open(&self, name: &str) -> Result<Model, OpenError> {
+        self.open_with(name, &OpenOptions::new())
+    }
+
+    /// As [`open`](Self::open), with options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(&self, _name: &str, _options: &OpenOptions<'_>) -> Result<Model, OpenError> {
+        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+    }
+
+    /// Opens local files that nobody registered: one file, a directory that holds one model, or
+    /// a `model.safetensors.index.json`. The client opens them, so that its own permissions
+    /// count, and passes the descriptors.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when the files cannot be opened or are no model.
+    pub fn open_path(&self, path: impl AsRef<Path>) -> Result<Model, OpenError> {
+        self.open_path_with(path, &OpenOptions::new())
+    }
+
+    /// As [`open_path`](Self::open_path), with options.
+    ///
+    /// # Errors
+    /// As [`open_path`](Self::open_path).
+    pub fn open_path_with(
+        &self,
+        _path: impl AsRef<Path>,
+        _options: &OpenOptions<'_>,
+    ) -> Result<Model, OpenError> {
+        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+    }
+
+    /// Every model whose name begins with `prefix`, in the order of names.
+    ///
+    /// # Errors
+    /// When there is no session, or the daemon refuses.
+    pub fn list(&self, _prefix: &str) -> Result<Vec<ModelRow>, RequestError> {
+        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+    }
+
+    /// One model.
+    ///
+    /// # Errors
+    /// When there is no session, or the daemon refuses.
+    pub fn stat(&self, _name: &str) -> Result<Stated, RequestError> {
+        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+    }
+
+    /// What the daemon said of itself. Connects if there is no session.
+    ///
+    /// # Errors
+    /// When there is no session and none can be made.
+    pub fn server(&self) -> Result<ServerHello, ConnectError> {
+        Err(ConnectError::NoDaemon { tried: Vec::new() })
+    }
+
+    /// The socket that this client connects to.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        PathBuf::new()
+    }
+}
