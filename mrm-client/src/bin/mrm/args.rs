@@ -1,0 +1,212 @@
+//! The command line: what may be typed, and what `--help` says about it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Longest wait that `--wait` accepts: the protocol's own bound.
+const WAIT_MAX: Duration = Duration::from_millis(mrm_proto::limits::WAIT_MS_MAX);
+
+/// Ask and steer `mrmd`, the daemon that lends model weights on this node.
+#[derive(Debug, Parser)]
+#[command(name = "mrm", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit status: 0 done, 1 the daemon refused, 2 usage, 3 no daemon, \
+    4 not permitted, 5 not found, 124 timed out.\n\
+    `mrm open MODEL -- CMD` ends with CMD's own status. More in `mrm man`."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command accepts.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Print JSON for programs: the daemon's own document, or {"error": ...}
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// The daemon's client socket (opens) [default: found by $MRM_RUNTIME_DIR, see `mrm man`]
+    #[arg(long, global = true, value_name = "PATH", env = "MRM_SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+    /// The daemon's status socket (everything else) [default: status.sock beside the client socket]
+    #[arg(long, global = true, value_name = "PATH", env = "MRM_STATUS_SOCKET")]
+    pub(crate) status_socket: Option<PathBuf>,
+    /// Colours: `auto` means on a terminal, unless $NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: ColorWhen,
+    /// Say nothing but what was asked for: no progress, no confirmations
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorWhen {
+    Auto,
+    Always,
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The daemon at a glance: memory, clients, counters, what is degraded
+    Status,
+    /// List models: name, state, size, huge pages, leases, pin, last use
+    Ls {
+        /// Only names that begin with this
+        prefix: Option<String>,
+    },
+    /// Everything about one model: files, digests, who holds it
+    Show {
+        /// The model's name
+        model: String,
+    },
+    /// Watch the daemon: refreshed each second on a terminal, `q` quits
+    Top {
+        /// Print one picture and exit, as it does when not on a terminal
+        #[arg(long)]
+        once: bool,
+    },
+    /// Open a model: report what was lent, or hold it while a command runs
+    Open(Open),
+    /// Load models before anyone asks for them
+    Warm {
+        /// The models' names
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+        /// How long to wait for each (30s, 2m, 500ms; 0 asks without waiting)
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_wait)]
+        wait: Duration,
+    },
+    /// Keep models resident, whoever uses them
+    Pin(Models),
+    /// Let models be evicted again
+    Unpin(Models),
+    /// Free the memory of models that nobody holds
+    Evict(Models),
+    /// What happened in the daemon lately
+    Events(Events),
+    /// Check this node: kernel, limits, huge pages, sockets; says what to do
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page (roff): `mrm man | man -l -`
+    Man,
+}
+
+/// One or more names.
+#[derive(Debug, Args)]
+pub(crate) struct Models {
+    /// The models' names
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+}
+
+/// `mrm open`.
+#[derive(Debug, Args)]
+pub(crate) struct Open {
+    /// A registered name; or a path to an existing file or directory, if it contains a slash
+    pub(crate) model: String,
+    /// Take MODEL as a path even without a slash
+    #[arg(long)]
+    pub(crate) path: bool,
+    /// Keep the model open until Ctrl-C
+    #[arg(long, conflicts_with = "command")]
+    pub(crate) hold: bool,
+    /// How long to wait for the load and for room (30s, 2m, 500ms)
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_wait)]
+    pub(crate) wait: Duration,
+    /// A command that runs while the model is held; it sees MRM_MODEL and the other MRM_ variables
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `mrm events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on printing what happens until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin at this sequence number instead of the oldest that the daemon remembers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) since: u64,
+}
+
+/// Shells with completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Reads `500ms`, `30s`, `2m`, `1h`, or a bare number of seconds.
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    let digits_end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("`{text}` is not a time: write 500ms, 30s or 2m"))?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("`{unit}` is not a unit of time: use ms, s, m or h")),
+    };
+    let wait = Duration::from_millis(number.saturating_mul(unit_ms));
+    if wait > WAIT_MAX {
+        return Err(format!("at most {} minutes", WAIT_MAX.as_secs() / 60));
+    }
+    Ok(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn waits_have_units() {
+        assert_eq!(parse_wait("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_wait("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_wait("2m"), Ok(Duration::from_secs(120)));
+        for bad in [
+            "",
+            "s",
+            "1x",
+            "-1s",
+            "1.5s",
+            "2h",
+            "99999999999999999999s",
+            "9999999999999h",
+        ] {
+            assert!(parse_wait(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_command_follows_two_dashes() {
+        let cli = Cli::try_parse_from(["mrm", "open", "m", "--", "ls", "--json"]).unwrap();
+        let Command::Open(open) = cli.command else {
+            panic!("not open")
+        };
+        assert_eq!(open.command, ["ls", "--json"]);
+        assert!(!cli.global.json);
+    }
+}

@@ -1,0 +1,118 @@
+//! `mrm pin`, `mrm unpin`, `mrm evict`; and how a command on several models reports.
+
+use crate::failure::Failure;
+use crate::http::{Api, model_target};
+use crate::out::Out;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// What to change about a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Pin,
+    Unpin,
+    Evict,
+}
+
+impl Change {
+    const fn verb(self) -> &'static str {
+        match self {
+            Self::Pin => "pin",
+            Self::Unpin => "unpin",
+            Self::Evict => "evict",
+        }
+    }
+
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Pin => "pinned",
+            Self::Unpin => "no longer pinned",
+            Self::Evict => "evicted",
+        }
+    }
+}
+
+/// Changes each model, going on past those that are refused.
+pub(super) async fn run(
+    api: &Api,
+    names: &[String],
+    change: Change,
+    out: Out,
+) -> Result<(), Failure> {
+    let mut report = Report::new(out);
+    for name in names {
+        let answer = api
+            .post(&model_target(name, change.verb()), Duration::ZERO)
+            .await;
+        report.add(
+            name,
+            answer.map(|document| (document, change.done().to_owned())),
+        )?;
+    }
+    report.finish()
+}
+
+/// Collects what happened to each of several models. Text is printed as it comes; JSON is one
+/// document `{"results": [...]}`, with the first error also at its top.
+#[derive(Debug)]
+pub(super) struct Report {
+    out: Out,
+    results: Vec<Value>,
+    first: Option<Failure>,
+}
+
+impl Report {
+    /// Nothing happened yet.
+    pub(super) fn new(out: Out) -> Self {
+        Self {
+            out,
+            results: Vec::new(),
+            first: None,
+        }
+    }
+
+    /// Adds the outcome for one model: the daemon's document and the words for it, or a failure.
+    ///
+    /// # Errors
+    /// A failure that would meet every other model too, or one of printing.
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        outcome: Result<(Value, String), Failure>,
+    ) -> Result<(), Failure> {
+        match outcome {
+            Ok((mut document, words)) => {
+                if self.out.json {
+                    document["name"] = json!(name);
+                    self.results.push(document);
+                    return Ok(());
+                }
+                self.out.confirm(&format!("{name}: {words}"))
+            }
+            Err(failure @ Failure::Refused(_)) => {
+                if self.out.json {
+                    self.results
+                        .push(json!({"name": name, "error": failure.to_json()}));
+                } else {
+                    self.out.failure_text(&failure, name);
+                }
+                self.first.get_or_insert(failure);
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Prints the JSON document, and ends with the first failure's status if there was one.
+    pub(super) fn finish(self) -> Result<(), Failure> {
+        if self.out.json {
+            let mut document = json!({"results": self.results});
+            if let Some(first) = &self.first {
+                document["error"] = first.to_json();
+            }
+            self.out.document(&document)?;
+        }
+        self.first
+            .map_or(Ok(()), |first| Err(Failure::Reported(Box::new(first))))
+    }
+}

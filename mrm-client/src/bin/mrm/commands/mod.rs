@@ -1,0 +1,55 @@
+//! One file per command.
+
+mod change;
+mod events;
+mod ls;
+mod manual;
+mod open;
+mod show;
+mod status;
+mod top;
+mod warm;
+
+use crate::args::{Cli, Command, Global};
+use crate::doctor;
+use crate::failure::{Failure, exit};
+use crate::http::Api;
+use crate::out::Out;
+use crate::sockets;
+use change::Change;
+use std::future::Future;
+
+/// Does what `cli` says; returns the exit status.
+pub(crate) fn run(cli: Cli, out: Out) -> Result<u8, Failure> {
+    let global = cli.global;
+    let api = || sockets::status_socket(&global).map(Api::new);
+    match cli.command {
+        Command::Status => block_on(status::run(&api()?, out)),
+        Command::Ls { prefix } => block_on(ls::run(&api()?, prefix.as_deref(), out)),
+        Command::Show { model } => block_on(show::run(&api()?, &model, out)),
+        Command::Top { once } => block_on(top::run(&api()?, once, out)),
+        Command::Open(open) => return open_model(&open, &global, out),
+        Command::Warm { models, wait } => block_on(warm::run(&api()?, &models, wait, out)),
+        Command::Pin(names) => block_on(change::run(&api()?, &names.models, Change::Pin, out)),
+        Command::Unpin(names) => block_on(change::run(&api()?, &names.models, Change::Unpin, out)),
+        Command::Evict(names) => block_on(change::run(&api()?, &names.models, Change::Evict, out)),
+        Command::Events(events) => block_on(events::run(&api()?, &events, out)),
+        Command::Doctor => block_on(doctor::run(&global, out)),
+        Command::Completions { shell } => manual::completions(shell, out),
+        Command::Man => manual::page(out),
+    }?;
+    Ok(exit::OK)
+}
+
+fn open_model(open: &crate::args::Open, global: &Global, out: Out) -> Result<u8, Failure> {
+    open::run(open, global, out)
+}
+
+/// Runs a command's asynchronous part on this thread.
+fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|cause| Failure::System(format!("cannot start an event loop: {cause}")))?
+        .block_on(command)
+}
