@@ -1,0 +1,115 @@
+//! A regular file, opened for reading.
+
+use super::beneath::{Resolution, RootDir, kind_name};
+use super::{Identity, Source, SourceError, filesystem};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// A regular file, opened for reading.
+#[derive(Debug)]
+pub struct FileSource {
+    fd: OwnedFd,
+    label: String,
+    resolution: Resolution,
+}
+
+impl FileSource {
+    /// Opens the file `rel` below `root`. Symbolic links are followed while they stay below.
+    ///
+    /// # Errors
+    /// When it is missing, outside, not a regular file, or may not be read.
+    pub fn registered(root: &Path, rel: &Path) -> Result<Self, SourceError> {
+        Self::beneath(&RootDir::open(root)?, rel)
+    }
+
+    /// As [`registered`](Self::registered), with the root already open.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn beneath(root: &RootDir, rel: &Path) -> Result<Self, SourceError> {
+        let (fd, resolution) = root.open_file(rel)?;
+        Ok(Self { fd, label: root.path().join(rel).display().to_string(), resolution })
+    }
+
+    /// Takes a descriptor that a client opened; `label` is what messages call it. Asks only what
+    /// the kernel answers from memory, in this order: how it is open, what it is, where it lies.
+    ///
+    /// # Errors
+    /// When it is not open for reading, not a regular file, or on a filesystem that could hang.
+    pub fn foreign(fd: OwnedFd, label: &str) -> Result<Self, SourceError> {
+        let name = || label.to_owned();
+        let failed = |action, errno| SourceError::Unreadable { name: name(), action, errno };
+        let flags = fcntl_getfl(&fd).map_err(|errno| failed("ask about", errno))?;
+        let how = if flags.contains(OFlags::PATH) {
+            Some("as a path only (O_PATH)")
+        } else {
+            match flags & OFlags::RWMODE {
+                OFlags::RDONLY | OFlags::RDWR => None,
+                OFlags::WRONLY => Some("for writing only (O_WRONLY)"),
+                _ => Some("for control only"),
+            }
+        };
+        if let Some(how) = how {
+            return Err(SourceError::NotReadable { name: name(), how });
+        }
+        match filesystem::file_type(fd.as_fd()).map_err(|errno| failed("stat", errno))? {
+            FileType::RegularFile => {}
+            other => return Err(SourceError::NotRegular { name: name(), kind: kind_name(other) }),
+        }
+        match filesystem::check(fd.as_fd()).map_err(|errno| failed("statfs", errno))? {
+            Ok(()) => Ok(Self { fd, label: name(), resolution: Resolution::Kernel }),
+            Err(refused) => Err(SourceError::Filesystem {
+                name: name(),
+                filesystem: refused.name,
+                magic: refused.magic,
+            }),
+        }
+    }
+
+    /// Who made sure that the path stayed below its root.
+    #[must_use]
+    pub const fn resolution(&self) -> Resolution {
+        self.resolution
+    }
+
+    fn failed(&self, action: &'static str, errno: Errno) -> SourceError {
+        SourceError::Unreadable { name: self.label.clone(), action, errno }
+    }
+}
+
+impl Source for FileSource {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn identity(&self) -> Result<Identity, SourceError> {
+        let stat = fstat(&self.fd).map_err(|errno| self.failed("stat", errno))?;
+        Ok(Identity {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
+            ctime_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
+        })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, SourceError> {
+        loop {
+            match rustix::io::pread(&self.fd, &mut *buf, offset) {
+                Ok(n) => return Ok(n),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.failed("read", errno)),
+            }
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+}
+
+fn nanoseconds(seconds: impl Into<i128>, nanos: impl Into<i128>) -> i128 {
+    seconds.into() * 1_000_000_000 + nanos.into()
+}
