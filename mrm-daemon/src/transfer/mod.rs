@@ -22,10 +22,41 @@
 //! assert!(hung.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! What such work loads, it [`load`]s:
+//!
+//! ```
+//! use mrm_daemon::{degraded::Degraded, memory::charge_for, source::{FileSource, Source}};
+//! use mrm_daemon::transfer::{Order, load};
+//! use std::{path::Path, sync::atomic::{AtomicBool, AtomicU64, Ordering}};
+//!
+//! let dir = tempfile::tempdir()?;
+//! std::fs::write(dir.path().join("weights"), b"weights")?;
+//! let source = FileSource::registered(dir.path(), Path::new("weights"))?;
+//! let identity = source.identity()?;
+//! let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
+//! let order = Order {
+//!     source: &source,
+//!     identity,
+//!     charge_bytes: charge_for(identity.bytes),
+//!     header: None,
+//!     progress: &progress,
+//!     cancel: &cancel,
+//! };
+//! let loaded = load(&order, &Degraded::new())?;
+//! assert_eq!(loaded.digest, *blake3::hash(b"weights").as_bytes());
+//! assert_eq!((loaded.segment.bytes(), progress.load(Ordering::Relaxed)), (7, 7));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod completion;
+mod error;
 mod lanes;
+mod load;
 mod queue;
+mod read;
 
 pub use completion::{Completion, Lost};
+pub use error::LoadError;
 pub use lanes::{Hung, Job, Lane, Lanes, LanesConfig, LanesError};
+pub use load::{Loaded, Order, load};

@@ -1,0 +1,167 @@
+//! Loading a file into a sealed segment.
+
+use super::error::LoadError;
+use super::lanes::message;
+use super::read::{Buffered, CHUNK_BYTES, Reader};
+use crate::degraded::Degraded;
+use crate::format::HeaderCheck;
+use crate::memory::{HostSegment, Unsealed};
+use crate::source::{Identity, Source};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Builder;
+use std::time::Instant;
+
+/// How many chunks the hash may be behind: beyond that they leave the processor's cache.
+const BEHIND_MAX: usize = 4;
+
+/// What is to be loaded, and how it is watched.
+pub struct Order<'a> {
+    /// Where the bytes come from.
+    pub source: &'a dyn Source,
+    /// What it was when it was resolved. It must still be that, before and after.
+    pub identity: Identity,
+    /// What was charged for it; the segment takes no more.
+    pub charge_bytes: u64,
+    /// What its first bytes were when they were parsed.
+    pub header: Option<HeaderCheck>,
+    /// How many bytes were read so far.
+    pub progress: &'a AtomicU64,
+    /// Set it to give up.
+    pub cancel: &'a AtomicBool,
+}
+
+/// A file in memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its exact image.
+    pub segment: HostSegment,
+    /// The blake3 digest of the image: of what is in memory, not of what the disk was asked for.
+    pub digest: [u8; 32],
+    /// How many bytes were read.
+    pub read_bytes: u64,
+    /// How long it took, from the allocation to the seal.
+    pub took_us: u64,
+}
+
+/// Reads the source, as it was resolved, into a sealed segment. Blocks.
+///
+/// # Errors
+/// If it changed, cannot be read, does not fit into memory, or `cancel` was set. Nothing is left
+/// in memory then.
+pub fn load(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError> {
+    let started = Instant::now();
+    let bytes = order.identity.bytes;
+    let memory = |cause| LoadError::Memory {
+        name: order.source.label().to_owned(),
+        cause,
+    };
+    order.progress.store(0, Ordering::Relaxed);
+    unchanged(order)?;
+    let mut unsealed = Unsealed::allocate(bytes, order.charge_bytes, degraded).map_err(memory)?;
+    let mut reader = Buffered::new(order.source, order.cancel);
+    let digest = fill(order, &mut reader, unsealed.as_mut_slice())?;
+    verify(order, unsealed.as_mut_slice())?;
+    let segment = unsealed.seal(degraded).map_err(memory)?;
+    let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    Ok(Loaded {
+        segment,
+        digest,
+        read_bytes: bytes,
+        took_us,
+    })
+}
+
+/// Checks that what was read is the file that was resolved, from its first byte to its last.
+fn verify(order: &Order<'_>, image: &[u8]) -> Result<(), LoadError> {
+    let mut more = [0];
+    if order.source.read_at(order.identity.bytes, &mut more)? > 0 {
+        return Err(LoadError::changed(order.source, "it grew"));
+    }
+    unchanged(order)?;
+    match &order.header {
+        Some(header) if !header.holds(image) => Err(LoadError::changed(
+            order.source,
+            "its header is not the one that was parsed",
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn unchanged(order: &Order<'_>) -> Result<(), LoadError> {
+    let now = order.source.identity()?;
+    let was = &order.identity;
+    let what = if now == *was {
+        return Ok(());
+    } else if (now.dev, now.ino) != (was.dev, was.ino) {
+        "it is another file".to_owned()
+    } else if now.bytes != was.bytes {
+        format!("it had {} bytes and has {} now", was.bytes, now.bytes)
+    } else {
+        "it was written to".to_owned()
+    };
+    Err(LoadError::changed(order.source, what))
+}
+
+/// Fills the image and returns its digest. A large image is hashed by a second thread, a few
+/// chunks behind.
+fn fill(
+    order: &Order<'_>,
+    reader: &mut dyn Reader,
+    image: &mut [u8],
+) -> Result<[u8; 32], LoadError> {
+    if image.len() <= CHUNK_BYTES {
+        reader.read(0, image)?;
+        order.progress.store(image.len() as u64, Ordering::Relaxed);
+        return Ok(*blake3::hash(image).as_bytes());
+    }
+    let name = || order.source.label().to_owned();
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(BEHIND_MAX);
+        let hash = Builder::new()
+            .name("mrm-hash".to_owned())
+            .spawn_scoped(scope, move || digest(&receiver))
+            .map_err(|cause| LoadError::Thread {
+                name: name(),
+                cause,
+            })?;
+        let filled = fill_chunks(order, reader, image, sender);
+        // The sender is gone, so the thread ends after what it was sent.
+        let digest = hash.join();
+        filled?;
+        digest.map_err(|panic| LoadError::Hash {
+            name: name(),
+            message: message(panic.as_ref()).to_owned(),
+        })
+    })
+}
+
+fn fill_chunks<'i>(
+    order: &Order<'_>,
+    reader: &mut dyn Reader,
+    image: &'i mut [u8],
+    hash: SyncSender<&'i [u8]>,
+) -> Result<(), LoadError> {
+    let mut offset = 0;
+    for chunk in image.chunks_mut(CHUNK_BYTES) {
+        reader.read(offset, chunk)?;
+        offset += chunk.len() as u64;
+        order.progress.store(offset, Ordering::Relaxed);
+        if hash.send(chunk).is_err() {
+            // It panicked; joining it says how.
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn digest(chunks: &Receiver<&[u8]>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for chunk in chunks {
+        hasher.update(chunk);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests;
