@@ -1,0 +1,7 @@
+//! Gives `libmrm.so` its soname: the name that programs linked with it ask the loader for. It
+//! changes with the major version of the C interface and with nothing else.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libmrm.so.0");
+}

@@ -1,0 +1,1060 @@
+/*
+ * mrm.h - the C interface of the mrm client.
+ *
+ * Made by cbindgen from ffi/src; do not edit. To change it, change ffi/src and run
+ *     MRM_UPDATE=1 cargo test -p mrm-ffi --test header
+ *
+ * Suffixes: `_h` a handle that you own and must give to its `_close`; `_ref` the same handle
+ * borrowed for one call; `_t` a struct; `_e` an enum; `_f` a callback; `_ptr` bytes that the
+ * library owns.
+ *
+ * Results: every function that can fail returns `int`, 0 for success and otherwise a stable
+ * number of `mrm_error_e`; `mrm_last_error` tells the rest. On failure nothing was written to
+ * the out arguments, except that handles are set to NULL. No function panics, throws or aborts;
+ * a NULL argument is an error unless its text says otherwise.
+ *
+ * Threads: every function may be called from any thread, at the same time, on the same handles.
+ * Only `_close` needs the handle for itself: no other call may be using it then.
+ *
+ * Fork: a child keeps what is mapped and opens more over a connection of its own.
+ */
+#ifndef MRM_H
+#define MRM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * The version of this interface. It changes when a program built against another one would not
+ * work any more, together with the soname.
+ */
+#define MRM_ABI_VERSION 0
+
+/**
+ * As `mrm_open_options_t.wait_ms`: wait for 30 seconds.
+ */
+#define MRM_WAIT_DEFAULT UINT64_MAX
+
+/**
+ * What went wrong, as a number that keeps its meaning forever.
+ *
+ * 1xx: the session broke the protocol and ended. 2xx: the request. 3xx: the source of the bytes.
+ * 4xx: their format. 5xx: room. 6xx: the daemon's world. 7xx: the client's side of the socket.
+ * 9xx: the C interface itself.
+ */
+enum mrm_error_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Nothing went wrong.
+     */
+    MRM_ERROR_E_NONE = 0,
+    /**
+     * The first bytes are not a frame of this protocol.
+     */
+    MRM_ERROR_E_BAD_MAGIC = 100,
+    /**
+     * No common protocol version.
+     */
+    MRM_ERROR_E_VERSION_MISMATCH = 101,
+    /**
+     * A frame body over the bound.
+     */
+    MRM_ERROR_E_FRAME_TOO_LONG = 102,
+    /**
+     * A frame kind that the daemon does not know.
+     */
+    MRM_ERROR_E_UNKNOWN_KIND = 103,
+    /**
+     * A frame out of order: a request before hello, a second hello, a reply from a client.
+     */
+    MRM_ERROR_E_OUT_OF_ORDER = 104,
+    /**
+     * Not as many descriptors as the frame announced or its request needs.
+     */
+    MRM_ERROR_E_WRONG_FD_COUNT = 105,
+    /**
+     * A body that does not decode.
+     */
+    MRM_ERROR_E_MALFORMED_BODY = 106,
+    /**
+     * A request id that is already awaiting its reply, or 0 where a reply is due.
+     */
+    MRM_ERROR_E_BAD_REQUEST_ID = 107,
+    /**
+     * More requests in flight than the session may have.
+     */
+    MRM_ERROR_E_TOO_MANY_IN_FLIGHT = 108,
+    /**
+     * Connected, but did not send a whole frame in time.
+     */
+    MRM_ERROR_E_TOO_SLOW = 109,
+    /**
+     * Replies pile up unread.
+     */
+    MRM_ERROR_E_NOT_READING = 110,
+    /**
+     * The daemon has as many sessions as it may have, in all or of this uid.
+     */
+    MRM_ERROR_E_TOO_MANY_SESSIONS = 111,
+    /**
+     * Reserved header bits are set.
+     */
+    MRM_ERROR_E_RESERVED_BITS = 112,
+    /**
+     * A name that breaks the rules.
+     */
+    MRM_ERROR_E_BAD_NAME = 200,
+    /**
+     * No such model in the catalogue.
+     */
+    MRM_ERROR_E_MODEL_NOT_FOUND = 201,
+    /**
+     * A lease that this session does not hold.
+     */
+    MRM_ERROR_E_UNKNOWN_LEASE = 202,
+    /**
+     * As many leases as the session may hold.
+     */
+    MRM_ERROR_E_TOO_MANY_LEASES = 203,
+    /**
+     * Given up by the client.
+     */
+    MRM_ERROR_E_CANCELLED = 204,
+    /**
+     * The peer's uid may not do this.
+     */
+    MRM_ERROR_E_NOT_PERMITTED = 205,
+    /**
+     * A list of files that does not make a model: none, too many, two of one name, shards
+     * without their index.
+     */
+    MRM_ERROR_E_BAD_FILE_SET = 206,
+    /**
+     * A descriptor that is not open for reading.
+     */
+    MRM_ERROR_E_FD_NOT_READABLE = 300,
+    /**
+     * A directory, FIFO, device or socket where a regular file is needed.
+     */
+    MRM_ERROR_E_NOT_REGULAR_FILE = 301,
+    /**
+     * A filesystem whose owner could make a read hang.
+     */
+    MRM_ERROR_E_FILESYSTEM_REFUSED = 302,
+    /**
+     * Opening or reading failed.
+     */
+    MRM_ERROR_E_SOURCE_UNREADABLE = 303,
+    /**
+     * The file changed or shrank while it was read.
+     */
+    MRM_ERROR_E_SOURCE_CHANGED = 304,
+    /**
+     * A registered path that leads outside its root.
+     */
+    MRM_ERROR_E_OUTSIDE_ROOT = 305,
+    /**
+     * A registered file that is not there.
+     */
+    MRM_ERROR_E_SOURCE_MISSING = 306,
+    /**
+     * Shorter than its own header, or than eight bytes.
+     */
+    MRM_ERROR_E_HEADER_TRUNCATED = 400,
+    /**
+     * A header length of zero, or over the bound.
+     */
+    MRM_ERROR_E_HEADER_LENGTH = 401,
+    /**
+     * A header that is not the JSON object which the format asks for.
+     */
+    MRM_ERROR_E_HEADER_MALFORMED = 402,
+    /**
+     * A header that is not UTF-8.
+     */
+    MRM_ERROR_E_HEADER_NOT_UTF8 = 403,
+    /**
+     * A header nested deeper than the bound.
+     */
+    MRM_ERROR_E_HEADER_TOO_DEEP = 404,
+    /**
+     * Two tensors of one name.
+     */
+    MRM_ERROR_E_DUPLICATE_TENSOR = 405,
+    /**
+     * Tensors that overlap, or leave bytes between them.
+     */
+    MRM_ERROR_E_TENSOR_OVERLAP = 406,
+    /**
+     * A tensor that ends outside the file, or bytes after the last.
+     */
+    MRM_ERROR_E_TENSOR_OUT_OF_BOUNDS = 407,
+    /**
+     * Shape times element size does not equal the range.
+     */
+    MRM_ERROR_E_TENSOR_SIZE = 408,
+    /**
+     * Shape times element size overflows.
+     */
+    MRM_ERROR_E_TENSOR_OVERFLOW = 409,
+    /**
+     * More tensors, dimensions or name bytes than the bounds allow.
+     */
+    MRM_ERROR_E_TOO_MANY_TENSORS = 410,
+    /**
+     * An element type that this build does not know.
+     */
+    MRM_ERROR_E_UNKNOWN_DTYPE = 411,
+    /**
+     * An index that is not the JSON which the format asks for.
+     */
+    MRM_ERROR_E_INDEX_MALFORMED = 412,
+    /**
+     * A shard that the index names is not there.
+     */
+    MRM_ERROR_E_SHARD_MISSING = 413,
+    /**
+     * A shard listed twice, or a tensor that is in another shard than the index says.
+     */
+    MRM_ERROR_E_SHARD_MISMATCH = 414,
+    /**
+     * A shard name that leads outside the model's directory.
+     */
+    MRM_ERROR_E_SHARD_OUTSIDE = 415,
+    /**
+     * A file of no bytes.
+     */
+    MRM_ERROR_E_EMPTY_FILE = 416,
+    /**
+     * Larger than the budget: it can never fit.
+     */
+    MRM_ERROR_E_TOO_LARGE = 500,
+    /**
+     * No room within the wait: what is resident is held or pinned.
+     */
+    MRM_ERROR_E_NO_ROOM = 501,
+    /**
+     * The kernel has no memory although the budget has room.
+     */
+    MRM_ERROR_E_OUT_OF_MEMORY = 502,
+    /**
+     * Too many requests wait for room.
+     */
+    MRM_ERROR_E_QUEUE_FULL = 503,
+    /**
+     * The daemon takes no new leases: it is about to exit.
+     */
+    MRM_ERROR_E_DRAINING = 504,
+    /**
+     * The load did not end within the wait. It goes on; a later open may hit.
+     */
+    MRM_ERROR_E_TIMED_OUT = 505,
+    /**
+     * Pinned, leased or loading: cannot be evicted now.
+     */
+    MRM_ERROR_E_IN_USE = 506,
+    /**
+     * The daemon broke one of its own rules.
+     */
+    MRM_ERROR_E_INTERNAL = 600,
+    /**
+     * The daemon is out of descriptors or threads.
+     */
+    MRM_ERROR_E_EXHAUSTED = 601,
+    /**
+     * Nothing listens on any of the sockets that were tried.
+     */
+    MRM_ERROR_E_NO_DAEMON = 700,
+    /**
+     * The socket is there but cannot be used.
+     */
+    MRM_ERROR_E_CONNECT_FAILED = 701,
+    /**
+     * The daemon did not accept or answer the hello in time.
+     */
+    MRM_ERROR_E_CONNECT_TIMED_OUT = 702,
+    /**
+     * The daemon went away while the request was pending, more often than is retried.
+     */
+    MRM_ERROR_E_DISCONNECTED = 703,
+    /**
+     * What arrived is not this protocol.
+     */
+    MRM_ERROR_E_PROTOCOL = 704,
+    /**
+     * No reply within the wait and its grace.
+     */
+    MRM_ERROR_E_REPLY_TIMED_OUT = 705,
+    /**
+     * A descriptor that is not what was announced: not sealed, or of another size.
+     */
+    MRM_ERROR_E_SEGMENT_REFUSED = 706,
+    /**
+     * The kernel refused to map a segment.
+     */
+    MRM_ERROR_E_MAP_FAILED = 707,
+    /**
+     * A local file or directory that cannot be opened.
+     */
+    MRM_ERROR_E_FILE_UNREADABLE = 708,
+    /**
+     * A local path that is no model: no file, several candidates, a broken index.
+     */
+    MRM_ERROR_E_NOT_A_MODEL = 709,
+    /**
+     * The tensor table that the daemon sent is damaged.
+     */
+    MRM_ERROR_E_TABLE_DAMAGED = 710,
+    /**
+     * No tensor of that name.
+     */
+    MRM_ERROR_E_TENSOR_NOT_FOUND = 711,
+    /**
+     * The elements are of another type than was asked for.
+     */
+    MRM_ERROR_E_DTYPE_MISMATCH = 712,
+    /**
+     * The bytes lie at an address at which such elements cannot be borrowed.
+     */
+    MRM_ERROR_E_MISALIGNED = 713,
+    /**
+     * The process forked while the call was pending, and this is the child.
+     */
+    MRM_ERROR_E_FORKED = 714,
+    /**
+     * An argument is NULL that must not be.
+     */
+    MRM_ERROR_E_NULL_ARGUMENT = 901,
+    /**
+     * An argument that breaks its rules: text that is not UTF-8, a struct size that is too small.
+     */
+    MRM_ERROR_E_BAD_ARGUMENT = 902,
+    /**
+     * No tensor, metadata or segment of this index or key.
+     */
+    MRM_ERROR_E_NO_SUCH_ITEM = 903,
+    /**
+     * The kernel refused a descriptor.
+     */
+    MRM_ERROR_E_DUP_FAILED = 904,
+    /**
+     * A bug of this library, caught at its boundary.
+     */
+    MRM_ERROR_E_PANIC = 999,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_error_e mrm_error_e;
+#else
+typedef uint32_t mrm_error_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * An element type. The names are those of the safetensors format.
+ */
+enum mrm_dtype_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * One byte, 0 or 1.
+     */
+    MRM_DTYPE_E_BOOL = 1,
+    /**
+     * Unsigned 8-bit integer.
+     */
+    MRM_DTYPE_E_U8 = 2,
+    /**
+     * Signed 8-bit integer.
+     */
+    MRM_DTYPE_E_I8 = 3,
+    /**
+     * Unsigned 16-bit integer.
+     */
+    MRM_DTYPE_E_U16 = 4,
+    /**
+     * Signed 16-bit integer.
+     */
+    MRM_DTYPE_E_I16 = 5,
+    /**
+     * Unsigned 32-bit integer.
+     */
+    MRM_DTYPE_E_U32 = 6,
+    /**
+     * Signed 32-bit integer.
+     */
+    MRM_DTYPE_E_I32 = 7,
+    /**
+     * Unsigned 64-bit integer.
+     */
+    MRM_DTYPE_E_U64 = 8,
+    /**
+     * Signed 64-bit integer.
+     */
+    MRM_DTYPE_E_I64 = 9,
+    /**
+     * IEEE half precision.
+     */
+    MRM_DTYPE_E_F16 = 10,
+    /**
+     * bfloat16.
+     */
+    MRM_DTYPE_E_BF16 = 11,
+    /**
+     * IEEE single precision.
+     */
+    MRM_DTYPE_E_F32 = 12,
+    /**
+     * IEEE double precision.
+     */
+    MRM_DTYPE_E_F64 = 13,
+    /**
+     * Pair of `F32`: a complex number.
+     */
+    MRM_DTYPE_E_C64 = 14,
+    /**
+     * 8-bit float, 5 exponent bits (OCP OFP8).
+     */
+    MRM_DTYPE_E_F8E5M2 = 15,
+    /**
+     * 8-bit float, 4 exponent bits (OCP OFP8).
+     */
+    MRM_DTYPE_E_F8E4M3 = 16,
+    /**
+     * 8-bit scale, exponent only (OCP MX).
+     */
+    MRM_DTYPE_E_F8E8M0 = 17,
+    /**
+     * 6-bit float, 2 exponent bits (OCP MX).
+     */
+    MRM_DTYPE_E_F6E2M3 = 18,
+    /**
+     * 6-bit float, 3 exponent bits (OCP MX).
+     */
+    MRM_DTYPE_E_F6E3M2 = 19,
+    /**
+     * 4-bit float (OCP MX).
+     */
+    MRM_DTYPE_E_F4 = 20,
+    /**
+     * 8-bit float, 5 exponent bits, no infinities.
+     */
+    MRM_DTYPE_E_F8E5M2_FNUZ = 21,
+    /**
+     * 8-bit float, 4 exponent bits, no infinities.
+     */
+    MRM_DTYPE_E_F8E4M3_FNUZ = 22,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_dtype_e mrm_dtype_e;
+#else
+typedef uint32_t mrm_dtype_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What kind of files a model is made of.
+ */
+enum mrm_kind_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * One file of unknown format: no tensors.
+     */
+    MRM_KIND_E_OPAQUE = 0,
+    /**
+     * safetensors, in one file or sharded.
+     */
+    MRM_KIND_E_SAFETENSORS = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_kind_e mrm_kind_e;
+#else
+typedef uint32_t mrm_kind_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What an open cost.
+ */
+enum mrm_origin_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Everything was resident.
+     */
+    MRM_ORIGIN_E_HIT = 0,
+    /**
+     * Something was loaded for this open.
+     */
+    MRM_ORIGIN_E_LOADED = 1,
+    /**
+     * The load of another open was joined.
+     */
+    MRM_ORIGIN_E_JOINED = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_origin_e mrm_origin_e;
+#else
+typedef uint32_t mrm_origin_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Where a model is.
+ */
+enum mrm_state_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Nothing of it is in memory.
+     */
+    MRM_STATE_E_ABSENT = 0,
+    /**
+     * On its way.
+     */
+    MRM_STATE_E_LOADING = 1,
+    /**
+     * All of it is in memory.
+     */
+    MRM_STATE_E_RESIDENT = 2,
+    /**
+     * Some segments are in memory.
+     */
+    MRM_STATE_E_PARTIAL = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_state_e mrm_state_e;
+#else
+typedef uint32_t mrm_state_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * A client: a session with the daemon. Opaque.
+ */
+typedef struct mrm_client_h_t mrm_client_h_t;
+
+/**
+ * An open model: a lease on one immutable version, and its bytes mapped read-only. Opaque.
+ */
+typedef struct mrm_model_h_t mrm_model_h_t;
+
+/**
+ * A client that you own; give it to `mrm_client_close`.
+ */
+typedef struct mrm_client_h_t *mrm_client_h;
+
+/**
+ * A client, borrowed for the call.
+ */
+typedef const struct mrm_client_h_t *mrm_client_ref;
+
+/**
+ * Called while an open waits, on the thread that called open: bytes in place so far, bytes of the
+ * whole model, and the `user` pointer of the options. It must return soon, must not call into
+ * this library with the same client, and must not throw or jump out.
+ */
+typedef void (*mrm_progress_f)(uint64_t loaded_bytes, uint64_t total_bytes, void *user);
+
+/**
+ * Options of an open. Start from `MRM_OPEN_OPTIONS_INIT`.
+ */
+typedef struct mrm_open_options_t {
+    /**
+     * `sizeof(mrm_open_options_t)`, so that members can be added at the end.
+     */
+    size_t size;
+    /**
+     * How long to wait for room and for the load, in milliseconds. 0: only what is there at once.
+     */
+    uint64_t wait_ms;
+    /**
+     * Called with the progress of a load. NULL: not asked for.
+     */
+    mrm_progress_f progress;
+    /**
+     * Passed to `progress`.
+     */
+    void *user;
+} mrm_open_options_t;
+
+/**
+ * A model that you own; give it to `mrm_model_close`.
+ */
+typedef struct mrm_model_h_t *mrm_model_h;
+
+/**
+ * UTF-8 text of `len` bytes. Not terminated by NUL; may be empty, and then `data` is not NULL.
+ */
+typedef struct mrm_text_t {
+    /**
+     * Its first byte.
+     */
+    const char *data;
+    /**
+     * Its length in bytes.
+     */
+    size_t len;
+} mrm_text_t;
+
+/**
+ * A model as the daemon knows it. Start from `MRM_STAT_INIT`.
+ */
+typedef struct mrm_stat_t {
+    /**
+     * `sizeof(mrm_stat_t)`, so that members can be added at the end.
+     */
+    size_t size;
+    /**
+     * The name. Lives as long as the callback runs; empty when `mrm_client_stat` filled it.
+     */
+    struct mrm_text_t name;
+    /**
+     * Bytes of its segments; 0 when not known yet.
+     */
+    uint64_t bytes;
+    /**
+     * Leases on it, over all sessions.
+     */
+    uint64_t leases;
+    /**
+     * The version that the next open would get. Only with `has_version`.
+     */
+    uint64_t version;
+    /**
+     * A number of `mrm_state_e`.
+     */
+    uint32_t state;
+    /**
+     * Whether the operator registered it.
+     */
+    bool registered;
+    /**
+     * Whether the operator pinned it.
+     */
+    bool pinned;
+    /**
+     * Whether `version` is known. Never in a listing.
+     */
+    bool has_version;
+} mrm_stat_t;
+
+/**
+ * Called for each model of a listing, in the order of their names, with the `user` pointer.
+ * Return false to end the listing. It must not throw or jump out.
+ */
+typedef bool (*mrm_list_f)(const struct mrm_stat_t *model, void *user);
+
+/**
+ * What went wrong last on the calling thread. The pointers live until the next call of this
+ * library that fails on the same thread.
+ */
+typedef struct mrm_error_t {
+    /**
+     * A number of `mrm_error_e`, or of a newer daemon. 0: nothing went wrong so far.
+     */
+    uint32_t number;
+    /**
+     * Whether the same call may succeed later with nothing changed.
+     */
+    bool retryable;
+    /**
+     * Whether the call changed anything in the daemon.
+     */
+    bool took_effect;
+    /**
+     * The stable name of `number`, in snake case, NUL-terminated.
+     */
+    const char *name;
+    /**
+     * For people: the object, the reason, the remedy. NUL-terminated UTF-8.
+     */
+    const char *message;
+} mrm_error_t;
+
+/**
+ * A model, borrowed for the call.
+ */
+typedef const struct mrm_model_h_t *mrm_model_ref;
+
+/**
+ * What a model is. Start from `MRM_MODEL_INFO_INIT`.
+ */
+typedef struct mrm_model_info_t {
+    /**
+     * `sizeof(mrm_model_info_t)`, so that members can be added at the end.
+     */
+    size_t size;
+    /**
+     * The name that it was opened by. Lives as long as the handle.
+     */
+    struct mrm_text_t name;
+    /**
+     * The immutable version behind the name: one number for one content, as long as the daemon
+     * runs.
+     */
+    uint64_t version;
+    /**
+     * A number of `mrm_kind_e`.
+     */
+    uint32_t kind;
+    /**
+     * A number of `mrm_origin_e`: what the open cost.
+     */
+    uint32_t origin;
+    /**
+     * Bytes of all segments.
+     */
+    uint64_t bytes;
+    /**
+     * Number of tensors.
+     */
+    size_t tensors;
+    /**
+     * Number of segments.
+     */
+    size_t segments;
+    /**
+     * Number of metadata pairs.
+     */
+    size_t metadata;
+    /**
+     * From the daemon's receipt of the open to its reply, in microseconds.
+     */
+    uint64_t took_us;
+} mrm_model_info_t;
+
+/**
+ * One tensor. All pointers live as long as the model handle; all memory is read-only.
+ */
+typedef struct mrm_tensor_t {
+    /**
+     * Its name.
+     */
+    struct mrm_text_t name;
+    /**
+     * A number of `mrm_dtype_e`.
+     */
+    uint32_t dtype;
+    /**
+     * Number of dimensions; 0 for a scalar.
+     */
+    uint32_t rank;
+    /**
+     * Its dimensions: `rank` numbers. Not NULL, even for a scalar.
+     */
+    const uint64_t *shape_ptr;
+    /**
+     * Its elements, little endian, the last dimension contiguous. Aligned only as the file
+     * aligned them. Not NULL, even without elements.
+     */
+    const void *data_ptr;
+    /**
+     * Length of the elements in bytes.
+     */
+    uint64_t bytes;
+    /**
+     * Which segment they lie in.
+     */
+    uint32_t segment;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Where they begin in that segment.
+     */
+    uint64_t offset;
+} mrm_tensor_t;
+
+/**
+ * One segment: the exact image of one file of the model. Lives as long as the model handle.
+ */
+typedef struct mrm_segment_t {
+    /**
+     * Name of the file.
+     */
+    struct mrm_text_t name;
+    /**
+     * Its first byte. Read-only.
+     */
+    const void *data_ptr;
+    /**
+     * Its length.
+     */
+    uint64_t bytes;
+} mrm_segment_t;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The release of this library, NUL-terminated. Lives forever.
+ *
+ * Threads: any, at any time.
+ */
+const char *mrm_version(void);
+
+/**
+ * The version of the interface that this library has; compare it with `MRM_ABI_VERSION` when the
+ * library was loaded at run time.
+ *
+ * Threads: any, at any time.
+ */
+uint32_t mrm_abi_version(void);
+
+/**
+ * Connects to the daemon behind the socket `socket_path`; NULL: to the node's daemon, found as
+ * `$MRM_SOCKET`, `$MRM_RUNTIME_DIR/mrmd.sock`, `$XDG_RUNTIME_DIR/mrm/mrmd.sock`, then
+ * `/run/mrm/mrmd.sock`. Waits for two seconds at most.
+ *
+ * A client that outlives the daemon connects anew by itself.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `socket_path` is NULL or NUL-terminated; `client` may be written.
+ */
+int mrm_client_connect(const char *socket_path, mrm_client_h *client);
+
+/**
+ * Gives a client back. Models that it opened stay open; the session ends with the last of them.
+ *
+ * Threads: any, but no other call may be using this handle, then or later.
+ *
+ * # Safety
+ * `client` came from `mrm_client_connect` and was not closed before.
+ */
+int mrm_client_close(mrm_client_h client);
+
+/**
+ * Opens the registered model `name`. `options` may be NULL.
+ *
+ * While a model of this name is open in the process, this is the same memory and asks nobody;
+ * every handle must be closed all the same. Blocks until the model is in memory, for as long as
+ * the options say.
+ *
+ * Threads: any, at any time; opens of several threads wait side by side.
+ *
+ * # Safety
+ * `client` is open; `name` is NUL-terminated; `options` is NULL or begins with its size;
+ * `model` may be written.
+ */
+int mrm_client_open(mrm_client_ref client,
+                    const char *name,
+                    const struct mrm_open_options_t *options,
+                    mrm_model_h *model);
+
+/**
+ * Opens local files that nobody registered: `path` is one file, a directory that holds one model,
+ * or a `model.safetensors.index.json`. The calling process opens them, so that its own
+ * permissions count, and passes the descriptors. `options` may be NULL. Otherwise as
+ * `mrm_client_open`.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `client` is open; `path` is NUL-terminated; `options` is NULL or begins with its size;
+ * `model` may be written.
+ */
+int mrm_client_open_path(mrm_client_ref client,
+                         const char *path,
+                         const struct mrm_open_options_t *options,
+                         mrm_model_h *model);
+
+/**
+ * Calls `callback` for every model whose name begins with `prefix` (NULL: for every model), in
+ * the order of their names, until it returns false.
+ *
+ * Threads: any, at any time; the callback runs on the calling thread.
+ *
+ * # Safety
+ * `client` is open; `prefix` is NULL or NUL-terminated; `callback` keeps to `mrm_list_f`.
+ */
+int mrm_client_list(mrm_client_ref client, const char *prefix, mrm_list_f callback, void *user);
+
+/**
+ * Tells what the daemon knows of the model `name`, without opening it. `stat->name` is empty.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `client` is open; `name` is NUL-terminated; `stat` begins with its size and may be written.
+ */
+int mrm_client_stat(mrm_client_ref client, const char *name, struct mrm_stat_t *stat);
+
+/**
+ * The name that safetensors headers use for a number of `mrm_dtype_e`; empty when this library
+ * does not know the number. Lives forever.
+ *
+ * Threads: any, at any time.
+ */
+struct mrm_text_t mrm_dtype_name(uint32_t dtype);
+
+/**
+ * Size of one element of a number of `mrm_dtype_e`, in bits; 0 when this library does not know
+ * the number.
+ *
+ * Threads: any, at any time.
+ */
+uint32_t mrm_dtype_bits(uint32_t dtype);
+
+/**
+ * Tells what went wrong last on the calling thread. Success of later calls does not clear it: look
+ * at it only after a call that failed. Returns 0, or the number of `NULL_ARGUMENT`.
+ *
+ * Threads: any, at any time; each has its own last error.
+ *
+ * # Safety
+ * `error` may be written.
+ */
+int mrm_last_error(struct mrm_error_t *error);
+
+/**
+ * Makes another handle on the same open; each must be closed.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `clone` may be written.
+ */
+int mrm_model_clone(mrm_model_ref model, mrm_model_h *clone);
+
+/**
+ * Gives a model back. Every pointer that came from this handle is invalid afterwards; the lease
+ * ends with the last handle of the process on the model.
+ *
+ * Threads: any, but no other call may be using this handle, then or later.
+ *
+ * # Safety
+ * `model` is open, and was not closed before.
+ */
+int mrm_model_close(mrm_model_h model);
+
+/**
+ * Tells what a model is.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `info` begins with its size and may be written.
+ */
+int mrm_model_info(mrm_model_ref model, struct mrm_model_info_t *info);
+
+/**
+ * The tensor at `index`, in the order of the files.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `tensor` may be written.
+ */
+int mrm_model_tensor_at(mrm_model_ref model, size_t index, struct mrm_tensor_t *tensor);
+
+/**
+ * The tensor whose name is the `name_len` bytes at `name`.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `name` has `name_len` bytes; `tensor` may be written.
+ */
+int mrm_model_tensor_find(mrm_model_ref model,
+                          const char *name,
+                          size_t name_len,
+                          struct mrm_tensor_t *tensor);
+
+/**
+ * Fills `tensors` with the `count` tensors from `first` on, in the order of the files: one call
+ * instead of many. Fails when there are fewer.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `tensors` has room for `count`.
+ */
+int mrm_model_tensors(mrm_model_ref model,
+                      size_t first,
+                      size_t count,
+                      struct mrm_tensor_t *tensors);
+
+/**
+ * The metadata pair at `index`, in the order of the file. Both texts live as long as the handle.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `key` and `value` may be written.
+ */
+int mrm_model_metadata_at(mrm_model_ref model,
+                          size_t index,
+                          struct mrm_text_t *key,
+                          struct mrm_text_t *value);
+
+/**
+ * The metadata value whose key is the `key_len` bytes at `key`. It lives as long as the handle.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `key` has `key_len` bytes; `value` may be written.
+ */
+int mrm_model_metadata_find(mrm_model_ref model,
+                            const char *key,
+                            size_t key_len,
+                            struct mrm_text_t *value);
+
+/**
+ * The segment at `index`: the exact image of one file of the model.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `segment` may be written.
+ */
+int mrm_model_segment_at(mrm_model_ref model, size_t index, struct mrm_segment_t *segment);
+
+/**
+ * A descriptor of the sealed memory file behind the segment at `index`, open for reading, for a
+ * mapping of your own: private and writable, for instance. You own it; close it with `close`.
+ * Keep the model open while such a mapping lives, so that the daemon's books are right.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `fd` may be written.
+ */
+int mrm_model_segment_dup_fd(mrm_model_ref model, size_t index, int *fd);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* The options of an open, with every member at its default. */
+#define MRM_OPEN_OPTIONS_INIT { sizeof(mrm_open_options_t), MRM_WAIT_DEFAULT, NULL, NULL }
+
+/* An empty mrm_model_info_t, to be filled. */
+#define MRM_MODEL_INFO_INIT { sizeof(mrm_model_info_t), { NULL, 0 }, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/* An empty mrm_stat_t, to be filled. */
+#define MRM_STAT_INIT { sizeof(mrm_stat_t), { NULL, 0 }, 0, 0, 0, 0, false, false, false }
+
+#endif /* MRM_H */

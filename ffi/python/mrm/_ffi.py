@@ -1,0 +1,207 @@
+"""``mrm.h`` in ctypes: the same structs, in the same order, and nothing of its own.
+
+``tests/test_header.py`` compares this file with the header.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_bool,
+    c_char_p,
+    c_int,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+from pathlib import Path
+
+from ._errors import class_of
+
+ABI_VERSION = 0
+
+
+class Text(Structure):
+    """``mrm_text_t``"""
+
+    _fields_ = [("data", c_void_p), ("len", c_size_t)]
+
+    def __str__(self) -> str:
+        return ctypes.string_at(self.data, self.len).decode() if self.len else ""
+
+
+PROGRESS = CFUNCTYPE(None, c_uint64, c_uint64, c_void_p)
+
+
+class OpenOptions(Structure):
+    """``mrm_open_options_t``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("wait_ms", c_uint64),
+        ("progress", PROGRESS),
+        ("user", c_void_p),
+    ]
+
+
+class ModelInfo(Structure):
+    """``mrm_model_info_t``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("name", Text),
+        ("version", c_uint64),
+        ("kind", c_uint32),
+        ("origin", c_uint32),
+        ("bytes", c_uint64),
+        ("tensors", c_size_t),
+        ("segments", c_size_t),
+        ("metadata", c_size_t),
+        ("took_us", c_uint64),
+    ]
+
+
+class Tensor(Structure):
+    """``mrm_tensor_t``"""
+
+    _fields_ = [
+        ("name", Text),
+        ("dtype", c_uint32),
+        ("rank", c_uint32),
+        ("shape_ptr", POINTER(c_uint64)),
+        ("data_ptr", c_void_p),
+        ("bytes", c_uint64),
+        ("segment", c_uint32),
+        ("reserved", c_uint32),
+        ("offset", c_uint64),
+    ]
+
+
+class Segment(Structure):
+    """``mrm_segment_t``"""
+
+    _fields_ = [("name", Text), ("data_ptr", c_void_p), ("bytes", c_uint64)]
+
+
+class Stat(Structure):
+    """``mrm_stat_t``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("name", Text),
+        ("bytes", c_uint64),
+        ("leases", c_uint64),
+        ("version", c_uint64),
+        ("state", c_uint32),
+        ("registered", c_bool),
+        ("pinned", c_bool),
+        ("has_version", c_bool),
+    ]
+
+
+LIST = CFUNCTYPE(c_bool, POINTER(Stat), c_void_p)
+
+
+class Error(Structure):
+    """``mrm_error_t``"""
+
+    _fields_ = [
+        ("number", c_uint32),
+        ("retryable", c_bool),
+        ("took_effect", c_bool),
+        ("name", c_char_p),
+        ("message", c_char_p),
+    ]
+
+
+#: name -> (result, arguments, whether it may block). Those that may not are called without
+#: releasing the interpreter's lock, which would cost more than the call.
+FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
+    "mrm_abi_version": (c_uint32, [], False),
+    "mrm_version": (c_char_p, [], False),
+    "mrm_last_error": (c_int, [POINTER(Error)], False),
+    "mrm_dtype_name": (Text, [c_uint32], False),
+    "mrm_dtype_bits": (c_uint32, [c_uint32], False),
+    "mrm_client_connect": (c_int, [c_char_p, POINTER(c_void_p)], True),
+    "mrm_client_close": (c_int, [c_void_p], True),
+    "mrm_client_open": (
+        c_int,
+        [c_void_p, c_char_p, POINTER(OpenOptions), POINTER(c_void_p)],
+        True,
+    ),
+    "mrm_client_open_path": (
+        c_int,
+        [c_void_p, c_char_p, POINTER(OpenOptions), POINTER(c_void_p)],
+        True,
+    ),
+    "mrm_client_list": (c_int, [c_void_p, c_char_p, LIST, c_void_p], True),
+    "mrm_client_stat": (c_int, [c_void_p, c_char_p, POINTER(Stat)], True),
+    "mrm_model_clone": (c_int, [c_void_p, POINTER(c_void_p)], False),
+    "mrm_model_close": (c_int, [c_void_p], True),
+    "mrm_model_info": (c_int, [c_void_p, POINTER(ModelInfo)], False),
+    "mrm_model_tensor_at": (c_int, [c_void_p, c_size_t, POINTER(Tensor)], False),
+    "mrm_model_tensor_find": (c_int, [c_void_p, c_char_p, c_size_t, POINTER(Tensor)], False),
+    "mrm_model_tensors": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(Tensor)], False),
+    "mrm_model_metadata_at": (c_int, [c_void_p, c_size_t, POINTER(Text), POINTER(Text)], False),
+    "mrm_model_metadata_find": (c_int, [c_void_p, c_char_p, c_size_t, POINTER(Text)], False),
+    "mrm_model_segment_at": (c_int, [c_void_p, c_size_t, POINTER(Segment)], False),
+    "mrm_model_segment_dup_fd": (c_int, [c_void_p, c_size_t, POINTER(c_int)], False),
+}
+
+
+def library_path() -> str:
+    """Which library is loaded: ``MRM_LIBRARY``, else the one in the wheel, else the system's."""
+    named = os.environ.get("MRM_LIBRARY")
+    if named:
+        return named
+    bundled = Path(__file__).parent / "_lib" / "libmrm.so"
+    return str(bundled) if bundled.exists() else "libmrm.so.0"
+
+
+class Library:
+    """The functions of the header, as attributes without their prefix."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            releasing, keeping = ctypes.CDLL(path), ctypes.PyDLL(path)
+        except OSError as error:
+            raise ImportError(
+                f"cannot load libmrm from {path}: {error}; install the mrm wheel or libmrm, or "
+                "set MRM_LIBRARY to the path of libmrm.so"
+            ) from error
+        for name, (result, arguments, blocks) in FUNCTIONS.items():
+            try:
+                function = getattr(releasing if blocks else keeping, name)
+            except AttributeError as error:
+                raise ImportError(
+                    f"{path} has no {name}: it is not the libmrm of this package; unset "
+                    "MRM_LIBRARY, or point it to the right one"
+                ) from error
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name.removeprefix("mrm_"), function)
+        found = self.abi_version()  # type: ignore[attr-defined]
+        if found != ABI_VERSION:
+            raise ImportError(
+                f"{path} has version {found} of the C interface, this package needs "
+                f"{ABI_VERSION}; install the libmrm that came with the package"
+            )
+
+    def check(self, number: int) -> None:
+        """Raises the exception for a result that is not 0."""
+        if number:
+            raise self._failure(number)
+
+    def _failure(self, number: int) -> Exception:
+        error = Error()
+        self.last_error(ctypes.byref(error))  # type: ignore[attr-defined]
+        message = (error.message or b"").decode(errors="replace")
+        name = (error.name or b"unknown").decode()
+        return class_of(number)(message, number, name, error.retryable, error.took_effect)
+
+
+lib = Library(library_path())

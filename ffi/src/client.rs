@@ -1,0 +1,239 @@
+//! Clients: connect, open, list, stat, close.
+
+use crate::error::Failure;
+use crate::guard;
+use crate::model::{mrm_model_h, mrm_model_h_t};
+use crate::pointer::{Out, borrow, give, optional_path, optional_text, path, read_sized, take};
+use crate::pointer::{null, text, text_of, write_sized};
+use crate::types::{MRM_WAIT_DEFAULT, mrm_list_f, mrm_open_options_t, mrm_stat_t, mrm_state_e};
+use mrm_client::{Client, Model, ModelRow, ModelState, OpenError, OpenOptions};
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::offset_of;
+use std::time::Duration;
+
+/// A client: a session with the daemon. Opaque.
+pub struct mrm_client_h_t {
+    client: Client,
+}
+
+/// A client that you own; give it to `mrm_client_close`.
+pub type mrm_client_h = *mut mrm_client_h_t;
+
+/// A client, borrowed for the call.
+pub type mrm_client_ref = *const mrm_client_h_t;
+
+/// Connects to the daemon behind the socket `socket_path`; NULL: to the node's daemon, found as
+/// `$MRM_SOCKET`, `$MRM_RUNTIME_DIR/mrmd.sock`, `$XDG_RUNTIME_DIR/mrm/mrmd.sock`, then
+/// `/run/mrm/mrmd.sock`. Waits for two seconds at most.
+///
+/// A client that outlives the daemon connects anew by itself.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// `socket_path` is NULL or NUL-terminated; `client` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_connect(
+    socket_path: *const c_char,
+    client: *mut mrm_client_h,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that `client` may be written.
+        let out = unsafe { Out::handle(client, "client") }?;
+        // SAFETY: the caller says that it is NULL or NUL-terminated.
+        let connected = match unsafe { optional_path(socket_path) } {
+            Some(path) => Client::connect_to(path),
+            None => Client::connect(),
+        };
+        let client = connected.map_err(|e| Failure::of(&e))?;
+        out.set(give(mrm_client_h_t { client }));
+        Ok(())
+    })
+}
+
+/// Gives a client back. Models that it opened stay open; the session ends with the last of them.
+///
+/// Threads: any, but no other call may be using this handle, then or later.
+///
+/// # Safety
+/// `client` came from `mrm_client_connect` and was not closed before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_close(client: mrm_client_h) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller owns the handle and gives it up.
+        drop(unsafe { take(client, "client") }?);
+        Ok(())
+    })
+}
+
+/// Opens the registered model `name`. `options` may be NULL.
+///
+/// While a model of this name is open in the process, this is the same memory and asks nobody;
+/// every handle must be closed all the same. Blocks until the model is in memory, for as long as
+/// the options say.
+///
+/// Threads: any, at any time; opens of several threads wait side by side.
+///
+/// # Safety
+/// `client` is open; `name` is NUL-terminated; `options` is NULL or begins with its size;
+/// `model` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_open(
+    client: mrm_client_ref,
+    name: *const c_char,
+    options: *const mrm_open_options_t,
+    model: *mut mrm_model_h,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that `model` may be written.
+        let out = unsafe { Out::handle(model, "model") }?;
+        // SAFETY: the caller says that the client is open and the name NUL-terminated.
+        let (client, name) = unsafe { (borrow(client, "client")?, text(name, "name")?) };
+        // SAFETY: the caller's promise about `options`, passed on.
+        let options = unsafe { open_options(options) }?;
+        hand_out(&out, client.client.open_with(name, &options))
+    })
+}
+
+/// Opens local files that nobody registered: `path` is one file, a directory that holds one model,
+/// or a `model.safetensors.index.json`. The calling process opens them, so that its own
+/// permissions count, and passes the descriptors. `options` may be NULL. Otherwise as
+/// `mrm_client_open`.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// `client` is open; `path` is NUL-terminated; `options` is NULL or begins with its size;
+/// `model` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_open_path(
+    client: mrm_client_ref,
+    path: *const c_char,
+    options: *const mrm_open_options_t,
+    model: *mut mrm_model_h,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that `model` may be written.
+        let out = unsafe { Out::handle(model, "model") }?;
+        // SAFETY: the caller says that the client is open and the path NUL-terminated.
+        let (client, path) = unsafe { (borrow(client, "client")?, self::path(path, "path")?) };
+        // SAFETY: the caller's promise about `options`, passed on.
+        let options = unsafe { open_options(options) }?;
+        hand_out(&out, client.client.open_path_with(path, &options))
+    })
+}
+
+/// Calls `callback` for every model whose name begins with `prefix` (NULL: for every model), in
+/// the order of their names, until it returns false.
+///
+/// Threads: any, at any time; the callback runs on the calling thread.
+///
+/// # Safety
+/// `client` is open; `prefix` is NULL or NUL-terminated; `callback` keeps to `mrm_list_f`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_list(
+    client: mrm_client_ref,
+    prefix: *const c_char,
+    callback: mrm_list_f,
+    user: *mut c_void,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that the client is open and the prefix NUL-terminated.
+        let (client, prefix) =
+            unsafe { (borrow(client, "client")?, optional_text(prefix, "prefix")?) };
+        let callback = callback.ok_or_else(|| null("callback"))?;
+        let rows = client
+            .client
+            .list(prefix.unwrap_or(""))
+            .map_err(|e| Failure::of(&e))?;
+        for row in &rows {
+            let stat = describe(row, None);
+            // SAFETY: the caller's own function, given what its text promises.
+            if !unsafe { callback(&raw const stat, user) } {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Tells what the daemon knows of the model `name`, without opening it. `stat->name` is empty.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// `client` is open; `name` is NUL-terminated; `stat` begins with its size and may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_stat(
+    client: mrm_client_ref,
+    name: *const c_char,
+    stat: *mut mrm_stat_t,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that the client is open and the name NUL-terminated.
+        let (client, name) = unsafe { (borrow(client, "client")?, text(name, "name")?) };
+        let stated = client.client.stat(name).map_err(|e| Failure::of(&e))?;
+        let mut filled = describe(&stated.row, stated.version.map(|version| version.0));
+        filled.name = text_of("");
+        // SAFETY: the caller says that `stat` begins with its size and may be written.
+        unsafe { write_sized(stat, offset_of!(mrm_stat_t, name), filled, "stat") }
+    })
+}
+
+/// The options as Rust has them.
+///
+/// # Safety
+/// `options` is NULL, or begins with its size and has as many bytes; its callback keeps to
+/// `mrm_progress_f`.
+unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOptions<'a>, Failure> {
+    let mut chosen = OpenOptions::new();
+    if options.is_null() {
+        return Ok(chosen);
+    }
+    let absent = mrm_open_options_t {
+        size: 0,
+        wait_ms: MRM_WAIT_DEFAULT,
+        progress: None,
+        user: std::ptr::null_mut(),
+    };
+    let least_bytes = offset_of!(mrm_open_options_t, progress);
+    // SAFETY: this function's own contract; any bytes are a valid mrm_open_options_t.
+    let given = unsafe { read_sized(options, least_bytes, absent, "options") }?;
+    if given.wait_ms != MRM_WAIT_DEFAULT {
+        chosen = chosen.wait(Duration::from_millis(given.wait_ms));
+    }
+    if let Some(callback) = given.progress {
+        let user = given.user;
+        chosen = chosen.on_progress(move |progress| {
+            // SAFETY: the caller's own function with its own pointer, on its own thread.
+            unsafe { callback(progress.loaded_bytes, progress.total_bytes, user) };
+        });
+    }
+    Ok(chosen)
+}
+
+fn hand_out(out: &Out<mrm_model_h>, opened: Result<Model, OpenError>) -> Result<(), Failure> {
+    let model = opened.map_err(|e| Failure::of(&e))?;
+    out.set(give(mrm_model_h_t::new(model)));
+    Ok(())
+}
+
+fn describe(row: &ModelRow, version: Option<u64>) -> mrm_stat_t {
+    let state = match row.state {
+        ModelState::Absent => mrm_state_e::Absent,
+        ModelState::Loading => mrm_state_e::Loading,
+        ModelState::Resident => mrm_state_e::Resident,
+        ModelState::Partial => mrm_state_e::Partial,
+    };
+    mrm_stat_t {
+        size: size_of::<mrm_stat_t>(),
+        name: text_of(row.name.as_str()),
+        bytes: row.bytes,
+        leases: row.leases,
+        version: version.unwrap_or(0),
+        state: state as u32,
+        registered: row.registered,
+        pinned: row.pinned,
+        has_version: version.is_some(),
+    }
+}

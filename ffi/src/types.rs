@@ -1,0 +1,189 @@
+//! The structs and enums of the header. Everything here is plain data.
+//!
+//! Enums are never taken as arguments or stored in structs: a number that a newer library sends
+//! must not be undefined behaviour in an older program. They name the numbers.
+
+use std::ffi::{c_char, c_void};
+
+/// The version of this interface. It changes when a program built against another one would not
+/// work any more, together with the soname.
+pub const MRM_ABI_VERSION: u32 = 0;
+
+/// As `mrm_open_options_t.wait_ms`: wait for 30 seconds.
+pub const MRM_WAIT_DEFAULT: u64 = u64::MAX;
+
+/// UTF-8 text of `len` bytes. Not terminated by NUL; may be empty, and then `data` is not NULL.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_text_t {
+    /// Its first byte.
+    pub data: *const c_char,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+/// Called while an open waits, on the thread that called open: bytes in place so far, bytes of the
+/// whole model, and the `user` pointer of the options. It must return soon, must not call into
+/// this library with the same client, and must not throw or jump out.
+pub type mrm_progress_f =
+    Option<unsafe extern "C" fn(loaded_bytes: u64, total_bytes: u64, user: *mut c_void)>;
+
+/// Options of an open. Start from `MRM_OPEN_OPTIONS_INIT`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_open_options_t {
+    /// `sizeof(mrm_open_options_t)`, so that members can be added at the end.
+    pub size: usize,
+    /// How long to wait for room and for the load, in milliseconds. 0: only what is there at once.
+    pub wait_ms: u64,
+    /// Called with the progress of a load. NULL: not asked for.
+    pub progress: mrm_progress_f,
+    /// Passed to `progress`.
+    pub user: *mut c_void,
+}
+
+/// What a model is. Start from `MRM_MODEL_INFO_INIT`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_model_info_t {
+    /// `sizeof(mrm_model_info_t)`, so that members can be added at the end.
+    pub size: usize,
+    /// The name that it was opened by. Lives as long as the handle.
+    pub name: mrm_text_t,
+    /// The immutable version behind the name: one number for one content, as long as the daemon
+    /// runs.
+    pub version: u64,
+    /// A number of `mrm_kind_e`.
+    pub kind: u32,
+    /// A number of `mrm_origin_e`: what the open cost.
+    pub origin: u32,
+    /// Bytes of all segments.
+    pub bytes: u64,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of segments.
+    pub segments: usize,
+    /// Number of metadata pairs.
+    pub metadata: usize,
+    /// From the daemon's receipt of the open to its reply, in microseconds.
+    pub took_us: u64,
+}
+
+/// One tensor. All pointers live as long as the model handle; all memory is read-only.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_tensor_t {
+    /// Its name.
+    pub name: mrm_text_t,
+    /// A number of `mrm_dtype_e`.
+    pub dtype: u32,
+    /// Number of dimensions; 0 for a scalar.
+    pub rank: u32,
+    /// Its dimensions: `rank` numbers. Not NULL, even for a scalar.
+    pub shape_ptr: *const u64,
+    /// Its elements, little endian, the last dimension contiguous. Aligned only as the file
+    /// aligned them. Not NULL, even without elements.
+    pub data_ptr: *const c_void,
+    /// Length of the elements in bytes.
+    pub bytes: u64,
+    /// Which segment they lie in.
+    pub segment: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Where they begin in that segment.
+    pub offset: u64,
+}
+
+/// One segment: the exact image of one file of the model. Lives as long as the model handle.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_segment_t {
+    /// Name of the file.
+    pub name: mrm_text_t,
+    /// Its first byte. Read-only.
+    pub data_ptr: *const c_void,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// A model as the daemon knows it. Start from `MRM_STAT_INIT`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_stat_t {
+    /// `sizeof(mrm_stat_t)`, so that members can be added at the end.
+    pub size: usize,
+    /// The name. Lives as long as the callback runs; empty when `mrm_client_stat` filled it.
+    pub name: mrm_text_t,
+    /// Bytes of its segments; 0 when not known yet.
+    pub bytes: u64,
+    /// Leases on it, over all sessions.
+    pub leases: u64,
+    /// The version that the next open would get. Only with `has_version`.
+    pub version: u64,
+    /// A number of `mrm_state_e`.
+    pub state: u32,
+    /// Whether the operator registered it.
+    pub registered: bool,
+    /// Whether the operator pinned it.
+    pub pinned: bool,
+    /// Whether `version` is known. Never in a listing.
+    pub has_version: bool,
+}
+
+/// Called for each model of a listing, in the order of their names, with the `user` pointer.
+/// Return false to end the listing. It must not throw or jump out.
+pub type mrm_list_f =
+    Option<unsafe extern "C" fn(model: *const mrm_stat_t, user: *mut c_void) -> bool>;
+
+/// What went wrong last on the calling thread. The pointers live until the next call of this
+/// library that fails on the same thread.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_error_t {
+    /// A number of `mrm_error_e`, or of a newer daemon. 0: nothing went wrong so far.
+    pub number: u32,
+    /// Whether the same call may succeed later with nothing changed.
+    pub retryable: bool,
+    /// Whether the call changed anything in the daemon.
+    pub took_effect: bool,
+    /// The stable name of `number`, in snake case, NUL-terminated.
+    pub name: *const c_char,
+    /// For people: the object, the reason, the remedy. NUL-terminated UTF-8.
+    pub message: *const c_char,
+}
+
+/// What kind of files a model is made of.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mrm_kind_e {
+    /// One file of unknown format: no tensors.
+    Opaque = 0,
+    /// safetensors, in one file or sharded.
+    Safetensors = 1,
+}
+
+/// What an open cost.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mrm_origin_e {
+    /// Everything was resident.
+    Hit = 0,
+    /// Something was loaded for this open.
+    Loaded = 1,
+    /// The load of another open was joined.
+    Joined = 2,
+}
+
+/// Where a model is.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mrm_state_e {
+    /// Nothing of it is in memory.
+    Absent = 0,
+    /// On its way.
+    Loading = 1,
+    /// All of it is in memory.
+    Resident = 2,
+    /// Some segments are in memory.
+    Partial = 3,
+}
