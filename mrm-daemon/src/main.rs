@@ -1,1 +1,91 @@
-fn main() {}
+//! `mrmd`: reads its settings, takes its runtime directory, and serves.
+
+use mrm_daemon::config::{Cli, Loaded};
+use mrm_daemon::runtime::{Activated, ClaimError, OpenFiles, RuntimeDir};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+mod logging;
+
+/// Exit status besides 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Failure {
+    /// It could not serve, or stopped to.
+    Failed = 1,
+    /// The configuration is wrong. Clap exits with the same for a wrong flag.
+    BadConfiguration = 2,
+    /// The runtime directory is another daemon's.
+    AlreadyRunning = 3,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|refused| refused.exit());
+    match start(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((failure, message)) => {
+            // A closed standard error is no reason for another status.
+            let _ = writeln!(io::stderr(), "mrmd: {message}");
+            ExitCode::from(failure as u8)
+        }
+    }
+}
+
+type Outcome = Result<(), (Failure, String)>;
+
+fn start(cli: &Cli) -> Outcome {
+    if cli.man {
+        return print(&manual().map_err(failed)?);
+    }
+    if let Some(shell) = cli.completions {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut Cli::description(), "mrmd", &mut text);
+        return print(&text);
+    }
+    let loaded = cli
+        .load()
+        .map_err(|error| (Failure::BadConfiguration, error.to_string()))?;
+    if cli.check {
+        return print(loaded.to_toml().as_bytes());
+    }
+    logging::init(loaded.config.log_level, loaded.config.log_format).map_err(failed)?;
+    serve(cli, loaded)
+}
+
+fn serve(_cli: &Cli, loaded: Loaded) -> Outcome {
+    // First of all, so that nothing else can get the numbers of passed descriptors.
+    let activated = Activated::from_environment().map_err(failed)?;
+    let files = OpenFiles::raise();
+    tracing::debug!(soft = files.soft, hard = files.hard, "limit of open files");
+    let runtime = RuntimeDir::claim(&loaded.config.runtime_dir).map_err(|error| {
+        let failure = match error {
+            ClaimError::AlreadyRunning { .. } => Failure::AlreadyRunning,
+            ClaimError::Unfit { .. } | ClaimError::Occupied { .. } | ClaimError::Io { .. } => {
+                Failure::Failed
+            }
+        };
+        (failure, error.to_string())
+    })?;
+    let _runtime = runtime.with_activated(activated);
+    Err((Failure::Failed, "not wired".to_owned()))
+}
+
+fn manual() -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::description())
+        .section("8")
+        .render(&mut page)?;
+    Ok(page)
+}
+
+fn print(text: &[u8]) -> Outcome {
+    match io::stdout().write_all(text) {
+        // Whoever closed the pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(failed),
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> (Failure, String) {
+    (Failure::Failed, error.to_string())
+}

@@ -1,8 +1,198 @@
-//! (being written)
+//! The runtime directory: who may serve in it, its sockets, and the service manager.
+//!
+//! Whoever holds the lock on `mrmd.lock` is the daemon of the directory. The lock dies with its
+//! process, so that what a killed daemon left behind is taken over, and a living one is never
+//! disturbed: sockets are removed and made only under the lock.
+//!
+//! ```
+//! use mrm_daemon::config::SocketMode;
+//! use mrm_daemon::runtime::{ClaimError, RuntimeDir};
+//!
+//! let parent = tempfile::tempdir()?;
+//! let mut runtime = RuntimeDir::claim(&parent.path().join("mrm"))?;
+//! let status = runtime.status_listener()?;
+//! assert!(runtime.path().join("status.sock").exists());
+//!
+//! let second = RuntimeDir::claim(runtime.path());
+//! assert!(matches!(second, Err(ClaimError::AlreadyRunning { pid: Some(_), .. })));
+//! drop(runtime);
+//! assert!(!parent.path().join("mrm").exists());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-/// Client socket's name.
+use crate::config::{Group, SocketMode};
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+mod activation;
+mod directory;
+mod lock;
+mod notify;
+mod open_files;
+mod sockets;
+#[cfg(test)]
+mod tests;
+
+pub use activation::{Activated, ActivationError};
+pub use notify::Notifier;
+pub use open_files::{OPEN_FILES_WANTED_MIN, OpenFiles};
+pub use sockets::ClientListener;
+
+/// Name of the socket of clients.
 pub const CLIENT_SOCKET: &str = "mrmd.sock";
-/// Status socket's name.
+/// Name of the socket of the status server.
 pub const STATUS_SOCKET: &str = "status.sock";
-/// Lock file's name.
+/// Name of the file whose lock makes a process the daemon.
 pub const LOCK_FILE: &str = "mrmd.lock";
+/// The status socket is open to all who reach the directory; its verbs ask for credentials.
+const STATUS_SOCKET_MODE: SocketMode = SocketMode::DEFAULT;
+
+/// A directory in which this process is the daemon.
+///
+/// Dropping it removes the sockets that it bound, the lock file, and the directory if it made it.
+#[derive(Debug)]
+pub struct RuntimeDir {
+    // Fields drop in this order: sockets while the lock is held, the directory last.
+    sockets: Vec<sockets::SocketFile>,
+    lock: lock::Lock,
+    directory: directory::Directory,
+    activated: Activated,
+}
+
+/// Why a directory could not be claimed or a socket not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another daemon holds the lock.
+    #[error("another mrmd{} serves in {}; stop it, or choose another --runtime-dir", by(*.pid), .path.display())]
+    AlreadyRunning {
+        /// The directory.
+        path: PathBuf,
+        /// Of the other daemon; `None` in the instant before it has written it.
+        pid: Option<u32>,
+    },
+    /// The directory could be tampered with by others, or is none.
+    #[error("{} cannot be the runtime directory: {reason}; {remedy}", .path.display())]
+    Unfit {
+        /// The directory.
+        path: PathBuf,
+        /// Which rule it breaks.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Something else is where a socket belongs.
+    #[error("{} is occupied: {reason}; {remedy}", .path.display())]
+    Occupied {
+        /// The socket.
+        path: PathBuf,
+        /// By what.
+        reason: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The system refused a step.
+    #[error("cannot {step} {}: {source}", .path.display())]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl RuntimeDir {
+    /// Makes this process the daemon of `path`, which is made if its parent exists.
+    ///
+    /// # Errors
+    /// When another daemon has it, or others could tamper with it.
+    pub fn claim(path: &Path) -> Result<Self, ClaimError> {
+        let (directory, lock) = lock::claim(path)?;
+        Ok(Self {
+            sockets: Vec::new(),
+            lock,
+            directory,
+            activated: Activated::default(),
+        })
+    }
+
+    /// Serves on the sockets of a service manager where there are some.
+    #[must_use]
+    pub fn with_activated(mut self, activated: Activated) -> Self {
+        self.activated = activated;
+        self
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The listener of clients: the service manager's, or else one bound here.
+    ///
+    /// Needs the context of a tokio runtime.
+    ///
+    /// # Errors
+    /// When the socket is occupied, or the system refuses.
+    pub fn client_listener(
+        &mut self,
+        mode: SocketMode,
+        group: Option<&Group>,
+    ) -> Result<ClientListener, ClaimError> {
+        let path = self.path().join(CLIENT_SOCKET);
+        let listener = match self.activated.clients.take() {
+            Some(listener) => listener,
+            None => {
+                if let Some(group) = group {
+                    self.directory.admit(group)?;
+                }
+                self.bind(&path, mode, group)?
+            }
+        };
+        ClientListener::new(listener).map_err(io_error("listen on", &path))
+    }
+
+    /// The listener of the status server, not blocking, for any runtime to adopt.
+    ///
+    /// # Errors
+    /// When the socket is occupied, or the system refuses.
+    pub fn status_listener(&mut self) -> Result<UnixListener, ClaimError> {
+        let path = self.path().join(STATUS_SOCKET);
+        let listener = match self.activated.status.take() {
+            Some(listener) => listener,
+            None => self.bind(&path, STATUS_SOCKET_MODE, None)?,
+        };
+        listener
+            .set_nonblocking(true)
+            .map_err(io_error("listen on", &path))?;
+        Ok(listener)
+    }
+
+    fn bind(
+        &mut self,
+        path: &Path,
+        mode: SocketMode,
+        group: Option<&Group>,
+    ) -> Result<UnixListener, ClaimError> {
+        debug_assert!(
+            self.lock.is_held(),
+            "sockets are touched under the lock only"
+        );
+        sockets::remove_stale(path)?;
+        let (listener, file) = sockets::bind(path, mode, group)?;
+        self.sockets.push(file);
+        Ok(listener)
+    }
+}
+
+fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ClaimError {
+    let path = path.to_owned();
+    move |source| ClaimError::Io { step, path, source }
+}
+
+fn by(pid: Option<u32>) -> String {
+    pid.map_or(String::new(), |pid| format!(" (pid {pid})"))
+}

@@ -72,14 +72,16 @@ impl Cli {
 
 impl Args for SettingFlags {
     fn augment_args(command: Command) -> Command {
-        command.next_help_heading("Settings").args(SETTINGS.iter().map(|row| {
-            Arg::new(row.path)
-                .long(row.flag)
-                .value_name(row.value_name())
-                .help(row.help)
-                .action(ArgAction::Set)
-                .allow_hyphen_values(true)
-        }))
+        command
+            .next_help_heading("Settings")
+            .args(SETTINGS.iter().map(|row| {
+                Arg::new(row.path)
+                    .long(row.flag)
+                    .value_name(row.value_name())
+                    .help(row.help)
+                    .action(ArgAction::Set)
+                    .allow_hyphen_values(true)
+            }))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -96,7 +98,9 @@ impl FromArgMatches for SettingFlags {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         let given = |row: &super::setting::Setting| {
-            matches.get_one::<String>(row.path).map(|text| (row.key, text.clone()))
+            matches
+                .get_one::<String>(row.path)
+                .map(|text| (row.key, text.clone()))
         };
         self.0 = SETTINGS.iter().filter_map(given).collect();
         Ok(())
@@ -114,7 +118,13 @@ mod tests {
 
     #[test]
     fn flags_are_read_and_repeats_of_one_setting_are_refused() {
-        let cli = Cli::from_args(["mrmd", "--load-threads=4", "--model", "a=/a", "--model=b=/b"]);
+        let cli = Cli::from_args([
+            "mrmd",
+            "--load-threads=4",
+            "--model",
+            "a=/a",
+            "--model=b=/b",
+        ]);
         let cli = cli.unwrap();
         assert_eq!(cli.flag(Key::LoadThreads), Some("4"));
         assert_eq!(cli.flag(Key::LoadForeignThreads), None);

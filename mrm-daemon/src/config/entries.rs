@@ -36,19 +36,24 @@ impl Row<'_> {
             if !known.contains(&name) {
                 let place = self.document.place(key.span().start);
                 let full = format!("{}.{name}", self.list);
-                self.problems.push(unknown_among(name, known).at(place, &full, None));
+                self.problems
+                    .push(unknown_among(name, known).at(place, &full, None));
             }
         }
     }
 
     fn place_of(&self, key: &str) -> Place {
         let found = self.table.get_key_value(key);
-        found.map_or_else(|| self.place.clone(), |(k, _)| self.document.place(k.span().start))
+        found.map_or_else(
+            || self.place.clone(),
+            |(k, _)| self.document.place(k.span().start),
+        )
     }
 
     fn problem(&mut self, key: &str, value: Option<String>, wrong: Wrong) {
         let place = self.place_of(key);
-        self.problems.push(wrong.at(place, &format!("{}.{key}", self.list), value));
+        self.problems
+            .push(wrong.at(place, &format!("{}.{key}", self.list), value));
     }
 
     /// The parsed string at `key`; a missing one is a problem when `required`.
@@ -81,7 +86,9 @@ impl Row<'_> {
     }
 
     fn boolean(&mut self, key: &str) -> bool {
-        let Some(value) = self.table.get(key).map(toml::Spanned::get_ref) else { return false };
+        let Some(value) = self.table.get(key).map(toml::Spanned::get_ref) else {
+            return false;
+        };
         value.as_bool().unwrap_or_else(|| {
             let reason = format!("has the type {}", value.type_str());
             self.problem(key, None, Wrong::new(reason, "give true or false"));
@@ -102,7 +109,15 @@ pub(super) fn models_of_file(
         let name = row.string("name", true, model_name);
         let path = row.string("path", true, absolute);
         let (pin, eager) = (row.boolean("pin"), row.boolean("eager"));
-        Some((ModelEntry { name: name?, path: path?, pin, eager }, row.place_of("name")))
+        Some((
+            ModelEntry {
+                name: name?,
+                path: path?,
+                pin,
+                eager,
+            },
+            row.place_of("name"),
+        ))
     })
 }
 
@@ -117,7 +132,13 @@ pub(super) fn catalogues_of_file(
         row.refuse_unknown(CATALOGUE_KEYS);
         let root = row.string("root", true, absolute);
         let prefix = row.string("prefix", false, model_name);
-        Some((CatalogueEntry { root: root?, prefix }, row.place_of("root")))
+        Some((
+            CatalogueEntry {
+                root: root?,
+                prefix,
+            },
+            row.place_of("root"),
+        ))
     })
 }
 
@@ -139,7 +160,13 @@ fn rows<T>(
         let place = document.place(item.span().start);
         match item.get_ref().as_table() {
             Some(table) => {
-                found.extend(read(&mut Row { document, list, place, table, problems }));
+                found.extend(read(&mut Row {
+                    document,
+                    list,
+                    place,
+                    table,
+                    problems,
+                }));
             }
             None => problems.push(not_list().at(place, list, None)),
         }
@@ -167,7 +194,12 @@ pub(super) fn catalogues_of_texts<'a>(
     place: &Place,
     problems: &mut Vec<Problem>,
 ) -> Vec<(CatalogueEntry, Place)> {
-    let parse = |text: &str| Ok(CatalogueEntry { root: absolute(text)?, prefix: None });
+    let parse = |text: &str| {
+        Ok(CatalogueEntry {
+            root: absolute(text)?,
+            prefix: None,
+        })
+    };
     of_texts(texts, place, CATALOGUES_FLAG, problems, parse)
 }
 
@@ -190,7 +222,10 @@ fn of_texts<'a, T>(
 
 fn model_name(text: &str) -> Result<ModelName, Wrong> {
     ModelName::new(text).map_err(|error| {
-        Wrong::new(error.to_string(), "give a plain relative name, for example \"org/bert\"")
+        Wrong::new(
+            error.to_string(),
+            "give a plain relative name, for example \"org/bert\"",
+        )
     })
 }
 
@@ -201,7 +236,11 @@ pub(super) fn unique_models(
 ) -> Vec<ModelEntry> {
     let key = |entry: &ModelEntry| entry.name.clone();
     unique(entries, problems, key, |entry| {
-        ("model.name", entry.name.to_string(), "give each model a name of its own")
+        (
+            "model.name",
+            entry.name.to_string(),
+            "give each model a name of its own",
+        )
     })
 }
 
@@ -213,7 +252,11 @@ pub(super) fn unique_catalogues(
     let key = |entry: &CatalogueEntry| (tidy(&entry.root), entry.prefix.clone());
     unique(entries, problems, key, |entry| {
         let root = entry.root.display().to_string();
-        ("catalogue.root", root, "remove one of the two, or give them different prefixes")
+        (
+            "catalogue.root",
+            root,
+            "remove one of the two, or give them different prefixes",
+        )
     })
 }
 

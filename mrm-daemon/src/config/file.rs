@@ -58,8 +58,9 @@ pub(super) fn read(document: Document<'_>, problems: &mut Vec<Problem>) -> FileL
                     Some(entries::models_of_file(document, place, value, problems));
             }
             (CATALOGUES_KEY, value) => {
-                layer.entries.catalogues =
-                    Some(entries::catalogues_of_file(document, place, value, problems));
+                layer.entries.catalogues = Some(entries::catalogues_of_file(
+                    document, place, value, problems,
+                ));
             }
             (name, DeValue::Table(table)) if is_table(name) => {
                 for (key, value) in table.iter() {
@@ -77,7 +78,9 @@ pub(super) fn read(document: Document<'_>, problems: &mut Vec<Problem>) -> FileL
 }
 
 fn is_table(name: &str) -> bool {
-    SETTINGS.iter().any(|row| row.table_and_name().0 == name && !name.is_empty())
+    SETTINGS
+        .iter()
+        .any(|row| row.table_and_name().0 == name && !name.is_empty())
 }
 
 fn scalar(
@@ -90,8 +93,15 @@ fn scalar(
 ) {
     let name = key.get_ref().as_ref();
     let place = document.place(key.span().start);
-    let Some(row) = SETTINGS.iter().find(|row| row.table_and_name() == (table, name)) else {
-        let full = if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") };
+    let Some(row) = SETTINGS
+        .iter()
+        .find(|row| row.table_and_name() == (table, name))
+    else {
+        let full = if table.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{table}.{name}")
+        };
         problems.push(unknown(table, name).at(place, &full, None));
         return;
     };
@@ -105,9 +115,12 @@ fn scalar(
 pub(super) fn given(value: &DeValue<'_>, place: Place) -> Result<Given, Wrong> {
     let (text, form) = match value {
         DeValue::String(text) => (text.to_string(), Form::Quoted),
-        DeValue::Integer(number) => {
-            (number.as_str().to_owned(), Form::Integer { radix: number.radix() })
-        }
+        DeValue::Integer(number) => (
+            number.as_str().to_owned(),
+            Form::Integer {
+                radix: number.radix(),
+            },
+        ),
         DeValue::Float(_)
         | DeValue::Boolean(_)
         | DeValue::Datetime(_)
@@ -131,10 +144,17 @@ fn unknown(table: &str, name: &str) -> Wrong {
         return Wrong::new("is not a setting of this table", remedy);
     }
     let here = SETTINGS.iter().map(|row| row.table_and_name());
-    let here = here.filter(|(home, _)| *home == table).map(|(_, name)| name);
+    let here = here
+        .filter(|(home, _)| *home == table)
+        .map(|(_, name)| name);
     let mut names: Vec<&str> = here.collect();
     if table.is_empty() {
-        names.extend(SETTINGS.iter().map(|row| row.table_and_name().0).filter(|t| !t.is_empty()));
+        names.extend(
+            SETTINGS
+                .iter()
+                .map(|row| row.table_and_name().0)
+                .filter(|t| !t.is_empty()),
+        );
         names.extend([MODELS_KEY, CATALOGUES_KEY]);
     }
     unknown_among(name, &names)

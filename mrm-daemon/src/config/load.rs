@@ -10,6 +10,7 @@ use super::setting::{
 };
 use super::values::{self, Form, Given, Reader};
 use super::{CatalogueEntry, Config, Limits, Load, LogFormat, LogLevel, ModelEntry, Size};
+use crate::memory::available::Probe;
 use crate::runtime::STATUS_SOCKET;
 use std::ffi::OsString;
 use std::io::{self, Read as _};
@@ -66,7 +67,23 @@ impl Facts {
 }
 
 fn gid_of_host(name: &str) -> Option<u32> {
-    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+    nix::unistd::Group::from_name(name)
+        .ok()
+        .flatten()
+        .map(|group| group.gid.as_raw())
+}
+
+impl Cli {
+    /// [`load`]s with the environment and the memory of this process, at the start and again on
+    /// a reload.
+    ///
+    /// # Errors
+    /// Every problem of every key, together.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        let usable_bytes = Probe::default().limit().bytes;
+        let facts = Facts::of_this_process(usable_bytes);
+        load(self, &|name| std::env::var_os(name), &facts)
+    }
 }
 
 /// Gathers flags, environment and file, and validates what is in force.
@@ -90,7 +107,10 @@ pub fn load(
     let (lists, models, catalogues) = lists(cli, environment, layer.entries, &mut problems);
 
     let given = |key: Key| scalars[key as usize].clone();
-    let mut reader = Reader { given: &given, problems: &mut problems };
+    let mut reader = Reader {
+        given: &given,
+        problems: &mut problems,
+    };
     let mut config = build(&mut reader, environment, facts);
     (config.models, config.catalogues) = lists;
 
@@ -99,7 +119,13 @@ pub fn load(
         return Err(ConfigError { problems });
     }
     let scalars = scalars.map(|given| given.map_or(Origin::Default, |given| given.place.origin()));
-    Ok(Loaded { config, file, scalars, models, catalogues })
+    Ok(Loaded {
+        config,
+        file,
+        scalars,
+        models,
+        catalogues,
+    })
 }
 
 fn config_file(cli: &Cli, environment: Environment<'_>, facts: &Facts) -> Option<(PathBuf, Place)> {
@@ -110,7 +136,9 @@ fn config_file(cli: &Cli, environment: Environment<'_>, facts: &Facts) -> Option
         return Some((path.into(), Place::Environment(CONFIG_ENV)));
     }
     let default = &facts.default_file;
-    default.exists().then(|| (default.clone(), Place::WholeFile(default.clone())))
+    default
+        .exists()
+        .then(|| (default.clone(), Place::WholeFile(default.clone())))
 }
 
 fn read_file(
@@ -137,9 +165,12 @@ fn read_file(
 fn read_text(path: &Path) -> io::Result<String> {
     let file = std::fs::File::open(path)?;
     let mut text = String::new();
-    file.take(CONFIG_FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    file.take(CONFIG_FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)?;
     if text.len() as u64 > CONFIG_FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("it has over {CONFIG_FILE_BYTES_MAX} bytes")));
+        return Err(io::Error::other(format!(
+            "it has over {CONFIG_FILE_BYTES_MAX} bytes"
+        )));
     }
     Ok(text)
 }
@@ -156,7 +187,13 @@ fn gather(
         all[key as usize] = Some(given);
     }
     for row in &SETTINGS {
-        let bare = |text: String, place| Some(Given { text, form: Form::Bare, place });
+        let bare = |text: String, place| {
+            Some(Given {
+                text,
+                form: Form::Bare,
+                place,
+            })
+        };
         if let Some(text) = cli.flag(row.key) {
             all[row.key as usize] = bare(text.to_owned(), Place::Flag(row.flag));
         } else if let Some(text) = variable(environment, row.env, row.path, problems) {
@@ -197,14 +234,20 @@ fn lists(
     if !cli.models.is_empty() {
         let texts = cli.models.iter().map(String::as_str);
         models_origin = Origin::Flag;
-        models = Some(entries::models_of_texts(texts, &Place::Flag(MODELS_FLAG), problems));
+        models = Some(entries::models_of_texts(
+            texts,
+            &Place::Flag(MODELS_FLAG),
+            problems,
+        ));
     } else if let Some(text) = variable(environment, MODELS_ENV, MODELS_KEY, problems) {
         let place = Place::Environment(MODELS_ENV);
         models_origin = Origin::Environment;
         models = Some(entries::models_of_texts(parts(&text), &place, problems));
     }
     let mut catalogues = file.catalogues;
-    let mut catalogues_origin = catalogues.as_ref().map_or(Origin::Default, |_| Origin::File);
+    let mut catalogues_origin = catalogues
+        .as_ref()
+        .map_or(Origin::Default, |_| Origin::File);
     if !cli.catalogues.is_empty() {
         let (texts, place) = (cli.catalogues.iter(), Place::Flag(CATALOGUES_FLAG));
         let texts = texts.map(String::as_str);
@@ -226,9 +269,11 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
 
 fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -> Config {
     let usable = facts.usable_bytes;
-    let budget = reader.read(Key::HostBudgetBytes, Size::Percent(50).of(usable), |given| {
-        budget(values::size(given)?, usable)
-    });
+    let budget = reader.read(
+        Key::HostBudgetBytes,
+        Size::Percent(50).of(usable),
+        |given| budget(values::size(given)?, usable),
+    );
     let runtime_dir = runtime_dir(reader, environment, facts);
     let default = Config::with_defaults(runtime_dir, budget);
     let group = |given: &Given| values::group(given, facts.gid_of).map(Some);
@@ -273,7 +318,10 @@ fn budget(size: Size, usable_bytes: u64) -> Result<u64, Wrong> {
     }
     if bytes > usable_bytes {
         let reason = format!("over the {usable_bytes} bytes that this process may use");
-        return Err(Wrong::new(reason, "give less, or raise the memory limit of its cgroup"));
+        return Err(Wrong::new(
+            reason,
+            "give less, or raise the memory limit of its cgroup",
+        ));
     }
     Ok(bytes)
 }
@@ -296,14 +344,18 @@ fn runtime_dir(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Fa
         }
         Some(xdg) => {
             let shown = xdg.to_string_lossy().into_owned();
-            let path = xdg.into_string().map_err(|_| Wrong::new("not UTF-8", "set --runtime-dir"));
+            let path = xdg
+                .into_string()
+                .map_err(|_| Wrong::new("not UTF-8", "set --runtime-dir"));
             match path.and_then(|xdg| fits(values::absolute(&xdg)?.join("mrm"))) {
                 Ok(dir) => return dir,
                 Err(wrong) => (wrong, Some(shown)),
             }
         }
     };
-    let place = value.as_ref().map_or(Place::Default, |_| Place::Environment("XDG_RUNTIME_DIR"));
+    let place = value
+        .as_ref()
+        .map_or(Place::Default, |_| Place::Environment("XDG_RUNTIME_DIR"));
     reader.problems.push(wrong.at(place, row.path, value));
     PathBuf::new()
 }
@@ -314,7 +366,10 @@ fn fits(dir: PathBuf) -> Result<PathBuf, Wrong> {
     if longest > SOCKET_PATH_BYTES_MAX {
         let most = SOCKET_PATH_BYTES_MAX - STATUS_SOCKET.len() - 1;
         let reason = "too long for the address of a Unix socket";
-        return Err(Wrong::new(reason, format!("give a path of at most {most} bytes")));
+        return Err(Wrong::new(
+            reason,
+            format!("give a path of at most {most} bytes"),
+        ));
     }
     Ok(dir)
 }

@@ -213,7 +213,10 @@ impl Default for Limits {
 
 impl Default for Load {
     fn default() -> Self {
-        Self { threads: 2, foreign_threads: 2 }
+        Self {
+            threads: 2,
+            foreign_threads: 2,
+        }
     }
 }
 
@@ -221,7 +224,12 @@ impl ModelEntry {
     /// An entry that is neither pinned nor eager.
     #[must_use]
     pub fn new(name: ModelName, path: PathBuf) -> Self {
-        Self { name, path, pin: false, eager: false }
+        Self {
+            name,
+            path,
+            pin: false,
+            eager: false,
+        }
     }
 }
 
@@ -232,7 +240,11 @@ impl SocketMode {
     /// `None` when `bits` has more than permission bits.
     #[must_use]
     pub const fn new(bits: u32) -> Option<Self> {
-        if bits <= 0o777 { Some(Self(bits)) } else { None }
+        if bits <= 0o777 {
+            Some(Self(bits))
+        } else {
+            None
+        }
     }
 
     /// The bits.

@@ -70,12 +70,21 @@ pub(super) struct Wrong {
 
 impl Wrong {
     pub(super) fn new(reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { reason: reason.into(), remedy: remedy.into() }
+        Self {
+            reason: reason.into(),
+            remedy: remedy.into(),
+        }
     }
 
     pub(super) fn at(self, place: Place, key: &str, value: Option<String>) -> Problem {
         let Self { reason, remedy } = self;
-        Problem { place, key: key.to_owned(), value, reason, remedy }
+        Problem {
+            place,
+            key: key.to_owned(),
+            value,
+            reason,
+            remedy,
+        }
     }
 }
 
@@ -138,7 +147,9 @@ pub(super) fn closest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> 
         .map(|name| (distance(wrong, name), name))
         // A key without its unit (`host_budget`) is the commonest slip.
         .map(|(far, name)| {
-            let lacks_unit = name.strip_prefix(wrong).is_some_and(|rest| rest.starts_with('_'));
+            let lacks_unit = name
+                .strip_prefix(wrong)
+                .is_some_and(|rest| rest.starts_with('_'));
             if lacks_unit { (0, name) } else { (far, name) }
         })
         .filter(|(far, name)| *far <= 1 + longest.min(name.len()) / 4)
@@ -180,7 +191,10 @@ fn count(problems: &[Problem]) -> String {
 }
 
 fn list(problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+    problems
+        .iter()
+        .map(|problem| format!("\n  {problem}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -200,7 +214,12 @@ mod tests {
 
     #[test]
     fn edits_are_counted() {
-        for (a, b, n) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("ab", "ba", 2)] {
+        for (a, b, n) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("kitten", "sitting", 3),
+            ("ab", "ba", 2),
+        ] {
             assert_eq!(distance(a, b), n, "{a} {b}");
         }
     }

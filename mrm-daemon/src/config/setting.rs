@@ -61,7 +61,10 @@ pub(super) const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trac
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
 
 const DAY_MS: u64 = 86_400_000;
-const SESSIONS: Kind = Kind::Integer { min: 1, max: 65_536 };
+const SESSIONS: Kind = Kind::Integer {
+    min: 1,
+    max: 65_536,
+};
 const THREADS: Kind = Kind::Integer { min: 1, max: 256 };
 
 const fn setting(
@@ -70,7 +73,14 @@ const fn setting(
     kind: Kind,
     help: &'static str,
 ) -> Setting {
-    Setting { key, path, flag, env, kind, help }
+    Setting {
+        key,
+        path,
+        flag,
+        env,
+        kind,
+        help,
+    }
 }
 
 /// In the order of the file, tables last.
@@ -103,7 +113,11 @@ pub(super) const SETTINGS: [Setting; 17] = [
     ),
     setting(
         Key::HostBudgetBytes,
-        ["host_budget_bytes", "host-budget-bytes", "MRM_HOST_BUDGET_BYTES"],
+        [
+            "host_budget_bytes",
+            "host-budget-bytes",
+            "MRM_HOST_BUDGET_BYTES",
+        ],
         Kind::Size,
         "Most host memory for models: bytes, \"8GiB\", or \"50%\" of what this process may use \
          [default: 50%]",
@@ -111,13 +125,19 @@ pub(super) const SETTINGS: [Setting; 17] = [
     setting(
         Key::RevalidateMs,
         ["revalidate_ms", "revalidate-ms", "MRM_REVALIDATE_MS"],
-        Kind::Integer { min: 0, max: DAY_MS },
+        Kind::Integer {
+            min: 0,
+            max: DAY_MS,
+        },
         "How long a registered file is taken to be unchanged [default: 1000]",
     ),
     setting(
         Key::DrainMs,
         ["drain_ms", "drain-ms", "MRM_DRAIN_MS"],
-        Kind::Integer { min: 0, max: DAY_MS },
+        Kind::Integer {
+            min: 0,
+            max: DAY_MS,
+        },
         "How long a drain waits for sessions to end [default: 30000]",
     ),
     setting(
@@ -134,7 +154,11 @@ pub(super) const SETTINGS: [Setting; 17] = [
     ),
     setting(
         Key::SessionsMax,
-        ["limits.sessions_max", "limits-sessions-max", "MRM_LIMITS_SESSIONS_MAX"],
+        [
+            "limits.sessions_max",
+            "limits-sessions-max",
+            "MRM_LIMITS_SESSIONS_MAX",
+        ],
         SESSIONS,
         "Most sessions at a time [default: 1024]",
     ),
@@ -150,14 +174,28 @@ pub(super) const SETTINGS: [Setting; 17] = [
     ),
     setting(
         Key::WaitingMax,
-        ["limits.waiting_max", "limits-waiting-max", "MRM_LIMITS_WAITING_MAX"],
-        Kind::Integer { min: 0, max: 65_536 },
+        [
+            "limits.waiting_max",
+            "limits-waiting-max",
+            "MRM_LIMITS_WAITING_MAX",
+        ],
+        Kind::Integer {
+            min: 0,
+            max: 65_536,
+        },
         "Most opens that wait for room at a time [default: 1024]",
     ),
     setting(
         Key::IdleHelloMs,
-        ["limits.idle_hello_ms", "limits-idle-hello-ms", "MRM_LIMITS_IDLE_HELLO_MS"],
-        Kind::Integer { min: 1, max: DAY_MS },
+        [
+            "limits.idle_hello_ms",
+            "limits-idle-hello-ms",
+            "MRM_LIMITS_IDLE_HELLO_MS",
+        ],
+        Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+        },
         "How long a connection may stay silent before its hello [default: 5000]",
     ),
     setting(
@@ -167,13 +205,23 @@ pub(super) const SETTINGS: [Setting; 17] = [
             "limits-open-wait-ms-default",
             "MRM_LIMITS_OPEN_WAIT_MS_DEFAULT",
         ],
-        Kind::Integer { min: 0, max: WAIT_MS_MAX },
+        Kind::Integer {
+            min: 0,
+            max: WAIT_MS_MAX,
+        },
         "How long an open waits when the client does not say [default: 30000]",
     ),
     setting(
         Key::WriteStallMs,
-        ["limits.write_stall_ms", "limits-write-stall-ms", "MRM_LIMITS_WRITE_STALL_MS"],
-        Kind::Integer { min: 1, max: DAY_MS },
+        [
+            "limits.write_stall_ms",
+            "limits-write-stall-ms",
+            "MRM_LIMITS_WRITE_STALL_MS",
+        ],
+        Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+        },
         "How long a client may leave its replies unread [default: 10000]",
     ),
     setting(
@@ -184,7 +232,11 @@ pub(super) const SETTINGS: [Setting; 17] = [
     ),
     setting(
         Key::LoadForeignThreads,
-        ["load.foreign_threads", "load-foreign-threads", "MRM_LOAD_FOREIGN_THREADS"],
+        [
+            "load.foreign_threads",
+            "load-foreign-threads",
+            "MRM_LOAD_FOREIGN_THREADS",
+        ],
         THREADS,
         "Threads that read files whose descriptors clients passed [default: 2]",
     ),

@@ -14,11 +14,17 @@ impl Loaded {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut out = String::new();
-        let from = self.file.as_ref().map_or("no file was read".to_owned(), |path| {
-            // A control character in the file's own name must not end the comment.
-            format!("file: {}", path.display().to_string().escape_debug())
-        });
-        line(&mut out, &format!("# effective configuration of mrmd; {from}"));
+        let from = self
+            .file
+            .as_ref()
+            .map_or("no file was read".to_owned(), |path| {
+                // A control character in the file's own name must not end the comment.
+                format!("file: {}", path.display().to_string().escape_debug())
+            });
+        line(
+            &mut out,
+            &format!("# effective configuration of mrmd; {from}"),
+        );
         let mut table = "";
         for row in &SETTINGS {
             let (home, name) = row.table_and_name();
@@ -53,16 +59,25 @@ impl Loaded {
             line(out, &format!("\n[[{list}]]  # from {}", origin.as_str()));
         };
         if self.config.models.is_empty() {
-            line(out, &format!("\n# no [[model]]  # from {}", self.models.as_str()));
+            line(
+                out,
+                &format!("\n# no [[model]]  # from {}", self.models.as_str()),
+            );
         }
         for model in &self.config.models {
             head(out, "model", self.models);
             line(out, &format!("name = {}", quoted(model.name.as_str())));
             line(out, &format!("path = {}", quoted_path(&model.path)));
-            line(out, &format!("pin = {}\neager = {}", model.pin, model.eager));
+            line(
+                out,
+                &format!("pin = {}\neager = {}", model.pin, model.eager),
+            );
         }
         if self.config.catalogues.is_empty() {
-            line(out, &format!("\n# no [[catalogue]]  # from {}", self.catalogues.as_str()));
+            line(
+                out,
+                &format!("\n# no [[catalogue]]  # from {}", self.catalogues.as_str()),
+            );
         }
         for catalogue in &self.config.catalogues {
             head(out, "catalogue", self.catalogues);

@@ -68,7 +68,9 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let text = text.trim();
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         let (digits, unit) = text.split_at(end);
         if digits.is_empty() {
             return Err(SizeError::NotNumber);
@@ -83,7 +85,10 @@ impl FromStr for Size {
             unit => {
                 let known = UNITS.iter().find(|(name, _)| *name == unit);
                 let (_, bytes) = known.ok_or_else(|| SizeError::Unit(unit.to_owned()))?;
-                number.checked_mul(*bytes).map(Self::Bytes).ok_or(SizeError::TooLarge)
+                number
+                    .checked_mul(*bytes)
+                    .map(Self::Bytes)
+                    .ok_or(SizeError::TooLarge)
             }
         }
     }

@@ -38,12 +38,15 @@ impl Reader<'_> {
         default: T,
         parse: impl FnOnce(&Given) -> Result<T, Wrong>,
     ) -> T {
-        let Some(given) = (self.given)(key) else { return default };
+        let Some(given) = (self.given)(key) else {
+            return default;
+        };
         match parse(&given) {
             Ok(value) => value,
             Err(wrong) => {
                 let row = key.setting();
-                self.problems.push(wrong.at(given.place, row.path, Some(given.text)));
+                self.problems
+                    .push(wrong.at(given.place, row.path, Some(given.text)));
                 default
             }
         }
@@ -80,7 +83,10 @@ fn integer(row: &Setting, given: &Given) -> Result<u64, Wrong> {
 /// `host_budget_bytes`.
 pub(super) fn size(given: &Given) -> Result<Size, Wrong> {
     let wrong = |reason: String| {
-        Wrong::new(reason, "write for example \"8GiB\", \"50%\" or a plain number of bytes")
+        Wrong::new(
+            reason,
+            "write for example \"8GiB\", \"50%\" or a plain number of bytes",
+        )
     };
     match given.form {
         Form::Bare | Form::Quoted => given.text.parse().map_err(|e| wrong(format!("{e}"))),
@@ -101,16 +107,18 @@ pub(super) fn mode(given: &Given) -> Result<SocketMode, Wrong> {
     };
     let plain = digits.chars().all(|c| c.is_digit(8));
     let bits = u32::from_str_radix(digits, 8).ok().filter(|_| plain);
-    bits.and_then(SocketMode::new).ok_or_else(|| {
-        Wrong::new("not the permission bits of a socket", remedy)
-    })
+    bits.and_then(SocketMode::new)
+        .ok_or_else(|| Wrong::new("not the permission bits of a socket", remedy))
 }
 
 /// `socket_group` and `status_group`.
 pub(super) fn group(given: &Given, gid_of: fn(&str) -> Option<u32>) -> Result<Group, Wrong> {
     let name = text(given, "give a group's name or number in quotes")?;
     match gid_of(name).or_else(|| name.parse().ok()) {
-        Some(gid) => Ok(Group { name: name.to_owned(), gid }),
+        Some(gid) => Ok(Group {
+            name: name.to_owned(),
+            gid,
+        }),
         None => Err(Wrong::new(
             "there is no such group on this host",
             format!("create it with `groupadd --system {name}`, or name another"),
@@ -138,7 +146,10 @@ pub(super) fn word<T>(
 pub(super) fn absolute(text: &str) -> Result<PathBuf, Wrong> {
     let path = Path::new(text);
     if text.contains('\0') {
-        return Err(Wrong::new("contains a NUL character", "give a path without it"));
+        return Err(Wrong::new(
+            "contains a NUL character",
+            "give a path without it",
+        ));
     }
     if !path.is_absolute() {
         return Err(Wrong::new("not an absolute path", "start it with `/`"));
