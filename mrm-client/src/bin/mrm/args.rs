@@ -29,11 +29,13 @@ pub(crate) struct Global {
     /// Print JSON for programs: the daemon's own document, or {"error": ...}
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// The daemon's client socket (opens) [default: found by $MRM_RUNTIME_DIR, see `mrm man`]
-    #[arg(long, global = true, value_name = "PATH", env = "MRM_SOCKET")]
+    /// The daemon's client socket [default: $MRM_SOCKET, else $MRM_RUNTIME_DIR/mrmd.sock, else the
+    /// first of $XDG_RUNTIME_DIR/mrm/mrmd.sock and /run/mrm/mrmd.sock]
+    #[arg(long, global = true, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// The daemon's status socket (everything else) [default: status.sock beside the client socket]
-    #[arg(long, global = true, value_name = "PATH", env = "MRM_STATUS_SOCKET")]
+    /// The daemon's status socket, which all but `open` use [default: $MRM_STATUS_SOCKET, else
+    /// status.sock beside the client socket]
+    #[arg(long, global = true, value_name = "PATH")]
     pub(crate) status_socket: Option<PathBuf>,
     /// Colours: `auto` means on a terminal, unless $NO_COLOR is set
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]

@@ -30,9 +30,9 @@ pub(crate) enum Failure {
     /// Nobody listens.
     #[error("no daemon answers on {} ({cause})", .socket.display())]
     NoDaemon { socket: PathBuf, cause: String },
-    /// There is no place to look for a socket.
-    #[error("no socket to try: neither MRM_SOCKET nor MRM_RUNTIME_DIR is set, and there is no {0}")]
-    NoSocket(String),
+    /// None of the usual places has a socket.
+    #[error("no daemon: there is no socket at {}", paths(.0))]
+    NoSocket(Vec<PathBuf>),
     /// The socket's permissions keep this user out.
     #[error("not permitted to connect to {}", .0.display())]
     SocketDenied(PathBuf),
@@ -194,6 +194,14 @@ fn refused_remedy(code: &str) -> Option<String> {
     Some(text.into())
 }
 
+fn paths(paths: &[PathBuf]) -> String {
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
 /// An IO error in plain words, without the number.
 fn plain(cause: &io::Error) -> String {
     match cause.kind() {
@@ -229,7 +237,7 @@ mod tests {
             (refused("timed_out"), 124),
             (Failure::connecting(socket, &missing), 3),
             (Failure::connecting(socket, &denied), 4),
-            (Failure::NoSocket("/run".into()), 3),
+            (Failure::NoSocket(vec!["/run".into()]), 3),
             (Failure::Usage("x".into()), 2),
             (Failure::NotFound("x".into()), 5),
             (

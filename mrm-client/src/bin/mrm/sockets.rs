@@ -1,71 +1,59 @@
-//! Where the daemon's sockets are.
+//! Which sockets to use: the flags first, then what the library finds.
 
 use crate::args::Global;
 use crate::failure::Failure;
-use std::path::{Path, PathBuf};
+use mrm_client::locate;
+use std::path::PathBuf;
 
-/// The client socket's file name inside a runtime directory.
-pub(crate) const CLIENT_SOCKET: &str = "mrmd.sock";
-/// The status socket's file name beside it.
-pub(crate) const STATUS_SOCKET: &str = "status.sock";
-const SYSTEM_RUNTIME_DIR: &str = "/run/mrm";
+const STATUS_VARIABLE: &str = "MRM_STATUS_SOCKET";
 
-/// The client socket: as given, else `$MRM_RUNTIME_DIR/mrmd.sock`, else the first that exists of
-/// `$XDG_RUNTIME_DIR/mrm/mrmd.sock` and `/run/mrm/mrmd.sock`.
+/// The client socket: as given, else where the library looks.
 ///
 /// # Errors
 /// When none is given and none exists.
 pub(crate) fn client_socket(global: &Global) -> Result<PathBuf, Failure> {
-    find(global, |name| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    })
+    match &global.socket {
+        Some(path) => Ok(path.clone()),
+        None => only(locate::socket_candidates()),
+    }
 }
 
-/// The status socket: as given, else `status.sock` beside the client socket.
+/// The status socket: as given, else beside a client socket that is given, else by the
+/// environment, else beside the client socket that is found.
 ///
 /// # Errors
 /// When neither socket is given and none exists.
 pub(crate) fn status_socket(global: &Global) -> Result<PathBuf, Failure> {
-    if let Some(path) = given(global.status_socket.as_deref()) {
-        return Ok(path);
+    let by_environment = || {
+        let value = std::env::var_os(STATUS_VARIABLE).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    };
+    let given = match (&global.status_socket, &global.socket) {
+        (Some(path), _) => Some(path.clone()),
+        (None, Some(_)) => None,
+        (None, None) => by_environment(),
+    };
+    match given {
+        Some(path) => Ok(path),
+        None => client_socket(global).map(|socket| locate::status_socket_beside(&socket)),
     }
-    Ok(client_socket(global)?.with_file_name(STATUS_SOCKET))
 }
 
-fn find(global: &Global, env: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, Failure> {
-    if let Some(path) = given(global.socket.as_deref()) {
-        return Ok(path);
+/// One candidate is the one to use; several are places of which none has a socket.
+fn only(mut candidates: Vec<PathBuf>) -> Result<PathBuf, Failure> {
+    match candidates.pop() {
+        Some(candidate) if candidates.is_empty() => Ok(candidate),
+        last => Err(Failure::NoSocket(
+            candidates.into_iter().chain(last).collect(),
+        )),
     }
-    if let Some(directory) = env("MRM_RUNTIME_DIR") {
-        return Ok(directory.join(CLIENT_SOCKET));
-    }
-    let mut tried = Vec::new();
-    let directories = [env("XDG_RUNTIME_DIR").map(|dir| dir.join("mrm"))]
-        .into_iter()
-        .flatten()
-        .chain([PathBuf::from(SYSTEM_RUNTIME_DIR)]);
-    for directory in directories {
-        let socket = directory.join(CLIENT_SOCKET);
-        if socket.exists() {
-            return Ok(socket);
-        }
-        tried.push(socket.display().to_string());
-    }
-    Err(Failure::NoSocket(tried.join(" or ")))
-}
-
-/// An empty value (a variable set to nothing) is as none.
-fn given(path: Option<&Path>) -> Option<PathBuf> {
-    path.filter(|path| !path.as_os_str().is_empty())
-        .map(Path::to_owned)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::args::ColorWhen;
+    use std::path::Path;
 
     fn global(socket: Option<&str>, status: Option<&str>) -> Global {
         Global {
@@ -87,22 +75,10 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_directory_comes_before_the_search() {
-        let dir = tempfile::tempdir().unwrap();
-        let env = |name: &str| (name == "MRM_RUNTIME_DIR").then(|| dir.path().to_owned());
-        assert_eq!(
-            find(&global(None, None), env).unwrap(),
-            dir.path().join(CLIENT_SOCKET)
-        );
-    }
-
-    #[test]
-    fn the_search_takes_what_exists() {
-        let dir = tempfile::tempdir().unwrap();
-        let env = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| dir.path().to_owned());
-        std::fs::create_dir(dir.path().join("mrm")).unwrap();
-        let socket = dir.path().join("mrm").join(CLIENT_SOCKET);
-        std::fs::write(&socket, "").unwrap();
-        assert_eq!(find(&global(Some(""), None), env).unwrap(), socket);
+    fn several_candidates_are_places_where_nothing_is() {
+        assert_eq!(only(vec!["/a".into()]).unwrap(), Path::new("/a"));
+        let failure = only(vec!["/a".into(), "/b".into()]).unwrap_err();
+        assert!(failure.to_string().contains("/a, /b"), "{failure}");
+        assert_eq!(failure.exit_status(), crate::failure::exit::NO_DAEMON);
     }
 }

@@ -233,7 +233,7 @@ a/very/long/name/of/a/model       1 B
             ..Look::PLAIN
         };
         let text = sample().render(look);
-        assert!(text.contains("a/very/lo..f/a/model"), "{text}");
+        assert!(text.contains("a/very/lo../a/model"), "{text}");
         assert!(text.lines().all(|line| width(line) <= 34), "{text}");
         let narrower = Look {
             size: Some((5, 10)),

@@ -116,6 +116,7 @@ async fn picture(api: &Api) -> Result<Picture, Failure> {
         status,
         models,
         sessions: sessions.sessions,
+        taken: Instant::now(),
     })
 }
 
@@ -141,7 +142,7 @@ fn render(
         text,
         "{}{}",
         super::status::clients(status),
-        rates(status, before)
+        rates(picture, before)
     );
     if !status.degraded.is_empty() {
         let degraded = units::count(status.degraded.len() as u64, "degraded path");
@@ -164,11 +165,16 @@ fn rates(picture: &Picture, before: Option<&(Instant, Counters)>) -> String {
     let Some((since, counters)) = before else {
         return String::new();
     };
-    let opens = status
+    let opens = picture
+        .status
         .counters
         .opens_total
         .saturating_sub(counters.opens_total);
-    let seconds = picture.taken.duration_since(*since).as_secs_f64().max(f64::EPSILON);
+    let seconds = picture
+        .taken
+        .duration_since(*since)
+        .as_secs_f64()
+        .max(f64::EPSILON);
     #[expect(clippy::cast_precision_loss, reason = "shown without decimals")]
     let rate = opens as f64 / seconds;
     format!(", {rate:.0} opens/s")
@@ -264,6 +270,7 @@ mod tests {
                     ..Session::default()
                 },
             ],
+            taken: Instant::now(),
         }
     }
 
