@@ -1,21 +1,28 @@
 //! Clients: what a process has of a daemon.
 
 use crate::error::{ConnectError, OpenError, RequestError};
+use crate::files;
 use crate::model::Model;
 use crate::open::OpenOptions;
+use crate::state::State;
 use mrm_proto::hello::ServerHello;
 use mrm_proto::reply::{ModelRow, Stated};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long connecting and the hello may take unless told otherwise.
-pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+/// How much longer than it asked the daemon to wait a client waits, unless told otherwise.
+const REPLY_GRACE_DEFAULT: Duration = Duration::from_secs(5);
 
 /// A session with the daemon, and the models that this process has open through it.
 ///
 /// Cheap to clone; clones share the session and the open models.
 #[derive(Debug, Clone)]
-pub struct Client(());
+pub struct Client {
+    root: Arc<State>,
+}
 
 /// How to connect.
 #[derive(Debug, Clone)]
@@ -23,6 +30,7 @@ pub struct ConnectOptions {
     pub(crate) socket: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) name: Option<String>,
+    pub(crate) reply_grace: Duration,
 }
 
 impl Default for ConnectOptions {
@@ -31,13 +39,14 @@ impl Default for ConnectOptions {
             socket: None,
             timeout: CONNECT_TIMEOUT_DEFAULT,
             name: None,
+            reply_grace: REPLY_GRACE_DEFAULT,
         }
     }
 }
 
 impl ConnectOptions {
-    /// The socket that [`locate`](crate::locate) finds, [`CONNECT_TIMEOUT_DEFAULT`], and the
-    /// name of the executable.
+    /// The socket that [`locate`](crate::locate) finds, two seconds, and the name of the
+    /// executable.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -54,6 +63,14 @@ impl ConnectOptions {
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// How long a reply may take beyond the wait that the request asked for. Five seconds unless
+    /// set; after that the daemon is taken for hung and the call fails.
+    #[must_use]
+    pub const fn reply_grace(mut self, grace: Duration) -> Self {
+        self.reply_grace = grace;
         self
     }
 
@@ -87,9 +104,11 @@ impl Client {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn connect_with(options: &ConnectOptions) -> Result<Self, ConnectError> {
-        Err(ConnectError::NoDaemon {
-            tried: options.socket.clone().into_iter().collect(),
-        })
+        let client = Self {
+            root: Arc::new(State::new(options.clone())),
+        };
+        client.root.connection()?;
+        Ok(client)
     }
 
     /// Opens a registered model.
@@ -106,8 +125,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_with(&self, _name: &str, _options: &OpenOptions<'_>) -> Result<Model, OpenError> {
-        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+    pub fn open_with(&self, name: &str, options: &OpenOptions<'_>) -> Result<Model, OpenError> {
+        self.state().open(name, options)
     }
 
     /// Opens local files that nobody registered: one file, a directory that holds one model, or
@@ -126,26 +145,27 @@ impl Client {
     /// As [`open_path`](Self::open_path).
     pub fn open_path_with(
         &self,
-        _path: impl AsRef<Path>,
-        _options: &OpenOptions<'_>,
+        path: impl AsRef<Path>,
+        options: &OpenOptions<'_>,
     ) -> Result<Model, OpenError> {
-        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+        self.state()
+            .open_files(&files::collect(path.as_ref())?, options)
     }
 
     /// Every model whose name begins with `prefix`, in the order of names.
     ///
     /// # Errors
     /// When there is no session, or the daemon refuses.
-    pub fn list(&self, _prefix: &str) -> Result<Vec<ModelRow>, RequestError> {
-        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+    pub fn list(&self, prefix: &str) -> Result<Vec<ModelRow>, RequestError> {
+        self.state().list(prefix)
     }
 
     /// One model.
     ///
     /// # Errors
     /// When there is no session, or the daemon refuses.
-    pub fn stat(&self, _name: &str) -> Result<Stated, RequestError> {
-        Err(ConnectError::NoDaemon { tried: Vec::new() }.into())
+    pub fn stat(&self, name: &str) -> Result<Stated, RequestError> {
+        self.state().stat(name)
     }
 
     /// What the daemon said of itself. Connects if there is no session.
@@ -153,12 +173,11 @@ impl Client {
     /// # Errors
     /// When there is no session and none can be made.
     pub fn server(&self) -> Result<ServerHello, ConnectError> {
-        Err(ConnectError::NoDaemon { tried: Vec::new() })
+        Ok(self.state().connection()?.hello().clone())
     }
 
-    /// The socket that this client connects to.
-    #[must_use]
-    pub fn socket(&self) -> PathBuf {
-        PathBuf::new()
+    /// What this process may use, which is not what its parent did.
+    fn state(&self) -> &State {
+        State::of_this_process(&self.root)
     }
 }

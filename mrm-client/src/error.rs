@@ -347,14 +347,6 @@ pub enum SegmentError {
         /// What the kernel says.
         actual_bytes: u64,
     },
-    /// Not as many as were announced.
-    #[error("{actual} descriptors came where {expected} were announced")]
-    Count {
-        /// What the grant said: one for the tensor table, one for each segment.
-        expected: usize,
-        /// What came.
-        actual: usize,
-    },
     /// The kernel refused.
     #[error("cannot map {what}: {source}; check the limits on address space and on mappings")]
     Map {
@@ -368,15 +360,13 @@ pub enum SegmentError {
 impl Fault for SegmentError {
     fn number(&self) -> u16 {
         match self {
-            Self::NotSealed { .. } | Self::Size { .. } | Self::Count { .. } => {
-                LocalCode::SegmentRefused.number()
-            }
+            Self::NotSealed { .. } | Self::Size { .. } => LocalCode::SegmentRefused.number(),
             Self::Map { .. } => LocalCode::MapFailed.number(),
         }
     }
     fn retryable(&self) -> bool {
         match self {
-            Self::NotSealed { .. } | Self::Size { .. } | Self::Count { .. } => false,
+            Self::NotSealed { .. } | Self::Size { .. } => false,
             Self::Map { .. } => true,
         }
     }
@@ -405,7 +395,7 @@ pub enum OpenError {
         source: Arc<io::Error>,
     },
     /// A local path that is no model.
-    #[error("{} is not a model: {reason}", path.display())]
+    #[error("{} cannot be opened as a model: {reason}", path.display())]
     NotAModel {
         /// The path.
         path: PathBuf,

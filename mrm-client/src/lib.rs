@@ -25,13 +25,17 @@
 mod client;
 mod connection;
 pub mod error;
+mod files;
 mod fork;
+mod handshake;
 mod inbox;
 pub mod locate;
 mod mapping;
 pub mod model;
 pub mod open;
 mod outbox;
+mod request;
+mod state;
 pub mod tensor;
 
 pub use client::{Client, ConnectOptions};

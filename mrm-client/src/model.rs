@@ -221,6 +221,17 @@ pub(crate) struct Content {
     whole: OnceLock<bool>,
 }
 
+impl Content {
+    /// Whether this is what a grant describes.
+    pub(crate) fn is_of(&self, opened: &Opened) -> bool {
+        let lengths = self
+            .parts
+            .iter()
+            .map(|part| part.mapping.bytes().len() as u64);
+        self.table_bytes == opened.table_bytes && lengths.eq(opened.segments_bytes.iter().copied())
+    }
+}
+
 /// One segment.
 #[derive(Debug)]
 pub(crate) struct Part {
@@ -229,18 +240,12 @@ pub(crate) struct Part {
 }
 
 impl Content {
-    /// Checks and maps what came with a grant. `fds` are the table, then the segments.
-    pub(crate) fn new(opened: &Opened, fds: Vec<OwnedFd>) -> Result<Self, SegmentError> {
-        let mut fds = fds.into_iter();
-        let expected = 1 + opened.segments_bytes.len();
-        let missing = |n: usize| SegmentError::Count {
-            expected,
-            actual: n,
-        };
-        if fds.len() != expected {
-            return Err(missing(fds.len()));
-        }
-        let table_fd = fds.next().ok_or_else(|| missing(0))?;
+    /// Checks and maps what came with a grant. `fds` are those of the segments.
+    pub(crate) fn new(
+        opened: &Opened,
+        table_fd: OwnedFd,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Self, SegmentError> {
         let mut parts = Vec::with_capacity(opened.segments_bytes.len());
         for (index, (&bytes, fd)) in opened.segments_bytes.iter().zip(fds).enumerate() {
             let mapping = Mapping::new(fd.as_fd(), bytes, What::Segment(index))?;

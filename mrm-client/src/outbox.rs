@@ -1,1 +1,172 @@
+//! What is to be sent: in order, whole frames, never blocking.
 
+use crate::error::SessionError;
+use mrm_proto::limits::FDS_PER_FRAME_MAX;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// Most bytes that may wait for the daemon to read. Beyond that it is taken for hung, and the
+/// session is given up, which gives every lease back.
+const QUEUED_BYTES_MAX: usize = 1 << 20;
+
+/// Frames that the socket did not take yet. Empty but for moments, or a daemon that hangs.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    queued: VecDeque<Queued>,
+    queued_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Queued {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// Travel with the first byte.
+    fds: Vec<OwnedFd>,
+}
+
+impl Outbox {
+    /// Whether something waits for the socket.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queued.is_empty()
+    }
+
+    /// Sends a frame, or queues what the socket does not take now.
+    pub(crate) fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        frame: Vec<u8>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), SessionError> {
+        self.flush(socket)?;
+        let sent = if self.queued.is_empty() {
+            send_some(socket, &frame, fds)?
+        } else {
+            0
+        };
+        if sent == frame.len() {
+            return Ok(());
+        }
+        self.queued_bytes += frame.len();
+        if self.queued_bytes > QUEUED_BYTES_MAX {
+            return Err(SessionError::NotReading(self.queued_bytes));
+        }
+        let fds = if sent == 0 { fds } else { &[] };
+        let fds: io::Result<Vec<_>> = fds.iter().map(BorrowedFd::try_clone_to_owned).collect();
+        let fds = fds.map_err(|e| SessionError::Io(Arc::new(e)))?;
+        self.queued.push_back(Queued {
+            bytes: frame,
+            sent,
+            fds,
+        });
+        Ok(())
+    }
+
+    /// Sends what the socket takes now.
+    pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> Result<(), SessionError> {
+        while let Some(front) = self.queued.front_mut() {
+            let fds: Vec<_> = front.fds.iter().map(AsFd::as_fd).collect();
+            let sent = send_some(socket, &front.bytes[front.sent..], &fds)?;
+            if sent == 0 {
+                break;
+            }
+            front.fds.clear();
+            front.sent += sent;
+            if front.sent == front.bytes.len() {
+                self.queued_bytes -= front.bytes.len();
+                self.queued.pop_front();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends once; how many bytes were taken, 0 when the socket is full.
+pub(crate) fn send_some(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<usize, SessionError> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let slices = [IoSlice::new(bytes)];
+    let sent = if fds.is_empty() {
+        rustix::io::retry_on_intr(|| {
+            sendmsg(socket, &slices, &mut SendAncillaryBuffer::default(), flags)
+        })
+    } else {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_FRAME_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(SessionError::OutOfPlace(format!(
+                "{} descriptors to send",
+                fds.len()
+            )));
+        }
+        rustix::io::retry_on_intr(|| sendmsg(socket, &slices, &mut control, flags))
+    };
+    match sent {
+        Ok(sent) => Ok(sent),
+        Err(Errno::AGAIN) => Ok(0),
+        Err(Errno::PIPE | Errno::CONNRESET) => Err(SessionError::Disconnected),
+        Err(e) => Err(SessionError::Io(Arc::new(e.into()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::Inbox;
+    use mrm_proto::frame::{Header, Kind};
+    use mrm_proto::ids::RequestId;
+    use std::os::unix::net::UnixStream;
+
+    fn frame(request: u64, fds: u8) -> Vec<u8> {
+        let header = Header {
+            kind: Kind::Closed,
+            fds,
+            body_bytes: 1000,
+            request: RequestId(request),
+        };
+        [&header.encode()[..], &[0; 1000]].concat()
+    }
+
+    #[test]
+    fn a_full_socket_queues_and_later_gets_everything_in_order() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let mut outbox = Outbox::default();
+        let mut count = 0u64;
+        while count < 10 || outbox.queued.len() < 10 {
+            count += 1;
+            let fds: &[BorrowedFd<'_>] = if count % 7 == 0 { &[ours.as_fd()] } else { &[] };
+            let announced = u8::try_from(fds.len()).expect("one");
+            outbox
+                .send(ours.as_fd(), frame(count, announced), fds)
+                .expect("sent or queued");
+        }
+        let mut inbox = Inbox::new();
+        let mut seen = 0;
+        while seen < count {
+            inbox.fill(theirs.as_fd()).expect("something is there");
+            outbox.flush(ours.as_fd()).expect("flushes");
+            while let Some(frame) = inbox.next().expect("well formed") {
+                seen += 1;
+                let fds = usize::from(seen % 7 == 0);
+                assert_eq!((frame.header.request.0, frame.fds.len()), (seen, fds));
+            }
+        }
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.queued_bytes, 0);
+    }
+
+    #[test]
+    fn a_daemon_that_never_reads_is_given_up() {
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let mut outbox = Outbox::default();
+        let given_up = (1..10_000).find_map(|i| outbox.send(ours.as_fd(), frame(i, 0), &[]).err());
+        assert!(matches!(given_up, Some(SessionError::NotReading(_))));
+    }
+}

@@ -11,7 +11,7 @@
 //! ```
 
 use crate::error::TensorError;
-use crate::mapping::{Plain, cast};
+use crate::mapping;
 use crate::model::Model;
 use mrm_proto::dtype::DType;
 use mrm_proto::table::{ModelKind, Table, TensorRef};
@@ -91,7 +91,7 @@ impl<'m> Tensor<'m> {
                 wanted: T::NAME,
             });
         }
-        cast(self.bytes).ok_or_else(|| TensorError::Misaligned {
+        T::cast(self.bytes).ok_or_else(|| TensorError::Misaligned {
             tensor: self.name().to_owned(),
             wanted: T::NAME,
             misaligned_bytes: self.bytes.as_ptr() as usize % align_of::<T>(),
@@ -208,12 +208,18 @@ const _: () = assert!(
 );
 
 mod sealed {
-    pub trait Sealed: super::Plain {}
+    pub trait Sealed: Copy + 'static {
+        fn cast(bytes: &[u8]) -> Option<&[Self]>;
+    }
 }
 
 macro_rules! element {
     ($($type:ty: $($dtype:ident),*;)*) => {$(
-        impl sealed::Sealed for $type {}
+        impl sealed::Sealed for $type {
+            fn cast(bytes: &[u8]) -> Option<&[Self]> {
+                mapping::cast(bytes)
+            }
+        }
         impl Element for $type {
             const DTYPES: &'static [DType] = &[$(DType::$dtype),*];
             const NAME: &'static str = stringify!($type);
