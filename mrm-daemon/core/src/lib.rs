@@ -4,8 +4,216 @@
 //! [`Effect`]s, each of which the shell carries out. Effects with an [`OpId`](id::OpId) settle in
 //! exactly one completion event. There is no IO, clock, randomness, thread or unsafe code here;
 //! the numbered invariants are in `mrm-daemon/DESIGN.md` and checked by [`invariants`].
+//!
+//! ```
+//! use mrm_core::effect::{Effect, Origin, Reply};
+//! use mrm_core::event::{Event, Resolution, SegmentFact};
+//! use mrm_core::id::*;
+//! use mrm_core::{Config, Core};
+//!
+//! let mut core = Core::new(Config::with_limit(Bytes(1 << 30)));
+//! let mut effects = Vec::new();
+//! let (session, request, model) = (SessionId(1), RequestId(1), ModelId(1));
+//! let deadline = Time(0).after_ms(30_000);
+//!
+//! core.handle(Time(0), Event::SessionOpened { session, tenant: Tenant(1000) }, &mut effects)?;
+//! core.handle(Time(1), Event::Open { session, request, model, deadline }, &mut effects)?;
+//! let Some(Effect::Resolve { op, .. }) = effects.pop() else { unreachable!() };
+//!
+//! let facts = vec![SegmentFact { source: SourceId(1), charge: Bytes(4096) }];
+//! let outcome = Ok(Resolution { version: VersionId(1), segments: facts });
+//! core.handle(Time(2), Event::Resolved { op, outcome }, &mut effects)?;
+//! let Some(Effect::Load { op, .. }) = effects.pop() else { unreachable!() };
+//!
+//! core.handle(Time(3), Event::Loaded { op, outcome: Ok(ContentId(1)) }, &mut effects)?;
+//! let Some(Effect::Reply { reply, .. }) = effects.pop() else { unreachable!() };
+//! assert!(matches!(reply, Reply::Opened { origin: Origin::Loaded, .. }));
+//! # Ok::<(), mrm_core::violation::Violation>(())
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod effect;
 pub mod event;
 pub mod id;
+pub mod invariants;
+pub mod ledger;
+pub mod policy;
+pub mod view;
+pub mod violation;
+
+mod admission;
+mod catalogue;
+mod evictions;
+mod lease;
+mod ops;
+mod residency;
+mod step;
+
+use crate::effect::Effect;
+use crate::event::Event;
+use crate::id::{Bytes, Time, VersionId};
+use crate::ledger::{Amount, Ledger};
+use crate::policy::{Lru, Policy};
+use crate::violation::Violation;
+use std::collections::BTreeSet;
+
+/// Most segments with which a debug build checks every invariant after every event.
+const CHECKED_SEGMENTS_MAX: usize = 64;
+/// Most versions, leases and waiting opens with which it does.
+const CHECKED_RECORDS_MAX: usize = 256;
+
+/// What the decider is told once.
+#[derive(Debug)]
+pub struct Config {
+    /// The host budget.
+    pub limit: Bytes,
+    /// Most segments in memory: each costs the daemon a descriptor.
+    pub segments_max: u64,
+    /// Most opens that may wait.
+    pub waiting_max: usize,
+    /// Most leases that one session may hold.
+    pub leases_per_session_max: usize,
+    /// How long it is believed what a model was last found to stand for. 0: never.
+    pub revalidate_ms: u64,
+    /// What goes first when room is needed.
+    pub policy: Box<dyn Policy>,
+}
+
+impl Config {
+    /// The usual settings, with this budget.
+    #[must_use]
+    pub fn with_limit(limit: Bytes) -> Self {
+        Self {
+            limit,
+            segments_max: 16_384,
+            waiting_max: 1024,
+            leases_per_session_max: 4096,
+            revalidate_ms: 1000,
+            policy: Box::new(Lru),
+        }
+    }
+}
+
+/// The decider. It routes; each part owns its own data.
+#[derive(Debug)]
+pub struct Core {
+    waiting_max: usize,
+    leases_per_session_max: usize,
+    revalidate_ms: u64,
+    policy: Box<dyn Policy>,
+    draining: bool,
+    catalogue: catalogue::Catalogue,
+    residency: residency::Residency,
+    leases: lease::Leases,
+    ledger: Ledger,
+    admission: admission::Admission,
+    evictions: evictions::Evictions,
+    ops: ops::Ops,
+    /// Versions that this event concerned, to be looked at before it is done with.
+    touched: BTreeSet<VersionId>,
+    /// Something happened that may let a want in the queue proceed.
+    room_changed: bool,
+}
+
+impl Core {
+    /// A decider that knows nothing yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let limit = Amount {
+            bytes: config.limit,
+            segments: config.segments_max,
+        };
+        Self {
+            waiting_max: config.waiting_max,
+            leases_per_session_max: config.leases_per_session_max,
+            revalidate_ms: config.revalidate_ms,
+            policy: config.policy,
+            draining: false,
+            catalogue: catalogue::Catalogue::default(),
+            residency: residency::Residency::default(),
+            leases: lease::Leases::default(),
+            ledger: Ledger::new(limit),
+            admission: admission::Admission::default(),
+            evictions: evictions::Evictions::default(),
+            ops: ops::Ops::default(),
+            touched: BTreeSet::new(),
+            room_changed: false,
+        }
+    }
+
+    /// Takes in what happened and appends what is to be done about it.
+    ///
+    /// # Errors
+    /// A fault of ours: the event cannot have happened, or the books disagree. The state is not
+    /// to be trusted any more: the caller records it and exits.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        event: Event,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Violation> {
+        let turn = &mut step::Turn { now, effects };
+        self.route(turn, event)?;
+        self.settle(turn)?;
+        if cfg!(debug_assertions) && self.small() {
+            invariants::check(self)?;
+        }
+        Ok(())
+    }
+
+    /// When [`Event::Tick`] is due, unless something else changes that first.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.admission.next_deadline()
+    }
+
+    /// What there is to see.
+    #[must_use]
+    pub fn view(&self) -> view::View<'_> {
+        view::View::new(self)
+    }
+
+    fn route(&mut self, turn: &mut step::Turn<'_>, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::SessionOpened { session, tenant } => self.leases.open_session(session, tenant),
+            Event::SessionClosed { session } => self.session_closed(turn, session),
+            Event::Open {
+                session,
+                request,
+                model,
+                deadline,
+            } => self.open(turn, (session, request), model, deadline),
+            Event::Close {
+                session,
+                request,
+                lease,
+            } => self.close(turn, session, request, lease),
+            Event::Cancel {
+                session,
+                request,
+                target,
+            } => self.cancel(turn, session, request, target),
+            Event::Evict {
+                session,
+                request,
+                model,
+            } => self.evict_model(turn, (session, request), model),
+            Event::Configure { model, wishes } => self.configure(turn, model, wishes),
+            Event::ModelChanged { model } => self.model_changed(turn, model),
+            Event::SetLimit { limit } => self.set_limit(limit),
+            Event::Drain => self.drain(turn),
+            Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),
+            Event::Loaded { op, outcome } => self.loaded(turn, op, outcome),
+            Event::Freed { op } => self.freed(turn, op),
+            Event::Tick => self.tick(turn),
+        }
+    }
+
+    fn small(&self) -> bool {
+        let records = self.catalogue.versions.len()
+            + self.leases.len()
+            + self.admission.len()
+            + self.ops.len();
+        self.residency.len() <= CHECKED_SEGMENTS_MAX && records <= CHECKED_RECORDS_MAX
+    }
+}

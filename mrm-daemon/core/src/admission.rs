@@ -1,0 +1,202 @@
+//! Opens that wait: for a resolution, for room, for a load.
+//!
+//! A want is what a version lacks; all opens of the version wait on it. Wants for room stand in
+//! one queue, in the order in which they came.
+
+use crate::effect::Origin;
+use crate::id::{ModelId, RequestId, SessionId, Time, VersionId};
+use crate::violation::{Record, Violation};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What names a request.
+pub(crate) type Key = (SessionId, RequestId);
+
+/// What an open waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    /// To know what the model stands for.
+    Model(ModelId),
+    /// The want of this version.
+    Version(VersionId),
+}
+
+/// An open that waits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waiter {
+    pub(crate) model: ModelId,
+    pub(crate) deadline: Time,
+    pub(crate) target: Target,
+    pub(crate) origin: Origin,
+    seq: u64,
+}
+
+/// How far a want is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// In the queue: nothing is charged for it yet.
+    Room,
+    /// Admitted: all that it lacks is charged and loading.
+    Loading,
+}
+
+#[derive(Debug)]
+struct Want {
+    seq: u64,
+    stage: Stage,
+}
+
+/// All waiting opens and wants.
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    seq: u64,
+    waiters: BTreeMap<Key, Waiter>,
+    by_target: BTreeMap<(Target, u64), Key>,
+    by_deadline: BTreeSet<(Time, u64, Key)>,
+    wants: BTreeMap<VersionId, Want>,
+    queue: BTreeMap<u64, VersionId>,
+}
+
+impl Admission {
+    fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
+
+    pub(crate) fn waiter(&self, key: Key) -> Option<&Waiter> {
+        self.waiters.get(&key)
+    }
+
+    /// Lets an open wait.
+    pub(crate) fn wait(
+        &mut self,
+        key: Key,
+        model: ModelId,
+        deadline: Time,
+        target: Target,
+        origin: Origin,
+    ) {
+        let seq = self.next_seq();
+        self.waiters.insert(
+            key,
+            Waiter {
+                model,
+                deadline,
+                target,
+                origin,
+                seq,
+            },
+        );
+        self.by_target.insert((target, seq), key);
+        self.by_deadline.insert((deadline, seq, key));
+    }
+
+    /// Takes an open out; its want stays, even if nobody waits for it any more.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&key)?;
+        self.by_target.remove(&(waiter.target, waiter.seq));
+        self.by_deadline.remove(&(waiter.deadline, waiter.seq, key));
+        Some(waiter)
+    }
+
+    /// The opens that wait for `target`, oldest first.
+    pub(crate) fn waiting_for(&self, target: Target) -> impl Iterator<Item = Key> {
+        self.by_target
+            .range((target, 0)..=(target, u64::MAX))
+            .map(|(_, key)| *key)
+    }
+
+    /// The oldest open that waits for `target`.
+    pub(crate) fn first_waiting_for(&self, target: Target) -> Option<Key> {
+        self.waiting_for(target).next()
+    }
+
+    /// The opens of a session that wait.
+    pub(crate) fn of_session(&self, session: SessionId) -> Vec<Key> {
+        let range = (session, RequestId(0))..=(session, RequestId(u64::MAX));
+        self.waiters.range(range).map(|(key, _)| *key).collect()
+    }
+
+    /// Notes what an open did to get its model.
+    pub(crate) fn set_origin(&mut self, key: Key, origin: Origin) {
+        if let Some(waiter) = self.waiters.get_mut(&key) {
+            waiter.origin = origin;
+        }
+    }
+
+    /// The earliest time at which an open gives up.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        self.by_deadline.first().map(|(deadline, _, _)| *deadline)
+    }
+
+    /// An open whose time has come.
+    pub(crate) fn first_expired(&self, now: Time) -> Option<Key> {
+        let (deadline, _, key) = self.by_deadline.first()?;
+        (*deadline <= now).then_some(*key)
+    }
+
+    /// Puts a want at the end of the queue.
+    pub(crate) fn enqueue(&mut self, version: VersionId) {
+        let seq = self.next_seq();
+        self.wants.insert(
+            version,
+            Want {
+                seq,
+                stage: Stage::Room,
+            },
+        );
+        self.queue.insert(seq, version);
+    }
+
+    /// How far the want of a version is, if it has one.
+    pub(crate) fn stage(&self, version: VersionId) -> Option<Stage> {
+        self.wants.get(&version).map(|want| want.stage)
+    }
+
+    /// Takes a want from the queue: it is being loaded.
+    pub(crate) fn admit(&mut self, version: VersionId) -> Result<(), Violation> {
+        let want = self
+            .wants
+            .get_mut(&version)
+            .ok_or(Violation::Missing(Record::Want(version)))?;
+        want.stage = Stage::Loading;
+        self.queue.remove(&want.seq);
+        Ok(())
+    }
+
+    /// Ends a want; returns how far it was.
+    pub(crate) fn end_want(&mut self, version: VersionId) -> Option<Stage> {
+        let want = self.wants.remove(&version)?;
+        self.queue.remove(&want.seq);
+        Some(want.stage)
+    }
+
+    /// The versions in the queue, first come first.
+    pub(crate) fn queue(&self) -> Vec<VersionId> {
+        self.queue.values().copied().collect()
+    }
+
+    /// How many wants are in the queue.
+    pub(crate) fn queue_len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// How many opens wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiters.len()
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Key, &Waiter)> {
+        self.waiters.iter().map(|(key, waiter)| (*key, waiter))
+    }
+
+    pub(crate) fn wants(&self) -> impl Iterator<Item = (VersionId, Stage)> {
+        self.wants
+            .iter()
+            .map(|(version, want)| (*version, want.stage))
+    }
+
+    /// Sizes of the indexes, for the check of invariants.
+    pub(crate) fn index_lens(&self) -> (usize, usize) {
+        (self.by_target.len(), self.by_deadline.len())
+    }
+}

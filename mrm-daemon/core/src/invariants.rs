@@ -1,0 +1,413 @@
+//! The numbered invariants of `mrm-daemon/DESIGN.md`, recomputed from the state.
+//!
+//! Tests check them after every event; debug builds do while the state is small. What is about
+//! more than one state (each request is answered once, a version never changes) is checked as it
+//! happens, and by the oracle in the tests.
+//!
+//! ```
+//! use mrm_core::{Config, Core, id::Bytes, invariants};
+//! assert_eq!(invariants::check(&Core::new(Config::with_limit(Bytes(1)))), Ok(()));
+//! ```
+
+use crate::Core;
+use crate::admission::{Stage, Target};
+use crate::id::VersionId;
+use crate::ledger::{Amount, Tier};
+use crate::ops::Op;
+use crate::residency::{Segment, State};
+use crate::violation::Violation;
+use std::collections::BTreeMap;
+
+/// Looks at everything.
+///
+/// # Errors
+/// The first invariant that does not hold.
+pub fn check(core: &Core) -> Result<(), Violation> {
+    i1_charged_is_what_is_in_memory(core)?;
+    i3_evicting_is_let_go(core)?;
+    i4_ops_have_one_object(core)?;
+    i5_held_is_counted(core)?;
+    i6_idle_is_indexed(core)?;
+    i7_leases_are_backed(core)?;
+    i8_waiters_are_bounded_and_have_a_target(core)?;
+    i9_sources_and_contents_agree(core)?;
+    i10_models_and_versions_agree(core)?;
+    i11_nothing_is_kept_for_nothing(core)?;
+    i12_whole_is_true(core)?;
+    i13_evictions_await_frees(core)?;
+    i14_the_first_want_has_its_room_made(core)
+}
+
+fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Violation::Invariant {
+            number,
+            what: what(),
+        })
+    }
+}
+
+fn sum<'a>(segments: impl Iterator<Item = &'a Segment>) -> Amount {
+    segments.fold(Amount::ZERO, |sum, segment| {
+        sum.plus(Amount::segment(segment.charge))
+    })
+}
+
+fn i1_charged_is_what_is_in_memory(core: &Core) -> Result<(), Violation> {
+    let account = core.ledger.account(Tier::Host);
+    let all = sum(core.residency.all().map(|(_, segment)| segment));
+    ensure(account.charged == all, 1, || {
+        format!("charged {:?}, is {all:?}", account.charged)
+    })?;
+    let evicting = core.residency.all().map(|(_, segment)| segment);
+    let freeing = sum(evicting.filter(|segment| matches!(segment.state, State::Evicting(_))));
+    ensure(account.freeing == freeing, 1, || {
+        format!("{:?} is {freeing:?}", account.freeing)
+    })
+}
+
+fn i3_evicting_is_let_go(core: &Core) -> Result<(), Violation> {
+    for (id, segment) in core.residency.all() {
+        let evicting = matches!(segment.state, State::Evicting(_));
+        ensure(!evicting || segment.held == 0, 3, || {
+            format!("{id} is evicted while held")
+        })?;
+        ensure(evicting == segment.sources.is_empty(), 3, || {
+            format!("{id} and its sources")
+        })?;
+        ensure(evicting || segment.left_by.is_empty(), 3, || {
+            format!("{id} was left early")
+        })?;
+    }
+    Ok(())
+}
+
+fn i4_ops_have_one_object(core: &Core) -> Result<(), Violation> {
+    let mut objects = 0;
+    for (id, segment) in core.residency.all() {
+        let expected = match segment.state {
+            State::Resident(_) => continue,
+            State::Loading(op) => (op, Op::Load { segment: id }),
+            State::Evicting(op) => (op, Op::Free { segment: id }),
+        };
+        objects += 1;
+        let found = core.ops.get(expected.0);
+        ensure(found == Some(expected.1), 4, || {
+            format!("{} of {id} is {found:?}", expected.0)
+        })?;
+    }
+    for (id, model) in &core.catalogue.models {
+        let Some(resolving) = model.resolving else {
+            continue;
+        };
+        objects += 1;
+        let found = core.ops.get(resolving.op);
+        let right = matches!(found, Some(Op::Resolve { model, .. }) if model == *id);
+        ensure(right, 4, || {
+            format!("{} of {id} is {found:?}", resolving.op)
+        })?;
+    }
+    ensure(objects == core.ops.len(), 4, || {
+        format!("{} ops, {objects} objects", core.ops.len())
+    })
+}
+
+fn i5_held_is_counted(core: &Core) -> Result<(), Violation> {
+    for (id, segment) in core.residency.all() {
+        let mut held = 0;
+        for user in core.catalogue.users(&segment.sources)? {
+            held += u64::from(core.catalogue.version(user)?.held());
+        }
+        ensure(held == segment.held, 5, || {
+            format!("{id} held {}, is {held}", segment.held)
+        })?;
+    }
+    Ok(())
+}
+
+fn i6_idle_is_indexed(core: &Core) -> Result<(), Violation> {
+    let mut amount = Amount::ZERO;
+    let mut len = 0;
+    for (id, segment) in core.residency.all() {
+        let idle = matches!(segment.state, State::Resident(_)) && segment.held == 0;
+        ensure(idle == segment.idle_since.is_some(), 6, || {
+            format!("{id} idle: {idle}")
+        })?;
+        if let Some(since) = segment.idle_since {
+            let there = core.residency.idle_index().contains(&(since, id));
+            ensure(there, 6, || format!("{id} is not in the index"))?;
+            amount = amount.plus(Amount::segment(segment.charge));
+            len += 1;
+        }
+    }
+    ensure(amount == core.residency.idle_amount(), 6, || {
+        format!("idle amount is {amount:?}")
+    })?;
+    ensure(len == core.residency.idle_index().len(), 6, || {
+        format!("{len} are idle")
+    })
+}
+
+fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
+    let mut of_version: BTreeMap<VersionId, u64> = BTreeMap::new();
+    for (session, lease, held) in core.leases.all() {
+        ensure(core.leases.session(session).is_ok(), 7, || {
+            format!("{lease} has no session")
+        })?;
+        *of_version.entry(held.version).or_default() += 1;
+    }
+    for (id, version) in &core.catalogue.versions {
+        let leases = of_version.remove(id).unwrap_or_default();
+        ensure(leases == version.leases, 7, || {
+            format!("{id} has {leases} leases")
+        })?;
+        if leases > 0 {
+            let resident = core.catalogue.segments_of(*id)?.all(|(_, segment)| {
+                segment.is_some_and(|segment| core.residency.is_resident(segment))
+            });
+            ensure(resident, 7, || format!("{id} is leased, but not resident"))?;
+        }
+    }
+    ensure(of_version.is_empty(), 7, || {
+        format!("leases on unknown {of_version:?}")
+    })?;
+    for (id, session) in core.leases.sessions() {
+        let leases = core.leases.of(id).count();
+        ensure(leases == session.leases, 7, || {
+            format!("{id} has {leases} leases")
+        })?;
+        let bounded = session.leases + session.waiting <= core.leases_per_session_max;
+        ensure(bounded, 7, || format!("{id} has too many leases"))?;
+    }
+    Ok(())
+}
+
+fn i8_waiters_are_bounded_and_have_a_target(core: &Core) -> Result<(), Violation> {
+    let len = core.admission.len();
+    ensure(len <= core.waiting_max, 8, || format!("{len} opens wait"))?;
+    ensure(core.admission.index_lens() == (len, len), 8, || {
+        "indexes of waiting".to_owned()
+    })?;
+    ensure(len == 0 || !core.draining, 8, || {
+        format!("{len} opens wait while draining")
+    })?;
+    let mut of_session = BTreeMap::new();
+    for ((session, request), waiter) in core.admission.all() {
+        *of_session.entry(session).or_insert(0) += 1;
+        let there = match waiter.target {
+            Target::Model(model) => core
+                .catalogue
+                .models
+                .get(&model)
+                .is_some_and(|model| model.resolving.is_some()),
+            Target::Version(version) => core.admission.stage(version).is_some(),
+        };
+        ensure(there, 8, || {
+            format!("{request} of {session} waits for nothing")
+        })?;
+    }
+    for (id, session) in core.leases.sessions() {
+        let waiting = of_session.remove(&id).unwrap_or_default();
+        ensure(waiting == session.waiting, 8, || {
+            format!("{id} has {waiting} opens waiting")
+        })?;
+    }
+    ensure(of_session.is_empty(), 8, || {
+        format!("waiting without session: {of_session:?}")
+    })?;
+    let mut queued = 0;
+    for (id, stage) in core.admission.wants() {
+        let waited_for = core
+            .admission
+            .first_waiting_for(Target::Version(id))
+            .is_some();
+        ensure(waited_for, 8, || format!("nobody wants {id}"))?;
+        let admitted = core.catalogue.version(id)?.admitted;
+        ensure(admitted == (stage == Stage::Loading), 8, || {
+            format!("{id} is at {stage:?}")
+        })?;
+        if stage == Stage::Room {
+            queued += 1;
+            continue;
+        }
+        let coming = core
+            .catalogue
+            .segments_of(id)?
+            .all(|(_, segment)| segment.is_some());
+        ensure(coming, 8, || {
+            format!("{id} is admitted, but not all of it is charged")
+        })?;
+        let whole = core
+            .catalogue
+            .segments_of(id)?
+            .all(|(_, segment)| segment.is_some_and(|segment| core.residency.is_resident(segment)));
+        ensure(!whole, 8, || format!("{id} is resident and waited for"))?;
+    }
+    ensure(queued == core.admission.queue_len(), 8, || {
+        format!("{queued} wants are queued")
+    })?;
+    let admitted = core
+        .catalogue
+        .versions
+        .iter()
+        .filter(|(_, version)| version.admitted);
+    let wants = core
+        .admission
+        .wants()
+        .filter(|(_, stage)| *stage == Stage::Loading)
+        .count();
+    ensure(admitted.count() == wants, 8, || {
+        format!("{wants} wants are admitted")
+    })
+}
+
+fn i9_sources_and_contents_agree(core: &Core) -> Result<(), Violation> {
+    for (id, source) in &core.catalogue.sources {
+        if let Some(segment) = source.segment {
+            let there = core.residency.get(segment)?.sources.contains(id);
+            ensure(there, 9, || format!("{segment} does not stand for {id}"))?;
+        }
+        for version in &source.versions {
+            let slots = &core.catalogue.version(*version)?.slots;
+            let there = slots.iter().any(|slot| slot.source == *id);
+            ensure(there, 9, || format!("{version} does not name {id}"))?;
+        }
+    }
+    let mut resident = 0;
+    for (id, segment) in core.residency.all() {
+        for source in &segment.sources {
+            let there = core.catalogue.source(*source)?.segment == Some(id);
+            ensure(there, 9, || format!("{source} is not in {id}"))?;
+        }
+        if let State::Resident(content) = segment.state {
+            resident += 1;
+            let there = core.residency.holding(content) == Some(id);
+            ensure(there, 9, || format!("{content} is resident twice"))?;
+        }
+    }
+    let contents = core.residency.contents().count();
+    ensure(contents == resident, 9, || {
+        format!("{contents} contents, {resident} resident")
+    })
+}
+
+fn i10_models_and_versions_agree(core: &Core) -> Result<(), Violation> {
+    for (id, model) in &core.catalogue.models {
+        if let Some(current) = model.current {
+            let there = core.catalogue.version(current.version)?.models.contains(id);
+            ensure(there, 10, || {
+                format!("{} does not know {id}", current.version)
+            })?;
+        }
+    }
+    for (id, version) in &core.catalogue.versions {
+        let mut pins = 0;
+        for model in &version.models {
+            let known = core.catalogue.models.get(model);
+            let current = known
+                .and_then(|model| model.current)
+                .map(|current| current.version);
+            ensure(current == Some(*id), 10, || {
+                format!("{model} does not stand for {id}")
+            })?;
+            pins += usize::from(known.is_some_and(|model| model.wishes.pinned));
+        }
+        ensure(pins == version.pins, 10, || format!("{id} has {pins} pins"))?;
+    }
+    Ok(())
+}
+
+fn i11_nothing_is_kept_for_nothing(core: &Core) -> Result<(), Violation> {
+    for id in core.catalogue.versions.keys() {
+        ensure(!core.forgettable(*id)?, 11, || {
+            format!("{id} is not forgotten")
+        })?;
+    }
+    for (id, source) in &core.catalogue.sources {
+        ensure(!source.versions.is_empty(), 11, || {
+            format!("nothing names {id}")
+        })?;
+    }
+    for (id, model) in &core.catalogue.models {
+        let known = model.current.is_some() || model.resolving.is_some();
+        let wished = model.wishes != crate::event::Wishes::default();
+        ensure(known || wished, 11, || format!("nothing is known of {id}"))?;
+    }
+    for (id, version) in &core.catalogue.versions {
+        for segment in &version.evicting {
+            let left = core.residency.get(*segment)?.left_by.contains(id);
+            ensure(left, 11, || format!("{segment} was not of {id}"))?;
+        }
+    }
+    ensure(core.touched.is_empty() && !core.room_changed, 11, || {
+        "left unsettled".to_owned()
+    })
+}
+
+fn i12_whole_is_true(core: &Core) -> Result<(), Violation> {
+    for (id, version) in &core.catalogue.versions {
+        let Some(whole) = &version.whole else {
+            continue;
+        };
+        let segments: Option<Vec<_>> = core
+            .catalogue
+            .segments_of(*id)?
+            .map(|(_, segment)| segment)
+            .collect();
+        let same = segments.as_deref() == Some(&**whole);
+        let resident = whole
+            .iter()
+            .all(|segment| core.residency.is_resident(*segment));
+        ensure(same && resident, 12, || format!("{id} is not whole"))?;
+    }
+    Ok(())
+}
+
+fn i13_evictions_await_frees(core: &Core) -> Result<(), Violation> {
+    let mut left = BTreeMap::new();
+    for (op, keys) in core.evictions.awaited() {
+        let found = core.ops.get(op);
+        ensure(matches!(found, Some(Op::Free { .. })), 13, || {
+            format!("{op} is {found:?}")
+        })?;
+        for key in keys {
+            *left.entry(*key).or_insert(0) += 1;
+        }
+    }
+    for (session, request, expected) in core.evictions.all() {
+        ensure(core.leases.session(session).is_ok(), 13, || {
+            format!("{session} is gone")
+        })?;
+        let found = left.get(&(session, request)).copied().unwrap_or_default();
+        ensure(found == expected && found > 0, 13, || {
+            format!("{request} awaits {found}")
+        })?;
+    }
+    Ok(())
+}
+
+fn i14_the_first_want_has_its_room_made(core: &Core) -> Result<(), Violation> {
+    let account = core.ledger.account(Tier::Host);
+    let Some(first) = core.admission.queue().first().copied() else {
+        return Ok(());
+    };
+    let need = core.catalogue.need(first)?;
+    let missing = Amount {
+        bytes: need.missing_bytes,
+        segments: need.missing_segments,
+    };
+    ensure(!missing.fits(account.free()), 14, || {
+        format!("{first} waits, but fits")
+    })?;
+    let mut own = Amount::ZERO;
+    for segment in core.idle_of(first)? {
+        own = own.plus(Amount::segment(core.residency.get(segment)?.charge));
+    }
+    let evictable = core.residency.idle_amount().minus(own);
+    let blocked = !missing.fits(account.coming().plus(evictable));
+    ensure(blocked || missing.fits(account.coming()), 14, || {
+        format!("{first} is forgotten")
+    })
+}

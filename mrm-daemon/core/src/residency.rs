@@ -1,0 +1,246 @@
+//! The state of each segment.
+//!
+//! Absent is not stored: a segment that is not in the table is absent, and stays so, because an
+//! id stands for one allocation.
+
+use crate::id::{Bytes, ContentId, OpId, SegmentId, SourceId, Time, VersionId};
+use crate::ledger::Amount;
+use crate::policy::Candidate;
+use crate::violation::{Record, Violation};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where a segment is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Charged and on its way.
+    Loading(OpId),
+    /// Filled and sealed.
+    Resident(ContentId),
+    /// On its way out, still charged.
+    Evicting(OpId),
+}
+
+/// One allocation.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) state: State,
+    pub(crate) charge: Bytes,
+    /// The sources that it stands for; empty once it is being freed.
+    pub(crate) sources: Vec<SourceId>,
+    /// The versions that used it when its eviction began; empty before.
+    pub(crate) left_by: Vec<VersionId>,
+    /// How many pairs of a source of it and a held version that names the source there are.
+    pub(crate) held: u64,
+    /// When it came to be resident and not held; its key in the index of idle segments.
+    pub(crate) idle_since: Option<Time>,
+}
+
+/// All segments.
+#[derive(Debug, Default)]
+pub(crate) struct Residency {
+    created: u64,
+    segments: BTreeMap<SegmentId, Segment>,
+    contents: BTreeMap<ContentId, SegmentId>,
+    idle: BTreeSet<(Time, SegmentId)>,
+    idle_amount: Amount,
+}
+
+impl Residency {
+    pub(crate) fn get(&self, id: SegmentId) -> Result<&Segment, Violation> {
+        self.segments
+            .get(&id)
+            .ok_or(Violation::Missing(Record::Segment(id)))
+    }
+
+    fn get_mut(&mut self, id: SegmentId) -> Result<&mut Segment, Violation> {
+        self.segments
+            .get_mut(&id)
+            .ok_or(Violation::Missing(Record::Segment(id)))
+    }
+
+    pub(crate) fn is_resident(&self, id: SegmentId) -> bool {
+        self.segments
+            .get(&id)
+            .is_some_and(|segment| matches!(segment.state, State::Resident(_)))
+    }
+
+    pub(crate) fn is_idle(&self, id: SegmentId) -> bool {
+        self.segments
+            .get(&id)
+            .is_some_and(|segment| segment.idle_since.is_some())
+    }
+
+    /// The id of the next segment.
+    pub(crate) fn next_id(&mut self) -> SegmentId {
+        self.created += 1;
+        SegmentId(self.created)
+    }
+
+    /// Absent to Loading.
+    pub(crate) fn start(
+        &mut self,
+        id: SegmentId,
+        op: OpId,
+        source: SourceId,
+        charge: Bytes,
+        held: u64,
+    ) {
+        let segment = Segment {
+            state: State::Loading(op),
+            charge,
+            sources: vec![source],
+            left_by: Vec::new(),
+            held,
+            idle_since: None,
+        };
+        self.segments.insert(id, segment);
+    }
+
+    /// The segment that holds a content.
+    pub(crate) fn holding(&self, content: ContentId) -> Option<SegmentId> {
+        self.contents.get(&content).copied()
+    }
+
+    /// Loading to Resident.
+    pub(crate) fn arrive(
+        &mut self,
+        id: SegmentId,
+        content: ContentId,
+        now: Time,
+    ) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        let State::Loading(_) = segment.state else {
+            return Err(Violation::WrongState(id));
+        };
+        segment.state = State::Resident(content);
+        self.contents.insert(content, id);
+        self.index(id, now)
+    }
+
+    /// Lets `to`, which is resident, stand for all that `from` stands for.
+    pub(crate) fn redirect(
+        &mut self,
+        from: SegmentId,
+        to: SegmentId,
+        now: Time,
+    ) -> Result<Vec<SourceId>, Violation> {
+        let old = self.get_mut(from)?;
+        let State::Loading(_) = old.state else {
+            return Err(Violation::WrongState(from));
+        };
+        let held = std::mem::take(&mut old.held);
+        let sources = std::mem::take(&mut old.sources);
+        let new = self.get_mut(to)?;
+        new.held += held;
+        new.sources.extend_from_slice(&sources);
+        self.index(to, now)?;
+        Ok(sources)
+    }
+
+    /// Loading or Resident to Evicting, left by its users; returns the charge and what it stood
+    /// for.
+    pub(crate) fn evict(
+        &mut self,
+        id: SegmentId,
+        op: OpId,
+        left_by: Vec<VersionId>,
+    ) -> Result<(Bytes, Vec<SourceId>), Violation> {
+        self.unindex(id)?;
+        let segment = self.get_mut(id)?;
+        if segment.held > 0 {
+            return Err(Violation::WrongState(id));
+        }
+        let before = std::mem::replace(&mut segment.state, State::Evicting(op));
+        segment.left_by = left_by;
+        let (charge, sources) = (segment.charge, std::mem::take(&mut segment.sources));
+        match before {
+            // A load whose content was there already.
+            State::Loading(_) => {}
+            State::Resident(content) => {
+                self.contents.remove(&content);
+            }
+            State::Evicting(_) => return Err(Violation::WrongState(id)),
+        }
+        Ok((charge, sources))
+    }
+
+    /// Evicting or Loading to Absent: nothing of it is in memory.
+    pub(crate) fn end(&mut self, id: SegmentId) -> Result<Segment, Violation> {
+        self.segments
+            .remove(&id)
+            .ok_or(Violation::Missing(Record::Segment(id)))
+    }
+
+    /// One more, or one less, holder; returns whether it came to be idle.
+    pub(crate) fn hold(&mut self, id: SegmentId, more: bool, now: Time) -> Result<bool, Violation> {
+        let segment = self.get_mut(id)?;
+        let held = if more {
+            segment.held.checked_add(1)
+        } else {
+            segment.held.checked_sub(1)
+        };
+        segment.held = held.ok_or(Violation::WrongState(id))?;
+        self.index(id, now)?;
+        Ok(!more && self.is_idle(id))
+    }
+
+    /// Puts a segment into the index of idle ones or takes it out, as its state asks.
+    fn index(&mut self, id: SegmentId, now: Time) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        let idle = segment.held == 0 && matches!(segment.state, State::Resident(_));
+        match (idle, segment.idle_since) {
+            (true, None) => {
+                segment.idle_since = Some(now);
+                let amount = Amount::segment(segment.charge);
+                self.idle.insert((now, id));
+                self.idle_amount = self.idle_amount.plus(amount);
+                Ok(())
+            }
+            (false, Some(_)) => self.unindex(id),
+            (true, Some(_)) | (false, None) => Ok(()),
+        }
+    }
+
+    fn unindex(&mut self, id: SegmentId) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        if let Some(since) = segment.idle_since.take() {
+            let amount = Amount::segment(segment.charge);
+            self.idle.remove(&(since, id));
+            self.idle_amount = self.idle_amount.minus(amount);
+        }
+        Ok(())
+    }
+
+    /// What is resident and not held: all that can be evicted.
+    pub(crate) fn idle_amount(&self) -> Amount {
+        self.idle_amount
+    }
+
+    /// The segments that can be evicted, the longest idle first.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = Candidate> {
+        self.idle.iter().filter_map(|(since, id)| {
+            let segment = self.segments.get(id)?;
+            Some(Candidate {
+                segment: *id,
+                charge: segment.charge,
+                last_used: *since,
+            })
+        })
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
+        self.segments.iter().map(|(id, segment)| (*id, segment))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.segments.len()
+    }
+
+    pub(crate) fn contents(&self) -> impl Iterator<Item = (ContentId, SegmentId)> {
+        self.contents.iter().map(|(content, id)| (*content, *id))
+    }
+
+    pub(crate) fn idle_index(&self) -> &BTreeSet<(Time, SegmentId)> {
+        &self.idle
+    }
+}
