@@ -215,8 +215,8 @@ fn sysinfo() -> (u64, u64) {
     let info = rustix::system::sysinfo();
     let unit = u64::from(info.mem_unit.max(1));
     (
-        u64::from(info.totalram).saturating_mul(unit),
-        u64::from(info.freeram).saturating_mul(unit),
+        info.totalram.saturating_mul(unit),
+        info.freeram.saturating_mul(unit),
     )
 }
 

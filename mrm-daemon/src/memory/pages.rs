@@ -113,13 +113,23 @@ pub(super) fn populate(
     bytes: usize,
     degraded: &Degraded,
 ) -> Result<HugePages, MemoryError> {
+    populate_by(&Policy::read(), mapping, fd, bytes, degraded)
+}
+
+fn populate_by(
+    policy: &Policy,
+    mapping: &mut Mapping,
+    fd: BorrowedFd<'_>,
+    bytes: usize,
+    degraded: &Degraded,
+) -> Result<HugePages, MemoryError> {
     let whole = bytes - bytes % HUGE;
     if bytes > whole {
         // A huge page there would reach beyond the end, and take more than was charged. A kernel
         // without huge pages refuses the wish, and needs none.
         let _ = mapping.allow_huge(whole..bytes, false);
     }
-    let (huge, why) = huge_parts(mapping, whole, &Policy::read());
+    let (huge, why) = huge_parts(mapping, whole, policy);
     if let Some(why) = &why {
         degraded.report("huge_pages", why.cause(), why.cure());
     }
@@ -215,120 +225,4 @@ fn collapse_all(memory: &mut impl Collapse, whole: usize) -> (usize, Option<Errn
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A kernel that answers the n-th collapse of a part as told.
-    #[derive(Default)]
-    struct Fake {
-        touched: Vec<usize>,
-        calls: Vec<Range<usize>>,
-        /// Parts (by offset) that fail, and how.
-        broken: Vec<(usize, Errno)>,
-        no_page_at: Option<usize>,
-    }
-
-    impl Collapse for Fake {
-        fn touch(&mut self, offset: usize) -> Result<(), Errno> {
-            self.touched.push(offset);
-            if self.no_page_at == Some(offset) {
-                Err(Errno::NOMEM)
-            } else {
-                Ok(())
-            }
-        }
-
-        fn collapse(&mut self, range: Range<usize>) -> Result<(), Errno> {
-            self.calls.push(range.clone());
-            match self.broken.iter().find(|(at, _)| range.contains(at)) {
-                Some((_, errno)) => Err(*errno),
-                None => Ok(()),
-            }
-        }
-    }
-
-    #[test]
-    fn all_of_it_in_large_steps() {
-        let mut fake = Fake::default();
-        let whole = 2 * STEP + 3 * HUGE;
-        assert_eq!(collapse_all(&mut fake, whole), (whole, None));
-        assert_eq!(fake.calls.len(), 3);
-        assert_eq!(fake.touched.len(), whole / HUGE);
-    }
-
-    #[test]
-    fn a_part_that_fails_stays_small_and_the_rest_is_huge() {
-        let mut fake = Fake {
-            broken: vec![(5 * HUGE, Errno::AGAIN)],
-            ..Fake::default()
-        };
-        let whole = 2 * STEP;
-        assert_eq!(
-            collapse_all(&mut fake, whole),
-            (whole - HUGE, Some(Errno::AGAIN))
-        );
-    }
-
-    #[test]
-    fn a_step_without_any_huge_page_is_the_last() {
-        let broken = (0..2 * STEP)
-            .step_by(HUGE)
-            .map(|at| (at, Errno::NOMEM))
-            .collect();
-        let mut fake = Fake {
-            broken,
-            ..Fake::default()
-        };
-        assert_eq!(collapse_all(&mut fake, 4 * STEP), (0, Some(Errno::NOMEM)));
-        assert_eq!(fake.calls.len(), 1 + STEP / HUGE);
-    }
-
-    #[test]
-    fn an_unknown_call_is_tried_once() {
-        let mut fake = Fake {
-            broken: vec![(0, Errno::INVAL)],
-            ..Fake::default()
-        };
-        assert_eq!(collapse_all(&mut fake, 4 * STEP), (0, Some(Errno::INVAL)));
-        assert_eq!(fake.calls.len(), 1);
-    }
-
-    #[test]
-    fn no_page_to_touch_ends_it() {
-        let mut fake = Fake {
-            no_page_at: Some(STEP + HUGE),
-            ..Fake::default()
-        };
-        assert_eq!(
-            collapse_all(&mut fake, 2 * STEP),
-            (STEP, Some(Errno::NOMEM))
-        );
-    }
-
-    #[test]
-    fn the_setting_is_read_from_its_brackets() {
-        let never = Policy::parse("always within_size advise [never] deny force\n");
-        assert_eq!(never, Policy::OnCollapse("never".to_owned()));
-        assert_eq!(
-            Policy::parse("always within_size [advise] never deny force"),
-            Policy::OnFault
-        );
-        assert_eq!(Policy::parse(""), Policy::OnCollapse(String::new()));
-    }
-
-    #[test]
-    fn every_reason_has_a_cause_and_a_cure() {
-        let reasons = [
-            NotHuge::Refused(Policy::Absent),
-            NotHuge::Refused(Policy::OnFault),
-            NotHuge::Refused(Policy::OnCollapse("deny".to_owned())),
-            NotHuge::NoneFree(Errno::NOMEM),
-        ];
-        for reason in reasons {
-            assert!(
-                !reason.cause().is_empty() && !reason.cure().is_empty(),
-                "{reason:?}"
-            );
-        }
-    }
-}
+mod tests;

@@ -250,3 +250,19 @@ fn a_segment_that_someone_else_can_still_write_is_not_lent() {
     );
     drop(map);
 }
+
+#[test]
+fn every_failure_of_the_kernel_has_its_code() {
+    let code = |errno| MemoryError::from_errno("a step", 1, errno).code();
+    for errno in [Errno::NOMEM, Errno::NOSPC, Errno::FAULT, Errno::AGAIN] {
+        assert_eq!(code(errno), ErrorCode::OutOfMemory, "{errno:?}");
+    }
+    assert_eq!(
+        (code(Errno::MFILE), code(Errno::NFILE)),
+        (ErrorCode::Exhausted, ErrorCode::Exhausted)
+    );
+    assert_eq!(
+        (code(Errno::FBIG), code(Errno::PERM)),
+        (ErrorCode::TooLarge, ErrorCode::Internal)
+    );
+}

@@ -37,10 +37,12 @@ impl Lost {
     }
 }
 
+type SendOutcome<T> = Box<dyn FnOnce(Result<T, Lost>) + Send>;
+
 /// Sends exactly one outcome: the result that it is given, or [`Lost`].
 pub struct Completion<T> {
     // `None` once it was called.
-    send: Option<Box<dyn FnOnce(Result<T, Lost>) + Send>>,
+    send: Option<SendOutcome<T>>,
 }
 
 impl<T> Completion<T> {

@@ -1,6 +1,7 @@
 //! Loading a file into a sealed segment.
 
 use super::error::LoadError;
+use super::hash::{Chunk, Subtree, digest};
 use super::lanes::message;
 use super::read::{Buffered, CHUNK_BYTES, Reader};
 use crate::degraded::Degraded;
@@ -8,7 +9,7 @@ use crate::format::HeaderCheck;
 use crate::memory::{HostSegment, Unsealed};
 use crate::source::{Identity, Source};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::Builder;
 use std::time::Instant;
 
@@ -104,7 +105,7 @@ fn unchanged(order: &Order<'_>) -> Result<(), LoadError> {
 }
 
 /// Fills the image and returns its digest. A large image is hashed by a second thread, a few
-/// chunks behind.
+/// chunks behind; when that cannot keep up, the reading thread hashes too.
 fn fill(
     order: &Order<'_>,
     reader: &mut dyn Reader,
@@ -116,51 +117,52 @@ fn fill(
         return Ok(*blake3::hash(image).as_bytes());
     }
     let name = || order.source.label().to_owned();
+    let failed = |message: &str| LoadError::Hash {
+        name: name(),
+        message: message.to_owned(),
+    };
+    let chunks = image.len().div_ceil(CHUNK_BYTES);
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(BEHIND_MAX);
         let hash = Builder::new()
             .name("mrm-hash".to_owned())
-            .spawn_scoped(scope, move || digest(&receiver))
+            .spawn_scoped(scope, move || {
+                receiver.into_iter().map(Subtree::of).collect::<Vec<_>>()
+            })
             .map_err(|cause| LoadError::Thread {
                 name: name(),
                 cause,
             })?;
         let filled = fill_chunks(order, reader, image, sender);
         // The sender is gone, so the thread ends after what it was sent.
-        let digest = hash.join();
-        filled?;
-        digest.map_err(|panic| LoadError::Hash {
-            name: name(),
-            message: message(panic.as_ref()).to_owned(),
-        })
+        let hashed = hash.join();
+        let mut subtrees = filled?;
+        subtrees.extend(hashed.map_err(|panic| failed(message(panic.as_ref())))?);
+        digest(subtrees, chunks).ok_or_else(|| failed("a part was not hashed"))
     })
 }
 
+/// Fills the image; returns what this thread hashed of it.
 fn fill_chunks<'i>(
     order: &Order<'_>,
     reader: &mut dyn Reader,
     image: &'i mut [u8],
-    hash: SyncSender<&'i [u8]>,
-) -> Result<(), LoadError> {
+    hash: SyncSender<Chunk<'i>>,
+) -> Result<Vec<Subtree>, LoadError> {
+    let mut own = Vec::new();
     let mut offset = 0;
-    for chunk in image.chunks_mut(CHUNK_BYTES) {
-        reader.read(offset, chunk)?;
-        offset += chunk.len() as u64;
+    for (index, bytes) in image.chunks_mut(CHUNK_BYTES).enumerate() {
+        reader.read(offset, bytes)?;
+        offset += bytes.len() as u64;
         order.progress.store(offset, Ordering::Relaxed);
-        if hash.send(chunk).is_err() {
+        match hash.try_send(Chunk { index, bytes }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(chunk)) => own.push(Subtree::of(chunk)),
             // It panicked; joining it says how.
-            break;
+            Err(TrySendError::Disconnected(_)) => break,
         }
     }
-    Ok(())
-}
-
-fn digest(chunks: &Receiver<&[u8]>) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for chunk in chunks {
-        hasher.update(chunk);
-    }
-    *hasher.finalize().as_bytes()
+    Ok(own)
 }
 
 #[cfg(test)]

@@ -51,6 +51,7 @@
 
 mod completion;
 mod error;
+mod hash;
 mod lanes;
 mod load;
 mod queue;

@@ -1,9 +1,11 @@
 use super::*;
 use crate::memory::charge_for;
-use crate::source::SourceError;
+use crate::source::{FileSource, SourceError, settle};
 use mrm_proto::error::ErrorCode;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -42,7 +44,7 @@ struct FaultSource {
 impl FaultSource {
     fn new(bytes: usize, faults: Faults) -> Self {
         Self {
-            content: (0..bytes).map(|i| (i % 253) as u8).collect(),
+            content: (0..253u8).cycle().take(bytes).collect(),
             faults,
             reads: AtomicUsize::new(0),
             hangs: Mutex::new((false, false)),
@@ -128,9 +130,10 @@ impl Source for FaultSource {
             .len()
             .min(rest)
             .min(self.faults.read_bytes_max.unwrap_or(usize::MAX));
-        for (i, byte) in buf[..count].iter_mut().enumerate() {
-            *byte = self.content.get(offset as usize + i).copied().unwrap_or(0);
-        }
+        let content = self.content.get(offset as usize..).unwrap_or_default();
+        let real = content.len().min(count);
+        buf[..real].copy_from_slice(&content[..real]);
+        buf[real..count].fill(0);
         Ok(count)
     }
 
@@ -354,4 +357,47 @@ fn a_panic_while_reading_ends_the_hash_thread_too() {
     let source = FaultSource::new(9 * MIB, faults);
     let load = std::panic::AssertUnwindSafe(|| load_as_it_was(&source, &watch()));
     assert!(std::panic::catch_unwind(load).is_err());
+}
+
+#[test]
+fn a_real_file_is_loaded_until_it_is_written_to() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("weights");
+    let content: Vec<u8> = (0..241u8).cycle().take(5 * MIB + 3).collect();
+    std::fs::write(&path, &content).expect("written");
+    let source = FileSource::registered(dir.path(), Path::new("weights")).expect("opened");
+    // As the catalogue does, so that a write right afterwards has another time.
+    let identity = settle(&[&source]).expect("left alone")[0];
+    let watch = watch();
+    let order = Order {
+        source: &source,
+        identity,
+        charge_bytes: charge_for(identity.bytes),
+        header: None,
+        progress: &watch.progress,
+        cancel: &watch.cancel,
+    };
+    let loaded = load(&order, &Degraded::new()).expect("loaded");
+    assert_eq!(loaded.digest, *blake3::hash(&content).as_bytes());
+
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .expect("opened for writing");
+    file.write_all_at(b"x", 1).expect("written");
+    let error = load(&order, &Degraded::new()).expect_err("written to");
+    assert_eq!(error.code(), ErrorCode::SourceChanged, "{error}");
+    file.set_len(5).expect("shrunk");
+    let error = load(&order, &Degraded::new()).expect_err("shrunk");
+    assert!(error.to_string().contains("has 5 now"), "{error}");
+    // What was lent is what was loaded.
+    let fd = loaded
+        .segment
+        .fd()
+        .try_clone_to_owned()
+        .expect("a duplicate");
+    let map = memmap2::MmapOptions::new()
+        .map_if_safe(&fd)
+        .expect("sealed");
+    assert!(map[..] == content[..], "the image differs");
 }
