@@ -120,6 +120,9 @@ pub(crate) struct Open {
     /// Take MODEL as a path even without a slash
     #[arg(long)]
     pub(crate) path: bool,
+    /// Take MODEL as a registered name even if a file or directory of that path exists
+    #[arg(long, conflicts_with = "path")]
+    pub(crate) name: bool,
     /// Keep the model open until Ctrl-C
     #[arg(long, conflicts_with = "command")]
     pub(crate) hold: bool,

@@ -33,6 +33,9 @@ pub(crate) enum Failure {
     /// None of the usual places has a socket.
     #[error("no daemon: there is no socket at {}", paths(.0))]
     NoSocket(Vec<PathBuf>),
+    /// Nobody listens on any of these.
+    #[error("no daemon answers on {}", paths(.0))]
+    NoListener(Vec<PathBuf>),
     /// The socket's permissions keep this user out.
     #[error("not permitted to connect to {}", .0.display())]
     SocketDenied(PathBuf),
@@ -45,6 +48,9 @@ pub(crate) enum Failure {
     /// The model or file that was named is not there.
     #[error("{0}")]
     NotFound(String),
+    /// A file that this user may not read.
+    #[error("{0}")]
+    NotPermitted(String),
     /// An argument that cannot be right.
     #[error("{0}")]
     Usage(String),
@@ -91,13 +97,15 @@ impl Failure {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::Refused(body) => match body.code.as_str() {
+                "bad_name" => exit::USAGE,
                 "not_permitted" => exit::NOT_PERMITTED,
                 "model_not_found" | "source_missing" => exit::NOT_FOUND,
-                "timed_out" => exit::TIMED_OUT,
+                "timed_out" | "reply_timed_out" => exit::TIMED_OUT,
+                "disconnected" => exit::NO_DAEMON,
                 _ => exit::REFUSED,
             },
-            Self::NoDaemon { .. } | Self::NoSocket(_) => exit::NO_DAEMON,
-            Self::SocketDenied(_) => exit::NOT_PERMITTED,
+            Self::NoDaemon { .. } | Self::NoSocket(_) | Self::NoListener(_) => exit::NO_DAEMON,
+            Self::SocketDenied(_) | Self::NotPermitted(_) => exit::NOT_PERMITTED,
             Self::TimedOut { .. } => exit::TIMED_OUT,
             Self::NotFound(_) => exit::NOT_FOUND,
             Self::Usage(_) => exit::USAGE,
@@ -115,7 +123,7 @@ impl Failure {
     /// What the user can do about it, where the message does not say so itself.
     pub(crate) fn remedy(&self) -> Option<String> {
         match self {
-            Self::NoDaemon { .. } | Self::NoSocket(_) => Some(
+            Self::NoDaemon { .. } | Self::NoSocket(_) | Self::NoListener(_) => Some(
                 "start it with `mrmd` (or `systemctl start mrmd`); if it runs elsewhere, set \
                  MRM_RUNTIME_DIR to its runtime directory; `mrm doctor` checks the node"
                     .into(),
@@ -129,6 +137,7 @@ impl Failure {
             Self::Reported(failure) => failure.remedy(),
             Self::Command { .. } => Some("check the words after `--`".into()),
             Self::NotFound(_)
+            | Self::NotPermitted(_)
             | Self::Usage(_)
             | Self::Output(_)
             | Self::Unhealthy(_)
@@ -140,11 +149,12 @@ impl Failure {
     pub(crate) fn code(&self) -> &str {
         match self {
             Self::Refused(body) => &body.code,
-            Self::NoDaemon { .. } | Self::NoSocket(_) => "no_daemon",
+            Self::NoDaemon { .. } | Self::NoSocket(_) | Self::NoListener(_) => "no_daemon",
             Self::SocketDenied(_) => "socket_denied",
             Self::TimedOut { .. } => "no_answer",
             Self::Garbled { .. } => "garbled_answer",
             Self::NotFound(_) => "not_found",
+            Self::NotPermitted(_) => "not_permitted",
             Self::Usage(_) => "usage",
             Self::Command { .. } => "command_failed",
             Self::Output(_) => "output_failed",
@@ -167,6 +177,8 @@ impl Failure {
             Self::NoSocket(_)
             | Self::TimedOut { .. }
             | Self::NotFound(_)
+            | Self::NotPermitted(_)
+            | Self::NoListener(_)
             | Self::Usage(_)
             | Self::Command { .. }
             | Self::Output(_)
@@ -235,6 +247,8 @@ mod tests {
             (refused("not_permitted"), 4),
             (refused("model_not_found"), 5),
             (refused("timed_out"), 124),
+            (refused("bad_name"), 2),
+            (Failure::NoListener(vec!["/s".into()]), 3),
             (Failure::connecting(socket, &missing), 3),
             (Failure::connecting(socket, &denied), 4),
             (Failure::NoSocket(vec!["/run".into()]), 3),

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
@@ -32,11 +32,6 @@ impl Api {
     /// Will ask the daemon behind `socket`; nothing is connected yet.
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
-    }
-
-    /// The socket that is asked.
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// The document at `target`, as the daemon wrote it.

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::{Duration, Instant};
 
 /// What is quicker than this needs no bar.
-const APPEARS_AFTER: Duration = Duration::from_secs(2);
+pub(crate) const APPEARS_AFTER: Duration = Duration::from_secs(2);
 
 /// A bar that appears late, and only before a person.
 #[derive(Debug)]

@@ -99,7 +99,7 @@ pub(crate) struct Model {
     pub(crate) registered: bool,
     pub(crate) kind: Option<String>,
     pub(crate) state: String,
-    pub(crate) bytes: Option<u64>,
+    pub(crate) bytes: u64,
     pub(crate) charged_bytes: u64,
     pub(crate) huge_bytes: u64,
     pub(crate) loaded_bytes: u64,
@@ -125,6 +125,15 @@ pub(crate) struct ModelDetail {
     pub(crate) holders: Vec<Holder>,
 }
 
+/// `POST /v1/models/{name}/warm`.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct Warmed {
+    pub(crate) origin: String,
+    pub(crate) bytes: u64,
+    pub(crate) took_ms: f64,
+}
+
 /// One file of a model.
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default)]
@@ -142,8 +151,9 @@ pub(crate) struct Segment {
 #[serde(default)]
 pub(crate) struct Holder {
     pub(crate) session: u64,
-    pub(crate) pid: Option<u32>,
-    pub(crate) uid: Option<u32>,
+    /// 0 when the daemon cannot see it.
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
     pub(crate) client: String,
     pub(crate) leases: u64,
 }
@@ -160,8 +170,9 @@ pub(crate) struct Sessions {
 #[serde(default)]
 pub(crate) struct Session {
     pub(crate) id: u64,
-    pub(crate) pid: Option<u32>,
-    pub(crate) uid: Option<u32>,
+    /// 0 when the daemon cannot see it.
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
     pub(crate) client: String,
     pub(crate) leases: u64,
     pub(crate) waiting: u64,

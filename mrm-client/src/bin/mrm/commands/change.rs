@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::http::{Api, model_target};
 use crate::out::Out;
+use crate::units;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -23,11 +24,19 @@ impl Change {
         }
     }
 
-    const fn done(self) -> &'static str {
+    /// What happened, in words, by the daemon's answer.
+    fn done(self, answer: &Value) -> String {
+        let changed = answer["changed"] != Value::Bool(false);
         match self {
-            Self::Pin => "pinned",
-            Self::Unpin => "no longer pinned",
-            Self::Evict => "evicted",
+            Self::Pin if changed => "pinned".into(),
+            Self::Pin => "already pinned".into(),
+            Self::Unpin if changed => "no longer pinned".into(),
+            Self::Unpin => "was not pinned".into(),
+            Self::Evict => match answer["freed_bytes"].as_u64() {
+                Some(0) => "was not resident".into(),
+                Some(bytes) => format!("evicted, {} freed", units::bytes(bytes)),
+                None => "evicted".into(),
+            },
         }
     }
 }
@@ -44,10 +53,11 @@ pub(super) async fn run(
         let answer = api
             .post(&model_target(name, change.verb()), Duration::ZERO)
             .await;
-        report.add(
-            name,
-            answer.map(|document| (document, change.done().to_owned())),
-        )?;
+        let words = |answer: Value| {
+            let words = change.done(&answer);
+            (answer, words)
+        };
+        report.add(name, answer.map(words))?;
     }
     report.finish()
 }

@@ -15,26 +15,58 @@ use std::time::{Duration, Instant};
 const LONG_POLL: Duration = Duration::from_secs(20);
 /// A daemon that answers "nothing yet" at once is asked again only after this.
 const PAUSE: Duration = Duration::from_millis(500);
+const PAGE_ROWS: u64 = 1024;
 const KIND_COLUMNS: usize = 15;
 
 /// Prints what happened; with `--follow`, also what happens from now on.
 pub(super) async fn run(api: &Api, args: &args::Events, out: Out) -> Result<(), Failure> {
-    let mut since = args.since;
-    if !args.follow {
-        let document = api.get(&target(since)).await?;
-        if out.json {
-            return out.document(&document);
-        }
-        return print(&api.read(&document)?, &document, out);
+    if args.follow {
+        follow(api, args.since, out).await
+    } else {
+        recent(api, args.since, out).await
     }
+}
+
+/// Page by page up to the present: text as it comes, JSON as one document.
+async fn recent(api: &Api, since: u64, out: Out) -> Result<(), Failure> {
+    let (mut next, mut dropped, mut rows) = (since, 0, Vec::new());
+    loop {
+        let mut document = api.get(&target(next)).await?;
+        let events: Events = api.read(&document)?;
+        let done = events.events.is_empty() || events.next <= next;
+        (next, dropped) = (events.next, dropped + events.dropped);
+        if !out.json {
+            print(&events, &document, since > 0, out)?;
+        } else if let Value::Array(mut page) = document["events"].take() {
+            rows.append(&mut page);
+        }
+        if done {
+            break;
+        }
+    }
+    if out.json {
+        out.document(&json!({"events": rows, "next": next, "dropped": dropped}))?;
+    }
+    Ok(())
+}
+
+/// Prints lines until interrupted, or until the daemon ends.
+async fn follow(api: &Api, mut since: u64, out: Out) -> Result<(), Failure> {
+    let mut gap_matters = since > 0;
     loop {
         let asked = Instant::now();
-        let wait_ms = LONG_POLL.as_millis();
-        let target = format!("{}&wait_ms={wait_ms}", target(since));
+        let target = format!("{}&wait_ms={}", target(since), LONG_POLL.as_millis());
         let document = api.get_waiting(&target, LONG_POLL).await?;
         let events: Events = api.read(&document)?;
-        print(&events, &document, out)?;
-        if events.events.is_empty() && events.next <= since && asked.elapsed() < PAUSE {
+        print(&events, &document, gap_matters, out)?;
+        gap_matters = true;
+        if events.next < since {
+            out.note("the daemon was restarted: its events are numbered anew");
+            since = 0;
+            gap_matters = false;
+            continue;
+        }
+        if events.events.is_empty() && events.next == since && asked.elapsed() < PAUSE {
             tokio::time::sleep(PAUSE).await;
         }
         since = events.next;
@@ -42,13 +74,14 @@ pub(super) async fn run(api: &Api, args: &args::Events, out: Out) -> Result<(), 
 }
 
 fn target(since: u64) -> String {
-    format!("/v1/events?since={since}")
+    format!("/v1/events?since={since}&limit={PAGE_ROWS}")
 }
 
-/// One line each: text, or the daemon's own object.
-fn print(events: &Events, document: &Value, out: Out) -> Result<(), Failure> {
+/// One line each: text, or the daemon's own object. A gap is told where the reader asked for
+/// what is missing.
+fn print(events: &Events, document: &Value, gap_matters: bool, out: Out) -> Result<(), Failure> {
     if out.json {
-        if events.dropped > 0 {
+        if events.dropped > 0 && gap_matters {
             out.document_line(&json!({"dropped": events.dropped}))?;
         }
         let rows = document["events"]
@@ -57,9 +90,9 @@ fn print(events: &Events, document: &Value, out: Out) -> Result<(), Failure> {
             .unwrap_or_default();
         return rows.iter().try_for_each(|row| out.document_line(row));
     }
-    if events.dropped > 0 {
+    if events.dropped > 0 && gap_matters {
         let dropped = units::count(events.dropped, "older event");
-        out.note(&format!("{dropped} no longer remembered by the daemon"));
+        out.note(&format!("the daemon no longer remembers {dropped}"));
     }
     let text: String = events
         .events

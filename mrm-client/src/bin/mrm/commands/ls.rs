@@ -57,7 +57,7 @@ fn row(model: &Model) -> [Cell; 7] {
     [
         model.name.as_str().into(),
         state(model),
-        model.bytes.map_or_else(|| "-".into(), units::bytes).into(),
+        super::show::size(model.bytes).into(),
         huge(model).into(),
         model.leases.to_string().into(),
         pin.into(),
@@ -74,7 +74,7 @@ pub(super) fn state(model: &Model) -> Cell {
         "resident" => Cell::toned("resident", Tone::Good),
         "absent" => Cell::toned("absent", Tone::Faint),
         "loading" => {
-            let share = units::percent(model.loaded_bytes, model.bytes.unwrap_or(0));
+            let share = units::percent(model.loaded_bytes, model.bytes);
             Cell::toned(&format!("loading {share}"), Tone::Warning)
         }
         other => Cell::toned(other, Tone::Warning),

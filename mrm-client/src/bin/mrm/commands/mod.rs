@@ -2,6 +2,7 @@
 
 mod change;
 mod events;
+mod hold;
 mod ls;
 mod manual;
 mod open;
@@ -10,7 +11,7 @@ mod status;
 mod top;
 mod warm;
 
-use crate::args::{Cli, Command, Global};
+use crate::args::{Cli, Command};
 use crate::doctor;
 use crate::failure::{Failure, exit};
 use crate::http::Api;
@@ -28,7 +29,7 @@ pub(crate) fn run(cli: Cli, out: Out) -> Result<u8, Failure> {
         Command::Ls { prefix } => block_on(ls::run(&api()?, prefix.as_deref(), out)),
         Command::Show { model } => block_on(show::run(&api()?, &model, out)),
         Command::Top { once } => block_on(top::run(&api()?, once, out)),
-        Command::Open(open) => return open_model(&open, &global, out),
+        Command::Open(open) => return open::run(&open, &global, out),
         Command::Warm { models, wait } => block_on(warm::run(&api()?, &models, wait, out)),
         Command::Pin(names) => block_on(change::run(&api()?, &names.models, Change::Pin, out)),
         Command::Unpin(names) => block_on(change::run(&api()?, &names.models, Change::Unpin, out)),
@@ -39,10 +40,6 @@ pub(crate) fn run(cli: Cli, out: Out) -> Result<u8, Failure> {
         Command::Man => manual::page(out),
     }?;
     Ok(exit::OK)
-}
-
-fn open_model(open: &crate::args::Open, global: &Global, out: Out) -> Result<u8, Failure> {
-    open::run(open, global, out)
 }
 
 /// Runs a command's asynchronous part on this thread.

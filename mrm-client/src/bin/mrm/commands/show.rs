@@ -45,7 +45,7 @@ fn facts(detail: &ModelDetail) -> Table {
     fact("kind", or_dash(model.kind.clone()).into());
     fact("registered", yes(model.registered).into());
     fact("path", or_dash(model.path.clone()).into());
-    fact("size", or_dash(model.bytes.map(units::bytes)).into());
+    fact("size", size(model.bytes).into());
     let charged = units::bytes(model.charged_bytes);
     fact(
         "memory",
@@ -112,8 +112,8 @@ fn holders(holders: &[Holder]) -> Table {
     for holder in holders {
         table.row([
             client_name(&holder.client),
-            number(holder.pid),
-            number(holder.uid),
+            pid(holder.pid),
+            holder.uid.to_string().into(),
             holder.session.to_string().into(),
             holder.leases.to_string().into(),
         ]);
@@ -130,9 +130,20 @@ pub(super) fn client_name(name: &str) -> Cell {
     }
 }
 
-/// A number that the daemon may not know.
-pub(super) fn number(number: Option<u32>) -> Cell {
-    number
-        .map_or_else(|| "-".to_owned(), |number| number.to_string())
-        .into()
+/// A process, where the daemon can see it.
+pub(super) fn pid(pid: u32) -> Cell {
+    if pid == 0 {
+        "-".into()
+    } else {
+        pid.to_string().into()
+    }
+}
+
+/// A size, once it is known.
+pub(super) fn size(bytes: u64) -> String {
+    if bytes == 0 {
+        "-".into()
+    } else {
+        units::bytes(bytes)
+    }
 }

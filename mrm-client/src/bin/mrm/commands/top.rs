@@ -223,8 +223,8 @@ fn sessions(sessions: &[Session], rows: usize, look: Look) -> String {
     for session in sessions.into_iter().take(rows) {
         table.row([
             super::show::client_name(&session.client),
-            super::show::number(session.pid),
-            super::show::number(session.uid),
+            super::show::pid(session.pid),
+            session.uid.to_string().into(),
             session.leases.to_string().into(),
             session.waiting.to_string().into(),
             units::seconds(session.connected_s).into(),

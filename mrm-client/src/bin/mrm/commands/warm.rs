@@ -6,7 +6,7 @@ use crate::http::{Api, model_target};
 use crate::out::Out;
 use crate::progress::Progress;
 use crate::units;
-use crate::wire::Model;
+use crate::wire::{Model, Warmed};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -34,18 +34,15 @@ async fn warm(api: &Api, name: &str, wait: Duration, out: Out) -> Result<(Value,
         wait.as_millis()
     );
     let document = with_progress(api, name, api.post(&target, wait), out).await?;
-    if out.json || out.quiet {
-        return Ok((document, String::new()));
-    }
-    let model: Model = api.read(&api.get(&model_target(name, "")).await?)?;
-    let size = model.bytes.map(units::bytes).unwrap_or_default();
-    let took = match model.load_ms {
-        Some(ms) if model.state == "resident" => {
-            format!(", loaded in {}", units::seconds(ms / 1e3))
-        }
-        _ => String::new(),
+    let warmed: Warmed = api.read(&document)?;
+    let size = units::bytes(warmed.bytes);
+    let took = units::seconds(warmed.took_ms / 1e3);
+    let words = match warmed.origin.as_str() {
+        "hit" => format!("already resident ({size})"),
+        "joined" => format!("resident after {took}, by a load under way ({size})"),
+        _ => format!("loaded in {took} ({size})"),
     };
-    Ok((document, format!("{} ({size}{took})", model.state)))
+    Ok((document, words))
 }
 
 /// Draws how far the load is while `answer` is awaited. What the polls answer is only drawn:
@@ -62,13 +59,14 @@ async fn with_progress(
     }
     let target = model_target(name, "");
     let poll = async {
+        tokio::time::sleep(crate::progress::APPEARS_AFTER).await;
         let mut tick = tokio::time::interval(POLL_EVERY);
         loop {
             tick.tick().await;
             if let Ok(document) = api.get(&target).await
                 && let Ok(model) = api.read::<Model>(&document)
             {
-                progress.update(model.loaded_bytes, model.bytes.unwrap_or(0));
+                progress.update(model.loaded_bytes, model.bytes);
             }
         }
     };
