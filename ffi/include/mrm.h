@@ -789,10 +789,6 @@ typedef struct mrm_tensor_t {
  */
 typedef struct mrm_segment_t {
     /**
-     * Name of the file.
-     */
-    struct mrm_text_t name;
-    /**
      * Its first byte. Read-only.
      */
     const void *data_ptr;
@@ -1031,6 +1027,16 @@ int mrm_model_metadata_find(mrm_model_ref model,
  * `model` is open; `segment` may be written.
  */
 int mrm_model_segment_at(mrm_model_ref model, size_t index, struct mrm_segment_t *segment);
+
+/**
+ * The name of the file whose image is the segment at `index`. It lives as long as the handle.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `name` may be written.
+ */
+int mrm_model_segment_name(mrm_model_ref model, size_t index, struct mrm_text_t *name);
 
 /**
  * A descriptor of the sealed memory file behind the segment at `index`, open for reading, for a

@@ -276,17 +276,28 @@ pub unsafe extern "C" fn mrm_model_segment_at(
         // SAFETY: the caller says that the model is open and `segment` may be written.
         let (model, out) = unsafe { (borrow(model, "model")?, Out::new(segment, "segment")?) };
         let bytes = segment_of(model, index)?.bytes();
-        // Not `Segment::name`: it walks the table, and is silent where the table is damaged.
-        let name = *model
-            .index()?
-            .segments()
-            .get(index)
-            .ok_or_else(|| beyond(model, "segment", index, model.model.segments().len()))?;
-        out.set(mrm_segment_t {
-            name,
-            data_ptr: bytes.as_ptr().cast(),
-            bytes: bytes.len() as u64,
-        });
+        out.set(mrm_segment_t { data_ptr: bytes.as_ptr().cast(), bytes: bytes.len() as u64 });
+        Ok(())
+    })
+}
+
+/// The name of the file whose image is the segment at `index`. It lives as long as the handle.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// `model` is open; `name` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_model_segment_name(
+    model: mrm_model_ref,
+    index: usize,
+    name: *mut mrm_text_t,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that the model is open and `name` may be written.
+        let (model, out) = unsafe { (borrow(model, "model")?, Out::new(name, "name")?) };
+        let names = model.index()?.segments();
+        out.set(*names.get(index).ok_or_else(|| beyond(model, "segment", index, names.len()))?);
         Ok(())
     })
 }

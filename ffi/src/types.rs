@@ -98,8 +98,6 @@ pub struct mrm_tensor_t {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct mrm_segment_t {
-    /// Name of the file.
-    pub name: mrm_text_t,
     /// Its first byte. Read-only.
     pub data_ptr: *const c_void,
     /// Its length.

@@ -30,12 +30,16 @@ class MrmError(Exception):
         self.retryable = retryable
         self.took_effect = took_effect
 
+    def __str__(self) -> str:
+        # Not the one of KeyError, which shows the text in quotes.
+        return str(self.args[0])
+
     def __reduce__(self) -> tuple[object, ...]:
         message = str(self.args[0])
         return type(self), (message, self.code, self.name, self.retryable, self.took_effect)
 
 
-class NotFound(MrmError, LookupError):
+class NotFound(MrmError, KeyError):
     """No such model, tensor, metadata or segment."""
 
 

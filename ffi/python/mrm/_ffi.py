@@ -85,7 +85,7 @@ class Tensor(Structure):
 class Segment(Structure):
     """``mrm_segment_t``"""
 
-    _fields_ = [("name", Text), ("data_ptr", c_void_p), ("bytes", c_uint64)]
+    _fields_ = [("data_ptr", c_void_p), ("bytes", c_uint64)]
 
 
 class Stat(Structure):
@@ -150,6 +150,7 @@ FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
     "mrm_model_metadata_at": (c_int, [c_void_p, c_size_t, POINTER(Text), POINTER(Text)], False),
     "mrm_model_metadata_find": (c_int, [c_void_p, c_char_p, c_size_t, POINTER(Text)], False),
     "mrm_model_segment_at": (c_int, [c_void_p, c_size_t, POINTER(Segment)], False),
+    "mrm_model_segment_name": (c_int, [c_void_p, c_size_t, POINTER(Text)], False),
     "mrm_model_segment_dup_fd": (c_int, [c_void_p, c_size_t, POINTER(c_int)], False),
 }
 

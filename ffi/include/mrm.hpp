@@ -1,0 +1,249 @@
+// mrm.hpp - the mrm client for C++17: handles that close themselves, errors that are thrown.
+//
+// Header-only, over mrm.h. A Client and a Model own what they stand for: they move, and do not
+// copy (Model::clone makes a second hold). Views of text and bytes live as long as the Model.
+//
+//     mrm::Client client;
+//     mrm::Model model = client.open("sentence/minilm");
+//     mrm::Tensor bias = model.tensor("pooler.dense.bias");
+//     const float *first = bias.as<float>(MRM_DTYPE_E_F32);
+
+#ifndef MRM_HPP
+#define MRM_HPP
+
+#include "mrm.h"
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace mrm {
+
+// What a function of mrm.h refused. what() is the text of mrm_error_t.
+class Error : public std::runtime_error {
+public:
+    explicit Error(const mrm_error_t &error)
+        : std::runtime_error(error.message), code_(error.number), name_(error.name),
+          retryable_(error.retryable), took_effect_(error.took_effect) {}
+
+    // A number of mrm_error_e.
+    std::uint32_t code() const noexcept { return code_; }
+    // Its stable name, in snake case.
+    const std::string &name() const noexcept { return name_; }
+    // Whether the same call may succeed later with nothing changed.
+    bool retryable() const noexcept { return retryable_; }
+    // Whether the call changed anything in the daemon.
+    bool took_effect() const noexcept { return took_effect_; }
+
+private:
+    std::uint32_t code_;
+    std::string name_;
+    bool retryable_;
+    bool took_effect_;
+};
+
+// Throws the calling thread's last error unless `number` is 0.
+inline void check(int number) {
+    if (number != 0) {
+        mrm_error_t error{};
+        mrm_last_error(&error);
+        throw Error(error);
+    }
+}
+
+inline std::string_view view(const mrm_text_t &text) { return {text.data, text.len}; }
+
+// One tensor; lives as long as its Model.
+class Tensor {
+public:
+    explicit Tensor(const mrm_tensor_t &raw) : raw_(raw) {}
+
+    std::string_view name() const { return view(raw_.name); }
+    // A number of mrm_dtype_e.
+    std::uint32_t dtype() const { return raw_.dtype; }
+    std::size_t rank() const { return raw_.rank; }
+    std::uint64_t dim(std::size_t i) const {
+        return i < raw_.rank ? raw_.shape_ptr[i] : throw std::out_of_range("mrm: no such dimension");
+    }
+    const void *data() const { return raw_.data_ptr; }
+    std::uint64_t bytes() const { return raw_.bytes; }
+
+    // The elements, if they are of type `dtype` and aligned for T; throws otherwise.
+    template <typename T> const T *as(std::uint32_t dtype) const {
+        if (dtype != raw_.dtype || sizeof(T) * 8 != mrm_dtype_bits(dtype)) {
+            throw std::invalid_argument("mrm: the tensor has elements of another type");
+        }
+        if (reinterpret_cast<std::uintptr_t>(raw_.data_ptr) % alignof(T) != 0) {
+            throw std::invalid_argument("mrm: the file does not align the tensor; copy it out");
+        }
+        return static_cast<const T *>(raw_.data_ptr);
+    }
+
+private:
+    mrm_tensor_t raw_;
+};
+
+// An open model.
+class Model {
+public:
+    // Takes a handle over.
+    explicit Model(mrm_model_h handle) noexcept : handle_(handle) {}
+    Model(Model &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+    Model &operator=(Model &&other) noexcept {
+        std::swap(handle_, other.handle_);
+        return *this;
+    }
+    Model(const Model &) = delete;
+    Model &operator=(const Model &) = delete;
+    ~Model() {
+        if (handle_ != nullptr) {
+            mrm_model_close(handle_);
+        }
+    }
+
+    // A second hold on the same memory.
+    Model clone() const {
+        mrm_model_h handle = nullptr;
+        check(mrm_model_clone(handle_, &handle));
+        return Model(handle);
+    }
+
+    mrm_model_info_t info() const {
+        mrm_model_info_t info = MRM_MODEL_INFO_INIT;
+        check(mrm_model_info(handle_, &info));
+        return info;
+    }
+
+    Tensor tensor(std::string_view name) const {
+        mrm_tensor_t raw{};
+        check(mrm_model_tensor_find(handle_, name.data() == nullptr ? "" : name.data(),
+                                    name.size(), &raw));
+        return Tensor(raw);
+    }
+
+    // All tensors, in the order of the files.
+    std::vector<Tensor> tensors() const {
+        std::vector<mrm_tensor_t> raw(info().tensors);
+        if (!raw.empty()) {
+            check(mrm_model_tensors(handle_, 0, raw.size(), raw.data()));
+        }
+        return std::vector<Tensor>(raw.begin(), raw.end());
+    }
+
+    // The exact image of one file.
+    mrm_segment_t segment(std::size_t index) const {
+        mrm_segment_t segment{};
+        check(mrm_model_segment_at(handle_, index, &segment));
+        return segment;
+    }
+
+    // The metadata value of `key`, if there is one.
+    std::optional<std::string_view> metadata(std::string_view key) const {
+        mrm_text_t value{};
+        const int number = mrm_model_metadata_find(
+            handle_, key.data() == nullptr ? "" : key.data(), key.size(), &value);
+        if (number == MRM_ERROR_E_NO_SUCH_ITEM) {
+            return std::nullopt;
+        }
+        check(number);
+        return view(value);
+    }
+
+    mrm_model_ref get() const noexcept { return handle_; }
+
+private:
+    mrm_model_h handle_;
+};
+
+// How to open.
+struct OpenOptions {
+    // How long to wait for room and for the load.
+    std::optional<std::chrono::milliseconds> wait;
+    // Called with bytes in place and bytes of the whole. What it throws ends up at the caller of
+    // open, once the open is over.
+    std::function<void(std::uint64_t, std::uint64_t)> progress;
+};
+
+// A session with the daemon.
+class Client {
+public:
+    // Connects to the node's daemon.
+    Client() { check(mrm_client_connect(nullptr, &handle_)); }
+    // Connects to the daemon behind a socket.
+    explicit Client(const std::string &socket_path) {
+        check(mrm_client_connect(socket_path.c_str(), &handle_));
+    }
+    Client(Client &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+    Client &operator=(Client &&other) noexcept {
+        std::swap(handle_, other.handle_);
+        return *this;
+    }
+    Client(const Client &) = delete;
+    Client &operator=(const Client &) = delete;
+    ~Client() {
+        if (handle_ != nullptr) {
+            mrm_client_close(handle_);
+        }
+    }
+
+    // Opens a registered model.
+    Model open(const std::string &name, const OpenOptions &options = {}) const {
+        return open_with(mrm_client_open, name, options);
+    }
+
+    // Opens local files that nobody registered.
+    Model open_path(const std::string &path, const OpenOptions &options = {}) const {
+        return open_with(mrm_client_open_path, path, options);
+    }
+
+    mrm_client_ref get() const noexcept { return handle_; }
+
+private:
+    struct Report {
+        const std::function<void(std::uint64_t, std::uint64_t)> &progress;
+        std::exception_ptr thrown;
+    };
+
+    template <typename Function>
+    Model open_with(Function function, const std::string &what, const OpenOptions &options) const {
+        Report report{options.progress, nullptr};
+        mrm_open_options_t raw = MRM_OPEN_OPTIONS_INIT;
+        if (options.wait) {
+            raw.wait_ms = static_cast<std::uint64_t>(options.wait->count());
+        }
+        if (options.progress) {
+            raw.user = &report;
+            raw.progress = [](std::uint64_t loaded, std::uint64_t total, void *user) {
+                auto *to = static_cast<Report *>(user);
+                try {
+                    if (!to->thrown) {
+                        to->progress(loaded, total);
+                    }
+                } catch (...) {
+                    to->thrown = std::current_exception();
+                }
+            };
+        }
+        mrm_model_h handle = nullptr;
+        const int number = function(handle_, what.c_str(), &raw, &handle);
+        Model model(handle);
+        if (report.thrown) {
+            std::rethrow_exception(report.thrown);
+        }
+        check(number);
+        return model;
+    }
+
+    mrm_client_h handle_ = nullptr;
+};
+
+} // namespace mrm
+
+#endif // MRM_HPP

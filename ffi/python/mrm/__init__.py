@@ -1,0 +1,82 @@
+"""Models that the node's ``mrmd`` keeps in memory, as numpy arrays without a copy.
+
+    >>> import mrm
+    >>> with mrm.open("sentence/minilm") as model:          # doctest: +SKIP
+    ...     weights = model["pooler.dense.weight"]           # read-only, not a copy
+
+A model is a mapping of tensor names to arrays, and a context manager. ``mrm.safetensors`` has the
+functions of the ``safetensors`` package over the same memory.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+
+from ._client import Client, ModelRow, Progress, shared
+from ._errors import (
+    BadFormat,
+    BadSource,
+    MrmError,
+    NoDaemon,
+    NoRoom,
+    NotFound,
+    NotPermitted,
+    TimedOut,
+)
+from ._ffi import lib as _lib
+from ._model import Model, TensorInfo
+
+__all__ = [
+    "BadFormat",
+    "BadSource",
+    "Client",
+    "Model",
+    "ModelRow",
+    "MrmError",
+    "NoDaemon",
+    "NoRoom",
+    "NotFound",
+    "NotPermitted",
+    "TensorInfo",
+    "TimedOut",
+    "list",
+    "open",
+    "open_path",
+    "stat",
+]
+
+#: The release of the library underneath.
+__version__: str = _lib.version().decode()  # type: ignore[attr-defined]
+
+
+def open(
+    name: str,
+    *,
+    wait: float | None = None,
+    progress: Progress | None = None,
+    client: Client | None = None,
+) -> Model:
+    """Opens the registered model ``name``; see :meth:`Client.open`."""
+    return (client or shared.get()).open(name, wait=wait, progress=progress)
+
+
+def open_path(
+    path: str | os.PathLike[str],
+    *,
+    wait: float | None = None,
+    progress: Progress | None = None,
+    client: Client | None = None,
+) -> Model:
+    """Opens local files that nobody registered; see :meth:`Client.open_path`."""
+    return (client or shared.get()).open_path(path, wait=wait, progress=progress)
+
+
+def list(prefix: str = "", *, client: Client | None = None) -> builtins.list[ModelRow]:
+    """Every model whose name begins with ``prefix``; see :meth:`Client.list`."""
+    return (client or shared.get()).list(prefix)
+
+
+def stat(name: str, *, client: Client | None = None) -> ModelRow:
+    """What the daemon knows of the model ``name``; see :meth:`Client.stat`."""
+    return (client or shared.get()).stat(name)

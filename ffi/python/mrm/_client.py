@@ -1,0 +1,192 @@
+"""Clients: the session with the daemon."""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+from . import _ffi
+from ._ffi import lib
+from ._model import Model
+
+Progress = Callable[[int, int], None]
+
+_STATES = {0: "absent", 1: "loading", 2: "resident", 3: "partial"}
+_WAIT_DEFAULT = 2**64 - 1
+
+
+class ModelRow(NamedTuple):
+    """A model as the daemon knows it."""
+
+    name: str
+    #: ``absent``, ``loading``, ``resident`` or ``partial``.
+    state: str
+    #: 0 when not known yet.
+    nbytes: int
+    #: Over all sessions.
+    leases: int
+    #: Whether the operator registered it.
+    registered: bool
+    #: Whether the operator pinned it.
+    pinned: bool
+    #: The version that the next open would get; known only to :meth:`Client.stat`.
+    version: int | None
+
+
+class Client:
+    """A session with the daemon behind the socket ``path``; without one, with the node's daemon.
+
+    That is found as ``$MRM_SOCKET``, ``$MRM_RUNTIME_DIR/mrmd.sock``,
+    ``$XDG_RUNTIME_DIR/mrm/mrmd.sock``, then ``/run/mrm/mrmd.sock``. A context manager; safe to use
+    from several threads, and in a forked child, which gets a session of its own.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        handle = ctypes.c_void_p()
+        encoded = None if path is None else os.fsencode(path)
+        lib.check(lib.client_connect(encoded, ctypes.byref(handle)))
+        self._handle = handle.value
+        self._finalizer = weakref.finalize(self, lib.client_close, self._handle)
+        self._finalizer.atexit = False
+
+    def open(
+        self, name: str, *, wait: float | None = None, progress: Progress | None = None
+    ) -> Model:
+        """Opens the registered model ``name``.
+
+        Waits up to ``wait`` seconds for room and for the load (0: takes only what is there at
+        once; None: the default of the library). ``progress(loaded_bytes, total_bytes)`` is called
+        while it waits.
+        """
+        return self._open(lib.client_open, name.encode(), wait, progress)
+
+    def open_path(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        wait: float | None = None,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Opens local files that nobody registered: a file, a model's directory, or an index.
+
+        This process opens them, so that its own permissions count, and passes the descriptors.
+        """
+        return self._open(lib.client_open_path, os.fsencode(path), wait, progress)
+
+    def list(self, prefix: str = "") -> builtins.list[ModelRow]:
+        """Every model whose name begins with ``prefix``, in the order of names."""
+        rows: builtins.list[ModelRow] = []
+
+        def collect(stat: ctypes._Pointer[_ffi.Stat], _: int) -> bool:
+            rows.append(_row(str(stat.contents.name), stat.contents))
+            return True
+
+        lib.check(lib.client_list(self._open_handle(), _text(prefix), _ffi.LIST(collect), None))
+        return rows
+
+    def stat(self, name: str) -> ModelRow:
+        """What the daemon knows of the model ``name``, without opening it."""
+        stat = _ffi.Stat(size=ctypes.sizeof(_ffi.Stat))
+        lib.check(lib.client_stat(self._open_handle(), _text(name), ctypes.byref(stat)))
+        return _row(name, stat)
+
+    def close(self) -> None:
+        """Gives the session back. Models that it opened stay open."""
+        self._handle = None
+        self._finalizer()
+
+    def __enter__(self) -> Client:
+        self._open_handle()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_handle(self) -> int:
+        if self._handle is None:
+            raise ValueError("this client is closed; make another one")
+        return self._handle
+
+    def _open(
+        self,
+        function: Callable[..., int],
+        what: bytes,
+        wait: float | None,
+        progress: Progress | None,
+    ) -> Model:
+        if b"\0" in what:
+            raise ValueError("a name or path cannot hold NUL")
+        options = _ffi.OpenOptions(size=ctypes.sizeof(_ffi.OpenOptions), wait_ms=_WAIT_DEFAULT)
+        if wait is not None:
+            options.wait_ms = max(0, round(wait * 1000))
+        raised: builtins.list[BaseException] = []
+        if progress is not None:
+            # What it raises cannot pass through C: it is raised again when the open is over.
+            def report(loaded_bytes: int, total_bytes: int, _: int) -> None:
+                try:
+                    if not raised:
+                        progress(loaded_bytes, total_bytes)
+                except BaseException as error:
+                    raised.append(error)
+
+            options.progress = _ffi.PROGRESS(report)
+        handle = ctypes.c_void_p()
+        number = function(
+            self._open_handle(), what, ctypes.byref(options), ctypes.byref(handle)
+        )
+        if raised:
+            if handle.value:
+                lib.model_close(handle)
+            raise raised[0]
+        lib.check(number)
+        return Model(handle.value or 0)
+
+
+def _text(text: str) -> bytes:
+    if "\0" in text:
+        raise ValueError("a name cannot hold NUL")
+    return text.encode()
+
+
+def _row(name: str, stat: _ffi.Stat) -> ModelRow:
+    return ModelRow(
+        name,
+        _STATES.get(stat.state, "unknown"),
+        stat.bytes,
+        stat.leases,
+        stat.registered,
+        stat.pinned,
+        stat.version if stat.has_version else None,
+    )
+
+
+class _Shared:
+    """The clients that functions without a ``client`` argument use: one a socket."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str | None, ...], Client] = {}
+        # A child may be forked while another thread holds the lock.
+        os.register_at_fork(after_in_child=self._unlock)
+
+    def _unlock(self) -> None:
+        self._lock = threading.Lock()
+
+    def get(self) -> Client:
+        names = ("MRM_SOCKET", "MRM_RUNTIME_DIR", "XDG_RUNTIME_DIR")
+        key = tuple(os.environ.get(name) for name in names)
+        client = self._clients.get(key)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(key)
+                if client is None:
+                    client = self._clients[key] = Client()
+        return client
+
+
+shared = _Shared()

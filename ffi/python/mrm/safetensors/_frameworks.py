@@ -1,0 +1,102 @@
+"""What differs between numpy and torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any, Protocol
+
+from .._model import Hold, Model, TensorInfo
+
+
+class Framework(Protocol):
+    """Makes tensors of one framework from a model."""
+
+    def tensor(self, info: TensorInfo) -> Any:
+        """The tensor that ``info`` describes."""
+
+
+class Numpy:
+    """Read-only arrays over the shared memory."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def tensor(self, info: TensorInfo) -> Any:
+        return self._model[info.name]
+
+
+class PrivateImage(mmap.mmap):
+    """A copy-on-write mapping of one file. It keeps the lease as long as a tensor needs it."""
+
+    hold: Hold | None
+
+
+#: What torch calls the types; those that a torch is too old for are missing from it.
+_TORCH_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+}
+
+
+class Torch:
+    """Tensors over a private copy-on-write mapping of the same memory."""
+
+    def __init__(self, model: Model, device: str | int) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise ImportError(
+                "framework 'pt' needs torch; install torch, or use framework 'np'"
+            ) from error
+        self._torch = torch
+        self._device = torch.device(device)
+        self._model = model
+        self._images: dict[int, PrivateImage] = {}
+
+    def tensor(self, info: TensorInfo) -> Any:
+        torch = self._torch
+        dtype = getattr(torch, _TORCH_NAMES.get(info.dtype, ""), None)
+        if dtype is None:
+            raise TypeError(f"torch {torch.__version__} has no type for {info.dtype}")
+        if info.nbytes == 0:
+            # torch.frombuffer takes no empty range.
+            return torch.empty(info.shape, dtype=dtype, device=self._device)
+        image = self._image(info.segment)
+        count = info.nbytes // dtype.itemsize
+        flat = torch.frombuffer(image, dtype=dtype, count=count, offset=info.offset)
+        return flat.reshape(info.shape).to(self._device)
+
+    def _image(self, segment: int) -> PrivateImage:
+        image = self._images.get(segment)
+        if image is None:
+            image = self._images[segment] = private_image(self._model, segment)
+        return image
+
+
+def private_image(model: Model, segment: int) -> PrivateImage:
+    """Maps one file of a model so that writes stay in this process."""
+    fd = model.file_descriptor(segment)
+    try:
+        image = PrivateImage(fd, 0, access=mmap.ACCESS_COPY)
+    finally:
+        os.close(fd)
+    image.hold = model.hold()
+    return image
