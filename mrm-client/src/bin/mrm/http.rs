@@ -134,8 +134,12 @@ impl Api {
 
     fn judge(&self, status: StatusCode, body: &[u8]) -> Result<Value, Failure> {
         if status.is_success() {
-            return serde_json::from_slice(body)
-                .map_err(|cause| self.garbled(&format!("its answer is not JSON: {cause}")));
+            // The callers index into it by name, which only an object bears.
+            return match serde_json::from_slice(body) {
+                Ok(document @ Value::Object(_)) => Ok(document),
+                Ok(_) => Err(self.garbled("its answer is not a JSON object")),
+                Err(cause) => Err(self.garbled(&format!("its answer is not JSON: {cause}"))),
+            };
         }
         let document: Option<wire::ErrorDocument> = serde_json::from_slice(body).ok();
         match document.and_then(|document| document.error) {

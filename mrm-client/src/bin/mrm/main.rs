@@ -21,7 +21,9 @@ mod wire;
 use args::{Cli, ColorWhen, Global};
 use clap::Parser;
 use failure::{Failure, exit};
+use look::Look;
 use out::Out;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -65,7 +67,18 @@ fn usage(error: &clap::Error) -> u8 {
         Out::new(&global).failure(&Failure::Usage(message));
         return exit::USAGE;
     }
-    // A closed pipe or terminal is not worth a message.
-    let _ = error.print();
+    if error.use_stderr() {
+        let rendered = error.render();
+        let look = Look::of(&io::stderr(), ColorWhen::Auto);
+        let text = if look.color {
+            rendered.ansi().to_string()
+        } else {
+            rendered.to_string()
+        };
+        let _ = write!(io::stderr(), "{}", text.replacen("error:", "mrm:", 1));
+    } else {
+        // A closed pipe is not worth a message.
+        let _ = error.print();
+    }
     u8::try_from(error.exit_code()).unwrap_or(exit::USAGE)
 }

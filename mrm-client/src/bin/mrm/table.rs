@@ -51,7 +51,6 @@ impl From<String> for Cell {
 pub(crate) struct Table {
     columns: Vec<(&'static str, Align)>,
     rows: Vec<Vec<Cell>>,
-    indent: usize,
 }
 
 impl Table {
@@ -60,14 +59,7 @@ impl Table {
         Self {
             columns: columns.to_vec(),
             rows: Vec::new(),
-            indent: 0,
         }
-    }
-
-    /// The same, moved to the right.
-    pub(crate) fn indented(mut self, blanks: usize) -> Self {
-        self.indent = blanks;
-        self
     }
 
     /// Adds a row. Missing entries are empty, surplus ones are dropped.
@@ -105,7 +97,7 @@ impl Table {
         let Some((columns_max, _)) = look.size else {
             return widths;
         };
-        let gaps = GAP * widths.len().saturating_sub(1) + self.indent;
+        let gaps = GAP * widths.len().saturating_sub(1);
         let mut over = (widths.iter().sum::<usize>() + gaps).saturating_sub(columns_max);
         for (widest, (title, align)) in widths.iter_mut().zip(&self.columns) {
             let floor = SHRUNK_MIN.max(width(title));
@@ -119,7 +111,7 @@ impl Table {
     }
 
     fn line(&self, cells: &[Cell], widths: &[usize], look: Look, text: &mut String) {
-        let mut line = " ".repeat(self.indent);
+        let mut line = String::new();
         // Blanks are written only before the next visible text, so that no line ends in them.
         let mut blanks = 0;
         for ((cell, &wide), (_, align)) in cells.iter().zip(widths).zip(&self.columns) {
@@ -281,8 +273,8 @@ a/very/long/name/of/a/model       1 B
 
     #[test]
     fn a_table_without_titles_has_no_head() {
-        let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]).indented(2);
+        let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
         table.row(["k".into(), "v".into()]);
-        assert_eq!(table.render(Look::PLAIN), "  k  v\n");
+        assert_eq!(table.render(Look::PLAIN), "k  v\n");
     }
 }
