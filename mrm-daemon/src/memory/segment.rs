@@ -157,6 +157,12 @@ impl Unsealed {
     }
 }
 
+impl AsFd for HostSegment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl HostSegment {
     /// A sealed segment with these bytes: a tensor table, for example.
     ///

@@ -13,6 +13,13 @@ use std::time::Duration;
 const MIB: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(20);
 
+/// Bytes of which no two chunks are the same.
+fn pattern(bytes: usize) -> Vec<u8> {
+    let mut pattern = (0..253).collect::<Vec<u8>>().repeat(bytes / 253 + 1);
+    pattern.truncate(bytes);
+    pattern
+}
+
 /// What goes wrong with a [`FaultSource`].
 #[derive(Debug, Clone, Copy, Default)]
 struct Faults {
@@ -44,7 +51,7 @@ struct FaultSource {
 impl FaultSource {
     fn new(bytes: usize, faults: Faults) -> Self {
         Self {
-            content: (0..253u8).cycle().take(bytes).collect(),
+            content: pattern(bytes),
             faults,
             reads: AtomicUsize::new(0),
             hangs: Mutex::new((false, false)),
@@ -363,7 +370,7 @@ fn a_panic_while_reading_ends_the_hash_thread_too() {
 fn a_real_file_is_loaded_until_it_is_written_to() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("weights");
-    let content: Vec<u8> = (0..241u8).cycle().take(5 * MIB + 3).collect();
+    let content = pattern(5 * MIB + 3);
     std::fs::write(&path, &content).expect("written");
     let source = FileSource::registered(dir.path(), Path::new("weights")).expect("opened");
     // As the catalogue does, so that a write right afterwards has another time.
