@@ -41,7 +41,7 @@ mod similar;
 mod tests;
 
 pub use error::CatalogueError;
-pub use scan::{Cut, SCAN_DEPTH_MAX, SCAN_ENTRIES_MAX, Scan, Scanned};
+pub use scan::{Cut, SCAN_CUTS_MAX, SCAN_DEPTH_MAX, SCAN_ENTRIES_MAX, Scan, Scanned};
 
 use crate::degraded::Degraded;
 use crate::source::Source;
@@ -102,8 +102,7 @@ pub struct Catalogue {
     entries: BTreeMap<ModelName, Entry>,
     roots: Vec<Root>,
     degraded: Degraded,
-    /// Names that the last scan found, for suggestions.
-    names: Mutex<Arc<[ModelName]>>,
+    names: Mutex<locate::Names>,
 }
 
 impl Catalogue {
@@ -157,11 +156,18 @@ impl Catalogue {
         self.entries.values().map(|entry| self.spec_of(entry))
     }
 
+    /// The name of every entry, in order.
+    pub fn entry_names(&self) -> impl Iterator<Item = &ModelName> {
+        self.entries.keys()
+    }
+
     /// The error for a name that [`find`](Self::find) does not know, with what it may have meant.
     /// Does no IO.
     #[must_use]
     pub fn not_found(&self, name: &ModelName) -> CatalogueError {
-        let scanned = Arc::clone(&self.names.lock().unwrap_or_else(PoisonError::into_inner));
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let scanned = Arc::clone(&names.list);
+        drop(names);
         let known = self.entries.keys().chain(scanned.iter()).map(ModelName::as_str);
         CatalogueError::NotFound {
             name: name.clone(),

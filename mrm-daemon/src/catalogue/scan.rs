@@ -4,18 +4,25 @@ use super::Catalogue;
 use mrm_proto::name::ModelName;
 use std::path::PathBuf;
 
+mod walk;
+
 /// Most directory entries that one scan looks at.
 pub const SCAN_ENTRIES_MAX: usize = 200_000;
 /// How many directories deep a scan goes below a root.
 pub const SCAN_DEPTH_MAX: usize = 8;
+
+/// Most parts that a scan names of those that it left out.
+pub const SCAN_CUTS_MAX: usize = 64;
 
 /// What a scan found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scan {
     /// The models, by name. An entry hides a file of a root with its name.
     pub models: Vec<Scanned>,
-    /// What was left out, and why.
+    /// What was left out, and why; at most [`SCAN_CUTS_MAX`].
     pub cuts: Vec<Cut>,
+    /// How many more parts were left out.
+    pub cuts_unlisted: usize,
 }
 
 /// One model of a [`Scan`].
@@ -79,6 +86,14 @@ impl Default for Bounds {
     }
 }
 
-pub(super) fn scan(_catalogue: &Catalogue, _bounds: Bounds) -> Scan {
-    Scan::default()
+/// Lists the entries and what is below the roots of `catalogue`.
+pub(super) fn scan(catalogue: &Catalogue, bounds: Bounds) -> Scan {
+    let mut walk = walk::Walk::new(bounds);
+    for entry in catalogue.entries.values() {
+        walk.add(entry.name.clone(), entry.path.clone(), true);
+    }
+    for root in &catalogue.roots {
+        walk.root(root);
+    }
+    walk.finish()
 }

@@ -4,6 +4,7 @@ use super::{HeaderProblem, IndexProblem};
 use crate::source::SourceError;
 use mrm_proto::error::ErrorCode;
 use mrm_proto::name::FileName;
+use mrm_proto::table::TableError;
 
 /// Why a set of files is no model. Each message names the file, the reason and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum FormatError {
         /// What is wrong.
         problem: IndexProblem,
     },
+    /// A model that its tensor table cannot describe.
+    #[error("{0}; split the model")]
+    Table(#[from] TableError),
     /// A file that cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -53,6 +57,7 @@ impl FormatError {
             Self::Empty { .. } => ErrorCode::EmptyFile,
             Self::Header { problem, .. } => problem.code(),
             Self::Index { problem, .. } => problem.code(),
+            Self::Table(_) => ErrorCode::TooManyTensors,
             Self::Source(error) => error.code(),
         }
     }

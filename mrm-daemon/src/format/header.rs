@@ -2,11 +2,7 @@
 
 use super::json::{deeper_than, shorten};
 use mrm_proto::dtype::DType;
-use mrm_proto::error::ErrorCode;
-use mrm_proto::limits::{
-    JSON_DEPTH_MAX, SAFETENSORS_HEADER_BYTES_MAX, TENSOR_NAME_BYTES_MAX, TENSOR_RANK_MAX,
-    TENSORS_PER_MODEL_MAX,
-};
+use mrm_proto::limits::{JSON_DEPTH_MAX, SAFETENSORS_HEADER_BYTES_MAX};
 
 mod parse;
 mod problem;

@@ -29,9 +29,9 @@ pub(super) fn deeper_than(text: &[u8], depth_max: usize) -> bool {
     false
 }
 
-/// At most the first 64 characters of `text`, for messages.
+/// At most the first 160 characters of `text`, for messages.
 pub(super) fn shorten(text: &str) -> String {
-    match text.char_indices().nth(64) {
+    match text.char_indices().nth(160) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
@@ -53,6 +53,6 @@ mod tests {
     #[test]
     fn long_text_is_cut_at_a_character() {
         assert_eq!(shorten("abc"), "abc");
-        assert_eq!(shorten(&"é".repeat(100)).chars().count(), 67);
+        assert_eq!(shorten(&"é".repeat(200)).chars().count(), 163);
     }
 }

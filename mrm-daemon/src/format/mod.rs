@@ -37,7 +37,7 @@ mod tests;
 
 pub use error::FormatError;
 pub use header::{Header, HeaderProblem, METADATA_PAIRS_MAX, TensorFact};
-pub use index::{Index, IndexProblem, read_index};
+pub use index::{Index, IndexProblem, is_index, read_index};
 pub use inspect::inspect;
 
 use crate::source::Identity;
