@@ -77,9 +77,8 @@ mod tests {
             2 * CHUNK_BYTES + 5,
             7 * CHUNK_BYTES + 1024,
         ] {
-            let image = (0..241)
-                .collect::<Vec<u8>>()
-                .repeat((CHUNK_BYTES + bytes) / 241);
+            let bytes = CHUNK_BYTES + bytes;
+            let image = &(0..241).collect::<Vec<u8>>().repeat(bytes / 241 + 1)[..bytes];
             let parts = image.chunks(CHUNK_BYTES).enumerate();
             let mut subtrees: Vec<_> = parts
                 .map(|(index, bytes)| Subtree::of(Chunk { index, bytes }))
