@@ -7,6 +7,7 @@ use crate::open::OpenOptions;
 use crate::state::State;
 use mrm_proto::hello::ServerHello;
 use mrm_proto::reply::{ModelRow, Stated};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ const REPLY_GRACE_DEFAULT: Duration = Duration::from_secs(5);
 /// A session with the daemon, and the models that this process has open through it.
 ///
 /// Cheap to clone; clones share the session and the open models.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Client {
     root: Arc<State>,
 }
@@ -79,6 +80,14 @@ impl ConnectOptions {
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("options", self.state().options())
+            .finish_non_exhaustive()
     }
 }
 

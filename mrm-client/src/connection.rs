@@ -8,13 +8,13 @@
 //!
 //! No lock is held while blocking in the kernel. Order of locks: `desk` before `outbox`.
 
-use crate::error::{ConnectError, Refusal, SessionError};
+use crate::error::{ConnectError, SessionError};
 use crate::fork;
 use crate::handshake;
 use crate::inbox::Inbox;
 use crate::model::Holder;
 use crate::outbox::Outbox;
-use crate::request::{Incoming, Replied, decode};
+use crate::request::{Incoming, Replied, decode, session_end};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::frame;
 use mrm_proto::hello::ServerHello;
@@ -322,15 +322,7 @@ impl Turn<'_> {
         if !ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             return Ok(());
         }
-        match inbox.fill(self.connection.socket.as_fd()) {
-            Ok(0) => return Err(SessionError::Disconnected),
-            Ok(_) => {}
-            Err(e) => match e.kind() {
-                std::io::ErrorKind::WouldBlock => return Ok(()),
-                std::io::ErrorKind::ConnectionReset => return Err(SessionError::Disconnected),
-                _ => return Err(SessionError::Io(Arc::new(e))),
-            },
-        }
+        inbox.receive(self.connection.socket.as_fd())?;
         while let Some(frame) = inbox.next()? {
             self.arrived.push(decode(frame)?);
         }
@@ -373,10 +365,7 @@ impl Desk {
     fn deliver(&mut self, incoming: Incoming, late: &mut Vec<LeaseId>) -> Result<(), SessionError> {
         let Incoming { id, reply, fds } = incoming;
         if id.wants_no_reply() {
-            return Err(match reply {
-                Reply::Error(error) => SessionError::Ended(Refusal(error)),
-                _ => SessionError::OutOfPlace("a reply to nothing".to_owned()),
-            });
+            return Err(session_end(reply));
         }
         let Entry::Occupied(mut slot) = self.slots.entry(id.0) else {
             return Err(SessionError::OutOfPlace(format!(

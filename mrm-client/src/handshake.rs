@@ -4,6 +4,7 @@ use crate::connection::poll_socket;
 use crate::error::{ConnectError, Refusal, SessionError};
 use crate::inbox::Inbox;
 use crate::outbox::send_some;
+use crate::request::session_end;
 use mrm_proto::error::ErrorReply;
 use mrm_proto::frame::{self, Kind};
 use mrm_proto::hello::{ClientHello, ServerHello};
@@ -100,10 +101,7 @@ pub(crate) fn next_hello(inbox: &mut Inbox) -> Result<Option<ServerHello>, Sessi
         return Ok(None);
     };
     if frame.header.kind == Kind::Error {
-        return Err(match Reply::decode(&frame.header, frame.body)? {
-            Reply::Error(error) => SessionError::Ended(Refusal(error)),
-            _ => SessionError::OutOfPlace("an error that is none".to_owned()),
-        });
+        return Err(session_end(Reply::decode(&frame.header, frame.body)?));
     }
     let hello = ServerHello::decode(&frame.header, frame.body)?;
     if (VERSION_MIN..=VERSION_MAX).contains(&hello.version) {
@@ -122,13 +120,5 @@ fn fill(inbox: &mut Inbox, socket: BorrowedFd<'_>, wait: Duration) -> Result<(),
     if poll_socket(socket, PollFlags::IN, wait)?.is_empty() {
         return Ok(());
     }
-    match inbox.fill(socket) {
-        Ok(0) => Err(SessionError::Disconnected),
-        Ok(_) => Ok(()),
-        Err(e) => match e.kind() {
-            std::io::ErrorKind::WouldBlock => Ok(()),
-            std::io::ErrorKind::ConnectionReset => Err(SessionError::Disconnected),
-            _ => Err(SessionError::Io(Arc::new(e))),
-        },
-    }
+    inbox.receive(socket)
 }

@@ -14,6 +14,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// Size of the buffer of a quiet connection; it grows to the frame in hand.
 const QUIET_BYTES: usize = 4096;
@@ -55,8 +56,19 @@ impl Inbox {
         }
     }
 
+    /// Reads what is there, if anything, without blocking.
+    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<(), SessionError> {
+        match self.fill(socket) {
+            Ok(0) => Err(SessionError::Disconnected),
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(SessionError::Disconnected),
+            Err(e) => Err(SessionError::Io(Arc::new(e))),
+        }
+    }
+
     /// Reads once, without blocking; the number of bytes, 0 at the end of the stream.
-    pub(crate) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.make_room();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_FRAME_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -13,6 +13,7 @@ use crate::tensor::{Tensor, Tensors};
 use mrm_proto::ids::{LeaseId, VersionId};
 use mrm_proto::reply::{Opened, Origin};
 use mrm_proto::table::{ModelKind, Table, TableError};
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 ///
 /// Cheap to clone. When the last clone is dropped, the mapping goes and the lease is given back.
 /// What was opened stays what it was: if the file changes, or the daemon dies, the bytes remain.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Model(pub(crate) Arc<Open>);
 
 /// One file of a model.
@@ -195,6 +196,16 @@ impl<'m> Segment<'m> {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'m> {
         self.part.fd.as_fd()
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("name", &self.name())
+            .field("version", &self.version())
+            .field("segments", &self.0.content.parts.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -141,7 +141,11 @@ mod tests {
         let mut count = 0u64;
         while count < 10 || outbox.queued.len() < 10 {
             count += 1;
-            let fds: &[BorrowedFd<'_>] = if count % 7 == 0 { &[ours.as_fd()] } else { &[] };
+            let fds: &[BorrowedFd<'_>] = if count.is_multiple_of(7) {
+                &[ours.as_fd()]
+            } else {
+                &[]
+            };
             let announced = u8::try_from(fds.len()).expect("one");
             outbox
                 .send(ours.as_fd(), frame(count, announced), fds)
@@ -150,11 +154,11 @@ mod tests {
         let mut inbox = Inbox::new();
         let mut seen = 0;
         while seen < count {
-            inbox.fill(theirs.as_fd()).expect("something is there");
+            inbox.receive(theirs.as_fd()).expect("something is there");
             outbox.flush(ours.as_fd()).expect("flushes");
             while let Some(frame) = inbox.next().expect("well formed") {
                 seen += 1;
-                let fds = usize::from(seen % 7 == 0);
+                let fds = usize::from(u64::is_multiple_of(seen, 7));
                 assert_eq!((frame.header.request.0, frame.fds.len()), (seen, fds));
             }
         }

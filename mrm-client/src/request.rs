@@ -1,6 +1,6 @@
 //! Frames of the daemon as replies.
 
-use crate::error::SessionError;
+use crate::error::{Refusal, RequestError, SessionError};
 use crate::inbox::Frame;
 use mrm_proto::ids::RequestId;
 use mrm_proto::reply::Reply;
@@ -45,4 +45,23 @@ pub(crate) fn decode(frame: Frame<'_>) -> Result<Incoming, SessionError> {
         reply,
         fds,
     })
+}
+
+/// What a reply without a request says: the end of the session, and why.
+pub(crate) fn session_end(reply: Reply) -> SessionError {
+    if let Reply::Error(error) = reply {
+        return SessionError::Ended(Refusal(error));
+    }
+    SessionError::OutOfPlace("a reply to no request".to_owned())
+}
+
+/// What a request gets that was not answered as asked: the daemon's refusal, or the end of a
+/// session that mixes up its replies.
+pub(crate) fn refusal(reply: Reply, end: impl FnOnce(SessionError)) -> RequestError {
+    if let Reply::Error(error) = reply {
+        return RequestError::Refused(Refusal(error));
+    }
+    let why = SessionError::OutOfPlace("a reply of another kind than was asked for".to_owned());
+    end(why.clone());
+    why.into()
 }

@@ -2,13 +2,13 @@
 
 use crate::client::ConnectOptions;
 use crate::connection::{Connection, Patience, lock};
-use crate::error::{ConnectError, OpenError, Refusal, RequestError, SessionError};
+use crate::error::{ConnectError, OpenError, RequestError, SessionError};
 use crate::files::LocalFiles;
 use crate::fork;
 use crate::locate;
 use crate::model::{Content, Holder as _, Lease, Model, Open};
 use crate::open::{OpenOptions, WAIT_DEFAULT};
-use crate::request::Replied;
+use crate::request::{Replied, refusal};
 use mrm_proto::ids::{InstanceId, VersionId};
 use mrm_proto::name::ModelName;
 use mrm_proto::reply::{ModelRow, Opened, Reply, Stated};
@@ -58,6 +58,10 @@ impl State {
             state = state.successor.get_or_init(|| state.succeed());
         }
         state
+    }
+
+    pub(crate) const fn options(&self) -> &ConnectOptions {
+        &self.options
     }
 
     fn succeed(&self) -> Arc<Self> {
@@ -136,17 +140,14 @@ impl State {
                 after: after.clone(),
             });
             let (connection, replied) = self.ask(&|_| request.clone(), &[], &self.quick())?;
-            match replied.reply {
-                // A page that does not go on would be asked for forever.
-                Reply::Listed(page)
-                    if !page.more || page.models.last().map(|row| &row.name) > after.as_ref() =>
-                {
-                    rows.extend(page.models);
-                    if !page.more {
-                        return Ok(rows);
-                    }
-                }
-                other => return Err(unexpected(&connection, other)),
+            let Reply::Listed(page) = replied.reply else {
+                return Err(unexpected(&connection, replied.reply));
+            };
+            // A page that does not go on would be asked for forever.
+            let goes_on = page.models.last().map(|row| &row.name) > after.as_ref();
+            rows.extend(page.models);
+            if !(page.more && goes_on) {
+                return Ok(rows);
             }
         }
     }
@@ -156,10 +157,10 @@ impl State {
             model: checked(name)?,
         });
         let (connection, replied) = self.ask(&|_| request.clone(), &[], &self.quick())?;
-        match replied.reply {
-            Reply::Stated(stated) => Ok(stated),
-            other => Err(unexpected(&connection, other)),
-        }
+        let Reply::Stated(stated) = replied.reply else {
+            return Err(unexpected(&connection, replied.reply));
+        };
+        Ok(stated)
     }
 
     /// The patience for a request that loads nothing.
@@ -214,10 +215,10 @@ impl State {
             request(wait_ms.min(connection.hello().limits.wait_ms_max.max(1)))
         };
         let (connection, replied) = self.ask(&request, &fds, &patience)?;
-        match replied.reply {
-            Reply::Opened(opened) => self.admit(connection, name, &opened, replied.fds),
-            other => Err(unexpected(&connection, other).into()),
-        }
+        let Reply::Opened(opened) = replied.reply else {
+            return Err(unexpected(&connection, replied.reply).into());
+        };
+        self.admit(connection, name, &opened, replied.fds)
     }
 
     /// Sends a request, on a new session if the old one turns out to be broken.
@@ -327,20 +328,10 @@ fn checked(name: &str) -> Result<ModelName, RequestError> {
     })
 }
 
-/// An error reply is the request's; any other reply than was asked for ends the session.
 fn unexpected(connection: &Connection, reply: Reply) -> RequestError {
-    match reply {
-        Reply::Error(error) => RequestError::Refused(Refusal(error)),
-        Reply::Opened(_)
-        | Reply::Closed(_)
-        | Reply::Cancelled(_)
-        | Reply::Progress(_)
-        | Reply::Listed(_)
-        | Reply::Stated(_) => {
-            let what = "a reply of another kind than was asked for".to_owned();
-            connection.end(SessionError::OutOfPlace(what)).into()
-        }
-    }
+    refusal(reply, |why| {
+        connection.end(why);
+    })
 }
 
 fn executable_name() -> String {

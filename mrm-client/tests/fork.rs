@@ -1,0 +1,83 @@
+//! A forked child uses the client without touching its parent's session.
+//!
+//! One test to a binary: `fork` copies a process whose other threads vanish, so nothing else may
+//! run here at the time.
+
+mod fake;
+
+use fake::{Content, Fake};
+use mrm_proto::request::Request;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+#[test]
+fn a_child_opens_for_itself_and_its_parent_does_not_notice() {
+    // Connection 0 is the parent's, 1 the child's, 2 the grandchild's.
+    let fake = Fake::start(|n, session| {
+        session.hello();
+        session.serve_opens(&Content::sample(600_000), 100 * (n as u64 + 1));
+    });
+    let client = fake.client();
+    let inherited = client.open("m").expect("opens");
+    let child = in_child(|| {
+        let last = |model: &mrm_client::Model| {
+            model
+                .tensor("w")
+                .ok()?
+                .as_slice::<f32>()
+                .ok()?
+                .last()
+                .copied()
+        };
+        if last(&inherited) != Some(599_999.0) {
+            return 1;
+        }
+        let Ok(own) = client.open("m") else { return 2 };
+        if own.same_open(&inherited) || last(&own) != Some(599_999.0) {
+            return 3;
+        }
+        let grandchild = in_child(|| match client.open("m") {
+            Ok(third) if !third.same_open(&own) && last(&third) == last(&own) => 0,
+            Ok(_) => 1,
+            Err(_) => 2,
+        });
+        if grandchild != 0 {
+            return 10 + grandchild;
+        }
+        drop(own);
+        drop(inherited.clone());
+        4 * i32::from(client.open("m").is_err())
+    });
+    assert_eq!(child, 0);
+    fake.seen.wait_closed(200);
+    fake.seen.wait_closed(300);
+    // The parent's session and lease are as they were, and go on working.
+    let closed = |lease: u64| {
+        let closes = |r: &Request| matches!(r, Request::Close(c) if c.lease.0 == lease);
+        fake.seen.all().iter().any(closes)
+    };
+    assert!(!closed(100));
+    assert!(client.open("m").expect("opens").same_open(&inherited));
+    let other = client.open("other").expect("opens on the old session");
+    drop(other);
+    fake.seen.wait_closed(101);
+    drop(inherited);
+    fake.seen.wait_closed(100);
+}
+
+/// Runs `work` in a forked child, and returns what it returned.
+fn in_child(work: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child runs only this crate's code, which takes no lock of the parent's, and
+    // leaves by `_exit` without running anything of the test harness.
+    match unsafe { fork() }.expect("forks") {
+        ForkResult::Parent { child } => match waitpid(child, None).expect("waits") {
+            WaitStatus::Exited(_, code) => code,
+            other => panic!("the child died: {other:?}"),
+        },
+        ForkResult::Child => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // SAFETY: ends the process at once.
+            unsafe { nix::libc::_exit(code.unwrap_or(99)) }
+        }
+    }
+}

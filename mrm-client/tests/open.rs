@@ -1,0 +1,341 @@
+//! Opening, reading and giving back, against a fake daemon.
+
+mod fake;
+
+use fake::{Content, Fake};
+use mrm_client::{ConnectOptions, Fault, ModelKind, OpenOptions, Origin, TensorError};
+use mrm_proto::error::ErrorCode;
+use mrm_proto::reply::{Listed, ModelRow, ModelState, Progress, Reply, Stated};
+use mrm_proto::request::Request;
+use std::cell::RefCell;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+#[test]
+fn a_model_is_opened_read_and_given_back() {
+    let fake = Fake::start(|_, session| session.serve(&Content::sample(1_000_000)));
+    let client = fake.client();
+    assert_eq!(client.server().expect("connected").daemon, "fake 1.0");
+    let model = client.open("a/b").expect("opens");
+    assert_eq!(
+        (model.name(), model.version().0, model.origin()),
+        ("a/b", 7, Origin::Hit)
+    );
+    assert_eq!(model.kind().expect("a table"), ModelKind::Safetensors);
+    assert_eq!(model.metadata().expect("a table"), [("format", "pt")]);
+    let tensors = model.tensors().expect("a table");
+    let names: Vec<_> = (&tensors).into_iter().map(|t| t.name()).collect();
+    assert_eq!(names, ["w", "scalar", "odd"]);
+
+    let w = model.tensor("w").expect("is there");
+    assert_eq!(w.shape(), [1, 1_000_000]);
+    let values: &[f32] = w.as_slice().expect("floats");
+    assert!(values.iter().enumerate().all(|(i, v)| *v == i as f32));
+    assert_eq!(
+        model
+            .tensor("scalar")
+            .expect("is there")
+            .as_slice::<i64>()
+            .expect("int"),
+        [-9]
+    );
+    assert!(matches!(
+        w.as_slice::<f64>(),
+        Err(TensorError::DType { .. })
+    ));
+    let odd = model.tensor("odd").expect("is there");
+    assert_eq!(odd.bytes(), [1, 2, 3, 4]);
+    assert!(matches!(
+        odd.as_slice::<u16>(),
+        Err(TensorError::Misaligned { .. })
+    ));
+    assert!(matches!(
+        model.tensor("none"),
+        Err(TensorError::NotFound { tensors: 3, .. })
+    ));
+
+    let segment = model.segment(0).expect("one file");
+    assert_eq!(segment.name(), Some("model.safetensors"));
+    assert_eq!(segment.bytes().len(), 64 + 4_000_000 + 13);
+    assert_eq!(segment.bytes().as_ptr() as usize % (2 << 20), 0);
+    assert!(segment.fd().as_raw_fd() >= 0);
+    assert!(model.segment(1).is_none());
+    drop(model);
+    fake.seen.wait_closed(1);
+}
+
+#[test]
+fn a_second_open_makes_no_round_trip_until_the_last_handle_is_gone() {
+    let fake = Fake::start(|_, session| session.serve(&Content::sample(8)));
+    let client = fake.client();
+    let first = client.open("m").expect("opens");
+    let second = client.clone().open("m").expect("opens");
+    assert!(first.same_open(&second));
+    assert_eq!(fake.seen.count(), 1);
+    drop(first);
+    assert!(client.open("m").expect("opens").same_open(&second));
+    assert_eq!(fake.seen.count(), 1);
+    drop(second);
+    fake.seen.wait_closed(1);
+    drop(client.open("m").expect("opens"));
+    fake.seen.wait_closed(2);
+}
+
+#[test]
+fn two_names_of_one_version_share_memory_but_not_the_lease() {
+    let fake = Fake::start(|_, session| session.serve(&Content::sample(8)));
+    let client = fake.client();
+    let (a, b) = (
+        client.open("a").expect("opens"),
+        client.open("b").expect("opens"),
+    );
+    let start = |m: &mrm_client::Model| m.segment(0).expect("one file").bytes().as_ptr();
+    assert_eq!(start(&a), start(&b));
+    assert!(!a.same_open(&b));
+    drop(a);
+    fake.seen.wait_closed(1);
+    assert_eq!(
+        b.tensor("w")
+            .expect("is there")
+            .as_slice::<f32>()
+            .expect("floats")[7],
+        7.0
+    );
+    drop(b);
+    fake.seen.wait_closed(2);
+}
+
+#[test]
+fn requests_of_several_threads_are_in_flight_together() {
+    const THREADS: usize = 8;
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        // Nobody is answered before all have asked, and the last is answered first.
+        let mut asked: Vec<_> = (0..THREADS)
+            .map(|_| session.next_asking().expect("an open").0)
+            .collect();
+        let content = Content::sample(8);
+        while let Some(id) = asked.pop() {
+            session.grant(id, id.0, id.0, &content);
+        }
+        session.until_gone();
+    });
+    let client = fake.client();
+    let models: Vec<_> = std::thread::scope(|scope| {
+        let open = |i: usize| {
+            scope.spawn({
+                let client = client.clone();
+                move || client.open(&format!("m{i}")).expect("opens")
+            })
+        };
+        let threads: Vec<_> = (0..THREADS).map(open).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().expect("no panic"))
+            .collect()
+    });
+    let mut versions: Vec<_> = models.iter().map(|m| m.version().0).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    assert_eq!(versions.len(), THREADS);
+}
+
+#[test]
+fn threads_that_open_and_drop_one_name_never_share_a_dead_lease() {
+    let fake = Fake::start(|_, session| session.serve(&Content::sample(8)));
+    let client = fake.client();
+    let start = Arc::new(Barrier::new(4));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                start.wait();
+                for _ in 0..300 {
+                    let model = client.open("m").expect("opens");
+                    let w = model.tensor("w").expect("is there");
+                    assert_eq!(w.as_slice::<f32>().expect("floats")[3], 3.0);
+                }
+            });
+        }
+    });
+    // Every lease that was granted was given back, once.
+    fake.seen.wait("as many closes as opens", |requests| {
+        let opens = requests
+            .iter()
+            .filter(|(_, r)| matches!(r, Request::Open(_)))
+            .count();
+        let mut closed: Vec<_> = requests
+            .iter()
+            .filter_map(|(_, r)| {
+                if let Request::Close(c) = r {
+                    Some(c.lease.0)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        closed.sort_unstable();
+        closed == (1..=opens as u64).collect::<Vec<_>>()
+    });
+}
+
+#[test]
+fn progress_reaches_the_thread_that_opens() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        let (id, request, _) = session.next_asking().expect("an open");
+        assert!(matches!(request, Request::Open(open) if open.progress && open.wait_ms == 1500));
+        for loaded_bytes in [10, 90] {
+            let progress = Progress {
+                loaded_bytes,
+                total_bytes: 100,
+            };
+            session.send(id, &Reply::Progress(progress), &[]);
+        }
+        session.grant(id, 1, 1, &Content::sample(8));
+        session.until_gone();
+    });
+    let here = std::thread::current().id();
+    let seen = RefCell::new(Vec::new());
+    let options = OpenOptions::new()
+        .wait(Duration::from_millis(1500))
+        .on_progress(|p| {
+            assert_eq!(std::thread::current().id(), here);
+            seen.borrow_mut().push(p.loaded_bytes);
+        });
+    fake.client().open_with("m", &options).expect("opens");
+    drop(options);
+    // Reports may be merged, never reordered.
+    assert!([&[10, 90][..], &[90], &[]].contains(&&seen.into_inner()[..]));
+}
+
+#[test]
+fn a_refusal_says_what_the_daemon_said_and_the_session_goes_on() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        let (id, ..) = session.next_asking().expect("an open");
+        session.error(id, ErrorCode::NoRoom, "no room for `m`: `x` is held");
+        session.serve_opens(&Content::sample(8), 1);
+    });
+    let client = fake.client();
+    let refused = client.open("m").expect_err("refused");
+    assert_eq!((refused.number(), refused.name()), (501, "no_room"));
+    assert_eq!(refused.to_string(), "no room for `m`: `x` is held");
+    assert!(refused.retryable() && !refused.took_effect());
+    assert_eq!(client.open("../m").expect_err("refused").number(), 200);
+    client.open("m").expect("opens");
+}
+
+#[test]
+fn files_are_passed_as_descriptors() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        let (id, request, fds) = session.next_asking().expect("an open");
+        let Request::OpenFiles(open) = request else {
+            panic!("files")
+        };
+        assert_eq!(open.label.as_str(), "x.bin");
+        let mut bytes = [0; 5];
+        assert_eq!(rustix::io::pread(&fds[0], &mut bytes, 0), Ok(5));
+        session.grant(
+            id,
+            5,
+            1,
+            &Content::of(&fake::Content::sample(1).table_copy(), &[&bytes]),
+        );
+        session.until_gone();
+    });
+    let path = fake.directory().join("x.bin");
+    std::fs::write(&path, b"bytes").expect("writes");
+    let model = fake.client().open_path(&path).expect("opens");
+    assert_eq!(model.segment(0).expect("one").bytes(), b"bytes");
+    // The table speaks of tensors that this file does not hold.
+    assert!(matches!(model.tensors(), Err(TensorError::Table { .. })));
+    assert!(matches!(model.tensor("w"), Err(TensorError::Table { .. })));
+}
+
+#[test]
+fn lists_are_read_page_by_page() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        while let Some((id, request, _)) = session.next_asking() {
+            let name = |text: &str| mrm_proto::name::ModelName::new(text).expect("a name");
+            let row = |text: &str| ModelRow {
+                name: name(text),
+                registered: true,
+                state: ModelState::Absent,
+                bytes: 0,
+                leases: 0,
+                pinned: false,
+            };
+            let reply = match request {
+                Request::List(list) => Reply::Listed(match list.after {
+                    None => Listed {
+                        models: vec![row("a"), row("b")],
+                        more: true,
+                    },
+                    Some(_) => Listed {
+                        models: vec![row("c")],
+                        more: false,
+                    },
+                }),
+                _ => Reply::Stated(Stated {
+                    row: row("a"),
+                    version: None,
+                    digests: vec![],
+                }),
+            };
+            session.send(id, &reply, &[]);
+        }
+    });
+    let client = fake.client();
+    let names: Vec<_> = client
+        .list("")
+        .expect("lists")
+        .iter()
+        .map(|row| row.name.to_string())
+        .collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    assert_eq!(client.stat("a").expect("is there").row.name.as_str(), "a");
+}
+
+#[test]
+fn no_more_requests_are_in_flight_than_the_daemon_allows() {
+    let fake = Fake::start(|_, session| {
+        let id = session.client_hello().0;
+        let mut hello = fake::server_hello();
+        hello.0.limits.requests_in_flight_max = 2;
+        session.send(id, &hello, &[]);
+        let content = Content::sample(8);
+        let mut in_flight = Vec::new();
+        for lease in 1..=20u64 {
+            session.stream.set_nonblocking(false).expect("blocking");
+            in_flight.push(session.next_asking().expect("an open").0);
+            assert!(in_flight.len() <= 2);
+            if in_flight.len() == 2 || lease == 20 {
+                for id in in_flight.drain(..) {
+                    session.grant(id, id.0, id.0, &content);
+                }
+            }
+        }
+        session.until_gone();
+    });
+    let client = fake.client();
+    std::thread::scope(|scope| {
+        for i in 0..20 {
+            let client = &client;
+            scope.spawn(move || client.open(&format!("m{i}")).expect("opens"));
+        }
+    });
+}
+
+#[test]
+fn without_a_daemon_the_error_says_what_to_do() {
+    let options = ConnectOptions::new().socket("/nonexistent/mrmd.sock");
+    let error = mrm_client::Client::connect_with(&options).expect_err("nobody there");
+    let text = error.to_string();
+    assert!(
+        text.contains("/nonexistent/mrmd.sock") && text.contains("MRM_SOCKET"),
+        "{text}"
+    );
+}
