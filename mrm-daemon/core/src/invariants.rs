@@ -30,6 +30,7 @@ pub fn check(core: &Core) -> Result<(), Violation> {
     i6_idle_is_indexed(core)?;
     i7_leases_are_backed(core)?;
     i8_waiters_are_bounded_and_have_a_target(core)?;
+    i8_wants_are_waited_for(core)?;
     i9_sources_and_contents_agree(core)?;
     i10_models_and_versions_agree(core)?;
     i11_nothing_is_kept_for_nothing(core)?;
@@ -216,7 +217,10 @@ fn i8_waiters_are_bounded_and_have_a_target(core: &Core) -> Result<(), Violation
     }
     ensure(of_session.is_empty(), 8, || {
         format!("waiting without session: {of_session:?}")
-    })?;
+    })
+}
+
+fn i8_wants_are_waited_for(core: &Core) -> Result<(), Violation> {
     let mut queued = 0;
     for (id, stage) in core.admission.wants() {
         let waited_for = core

@@ -401,6 +401,12 @@ impl<'a> View<'a> {
         waiting
     }
 
+    /// Whether opens of this version wait for room: its loads are still to be started.
+    #[must_use]
+    pub fn waits_for_room(&self, version: VersionId) -> bool {
+        self.core.admission.stage(version) == Some(WantStage::Room)
+    }
+
     /// What an open waits for, if it waits.
     #[must_use]
     pub fn pending_segments(&self, session: SessionId, request: RequestId) -> Option<PendingView> {
