@@ -172,8 +172,9 @@ fn doctor_says_what_to_do_when_there_is_no_daemon() {
 #[test]
 fn doctor_repeats_what_the_daemon_found() {
     let fake = Fake::usual();
+    // Nobody serves the client socket any more.
+    drop(UnixListener::bind(fake.client_socket()).unwrap());
     let run = fake.run(&["doctor", "-q"]);
-    // Nobody serves the client socket here.
     assert_eq!(run.code, 1, "{run:?}");
     assert!(
         run.stdout

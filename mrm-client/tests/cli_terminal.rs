@@ -1,5 +1,6 @@
 //! `mrm` on a terminal: a pseudo-terminal, with a person at its other end.
 #![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cli_support;
 

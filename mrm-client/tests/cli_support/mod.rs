@@ -1,4 +1,9 @@
 //! A status socket with canned answers, and the real `mrm` to ask it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 use serde_json::Value;

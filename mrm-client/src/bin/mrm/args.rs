@@ -25,6 +25,7 @@ pub(crate) struct Cli {
 
 /// What every command accepts.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(crate) struct Global {
     /// Print JSON for programs: the daemon's own document, or {"error": ...}
     #[arg(long, global = true)]
@@ -70,7 +71,7 @@ pub(crate) enum Command {
     },
     /// Watch the daemon: refreshed each second on a terminal, `q` quits
     Top {
-        /// Print one picture and exit, as it does when not on a terminal
+        /// Print one picture and exit, as is done anyway when not on a terminal
         #[arg(long)]
         once: bool,
     },

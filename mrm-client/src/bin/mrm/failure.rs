@@ -74,12 +74,13 @@ pub(crate) enum Failure {
 impl Failure {
     /// The failure of connecting to `socket`.
     pub(crate) fn connecting(socket: &Path, cause: &io::Error) -> Self {
-        match cause.kind() {
-            io::ErrorKind::PermissionDenied => Self::SocketDenied(socket.to_owned()),
-            _ => Self::NoDaemon {
-                socket: socket.to_owned(),
-                cause: plain(cause),
-            },
+        let socket = socket.to_owned();
+        if cause.kind() == io::ErrorKind::PermissionDenied {
+            return Self::SocketDenied(socket);
+        }
+        Self::NoDaemon {
+            socket,
+            cause: plain(cause),
         }
     }
 
@@ -109,10 +110,10 @@ impl Failure {
             Self::TimedOut { .. } => exit::TIMED_OUT,
             Self::NotFound(_) => exit::NOT_FOUND,
             Self::Usage(_) => exit::USAGE,
-            Self::Command { cause, .. } => match cause.kind() {
-                io::ErrorKind::NotFound => exit::CMD_NOT_FOUND,
-                _ => exit::CMD_NOT_RUN,
-            },
+            Self::Command { cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
+                exit::CMD_NOT_FOUND
+            }
+            Self::Command { .. } => exit::CMD_NOT_RUN,
             Self::Reported(failure) => failure.exit_status(),
             Self::Garbled { .. } | Self::Output(_) | Self::Unhealthy(_) | Self::System(_) => {
                 exit::REFUSED
@@ -216,13 +217,14 @@ fn paths(paths: &[PathBuf]) -> String {
 
 /// An IO error in plain words, without the number.
 fn plain(cause: &io::Error) -> String {
-    match cause.kind() {
-        io::ErrorKind::NotFound => "there is no such socket".into(),
-        io::ErrorKind::ConnectionRefused => {
-            "the socket is there, but no process listens on it".into()
-        }
-        _ => cause.to_string(),
+    let kind = cause.kind();
+    if kind == io::ErrorKind::NotFound {
+        return "there is no such socket".into();
     }
+    if kind == io::ErrorKind::ConnectionRefused {
+        return "the socket is there, but no process listens on it".into();
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

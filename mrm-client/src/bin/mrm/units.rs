@@ -91,7 +91,8 @@ fn civil_date(mut days: u64) -> (u64, u64, u64) {
     let mut year = 1970 + days / DAYS_PER_ERA * 400;
     days %= DAYS_PER_ERA;
     loop {
-        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap =
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         let in_year = if leap { 366 } else { 365 };
         if days < in_year {
             let february = if leap { 29 } else { 28 };

@@ -124,17 +124,31 @@ fn roff() -> io::Result<String> {
 
 /// A command with its own arguments; the global ones are under OPTIONS.
 fn subcommand(command: &clap::Command) -> String {
+    let own = || {
+        command
+            .get_arguments()
+            .filter(|argument| !is_common(argument))
+    };
     let mut usage = command.get_name().to_owned();
-    for argument in command.get_arguments().filter(|arg| !is_common(arg)) {
-        usage.push(' ');
-        usage.push_str(&argument.to_string());
+    for option in own().filter(|argument| !argument.is_positional()) {
+        usage.push_str(&format!(" [{option}]"));
+    }
+    for argument in own().filter(|argument| argument.is_positional()) {
+        usage.push_str(if argument.is_last_set() {
+            " [-- CMD...]"
+        } else {
+            " "
+        });
+        if !argument.is_last_set() {
+            usage.push_str(&argument.to_string());
+        }
     }
     let mut text = format!(".TP\n\\fBmrm\\fR {}\n", escape(&usage));
     if let Some(about) = command.get_about() {
         text.push_str(&escape(&about.to_string()));
         text.push_str(".\n");
     }
-    for argument in command.get_arguments().filter(|arg| !is_common(arg)) {
+    for argument in own() {
         if let Some(help) = argument.get_help() {
             let line = format!(".br\n{}: {}.\n", argument, help);
             text.push_str(&escape(&line));

@@ -183,11 +183,13 @@ const fn origin_words(origin: Origin) -> &'static str {
 fn open_failure(error: &OpenError) -> Failure {
     match error {
         OpenError::Request(RequestError::Connect(error)) => connect_failure(error),
-        OpenError::File { source, .. } => match source.kind() {
-            io::ErrorKind::NotFound => Failure::NotFound(error.to_string()),
-            io::ErrorKind::PermissionDenied => Failure::NotPermitted(error.to_string()),
-            _ => fault(error),
-        },
+        OpenError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Failure::NotFound(error.to_string())
+        }
+        OpenError::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Failure::NotPermitted(error.to_string())
+        }
+        OpenError::File { .. } => fault(error),
         OpenError::Request(
             RequestError::BadName { .. } | RequestError::Session(_) | RequestError::Refused(_),
         )

@@ -30,15 +30,22 @@ pub(super) async fn checks(global: &Global) -> (Vec<Check>, Option<Status>) {
     let mut checks = Vec::new();
     if let Some(directory) = client.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         checks.push(runtime_dir(directory));
+        // One cause, one finding: without the directory the rest would only repeat it.
+        if !directory.exists() && !status.exists() {
+            return (checks, None);
+        }
     }
     checks.push(socket_file("client_socket", &client));
-    checks.push(hello(&client));
+    if client.exists() {
+        checks.push(hello(&client));
+    }
     checks.push(socket_file("status_socket", &status));
+    if !status.exists() {
+        return (checks, None);
+    }
     let (check, document) = ask(status).await;
     checks.push(check);
-    if let Some(status) = &document {
-        checks.push(protocol(status));
-    }
+    checks.extend(document.as_ref().map(protocol));
     (checks, document)
 }
 
