@@ -40,3 +40,33 @@ fn drop_quietly(payload: Box<dyn std::any::Any + Send>) {
         let _ = std::mem::ManuallyDrop::new(second);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::mrm_last_error;
+
+    #[test]
+    fn a_panic_becomes_an_error_with_its_reason() {
+        let number = call(|| panic!("the reason"));
+        assert_eq!(number, 999);
+        // SAFETY: all-zero is a valid mrm_error_t, and the place may be written.
+        let message = unsafe {
+            let mut error = std::mem::zeroed::<crate::types::mrm_error_t>();
+            assert_eq!(mrm_last_error(&raw mut error), 0);
+            std::ffi::CStr::from_ptr(error.message).to_str()
+        };
+        assert!(message.is_ok_and(|text| text.contains("the reason")));
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_stays_inside() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("again");
+            }
+        }
+        assert_eq!(call(|| std::panic::panic_any(Bomb)), 999);
+    }
+}

@@ -276,7 +276,10 @@ pub unsafe extern "C" fn mrm_model_segment_at(
         // SAFETY: the caller says that the model is open and `segment` may be written.
         let (model, out) = unsafe { (borrow(model, "model")?, Out::new(segment, "segment")?) };
         let bytes = segment_of(model, index)?.bytes();
-        out.set(mrm_segment_t { data_ptr: bytes.as_ptr().cast(), bytes: bytes.len() as u64 });
+        out.set(mrm_segment_t {
+            data_ptr: bytes.as_ptr().cast(),
+            bytes: bytes.len() as u64,
+        });
         Ok(())
     })
 }
@@ -297,7 +300,11 @@ pub unsafe extern "C" fn mrm_model_segment_name(
         // SAFETY: the caller says that the model is open and `name` may be written.
         let (model, out) = unsafe { (borrow(model, "model")?, Out::new(name, "name")?) };
         let names = model.index()?.segments();
-        out.set(*names.get(index).ok_or_else(|| beyond(model, "segment", index, names.len()))?);
+        out.set(
+            *names
+                .get(index)
+                .ok_or_else(|| beyond(model, "segment", index, names.len()))?,
+        );
         Ok(())
     })
 }

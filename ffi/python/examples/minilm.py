@@ -21,7 +21,7 @@ from fetch_minilm import cache_dir
 from tokenizers import Tokenizer
 
 LAYERS, HEADS, EPSILON, TOKENS_MAX = 6, 12, 1e-12, 256
-ERFC = [1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592]
+ERFC = np.array([1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592], np.float32)
 SENTENCES = [
     "A man is eating food.",
     "Someone is having a meal.",
@@ -120,7 +120,7 @@ def main() -> None:
         report |= {"encode_ms": encode_ms, "sentences": arguments.sentences}
         print(json.dumps(report | {"similarities": similarities.tolist()}), flush=True)
     else:
-        print(f"opened in {cost['open_us']:.0f} us ({cost['origin']}); {encode_ms:.0f} ms to encode")
+        print(f"{cost['origin']}: {cost['open_us']:.0f} us to open, {encode_ms:.0f} ms to encode")
         for sentence, row in zip(arguments.sentences, similarities):
             print(" ".join(f"{value:6.3f}" for value in row), sentence, flush=True)
     if arguments.hold:

@@ -1,0 +1,188 @@
+//! The C and C++ examples: compiled with every warning an error, run under the address and leak
+//! sanitizers against a fake daemon, and against a real one where it is built.
+
+#[path = "../../mrm-client/tests/fake/mod.rs"]
+mod fake;
+
+use fake::{Content, Fake};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const MODEL: &str = "fake/model";
+
+/// Where cargo has put `libmrm.so`: beside this test.
+fn library_dir() -> PathBuf {
+    let this = std::env::current_exe().expect("tests know their path");
+    this.parent().expect("a file has a directory").to_owned()
+}
+
+/// Compiles `source` (under `examples`) into `into`; `None` where the machine has no compiler.
+fn compile(source: &str, into: &Path) -> Option<PathBuf> {
+    let ffi = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (variable, default, standard) = if source.ends_with(".cpp") {
+        ("CXX", "c++", "-std=c++17")
+    } else {
+        ("CC", "cc", "-std=c11")
+    };
+    let compiler = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+    let source = ffi.join("examples").join(source);
+    let program = into.join(source.file_stem().expect("a name"));
+    let output = Command::new(&compiler)
+        .args([
+            standard,
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-pedantic",
+            "-g",
+            "-O1",
+        ])
+        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+        .arg("-I")
+        .arg(ffi.join("include"))
+        .arg(&source)
+        .arg("-o")
+        .arg(&program)
+        .arg("-L")
+        .arg(library_dir())
+        .arg("-lmrm")
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => {
+            println!("SKIPPED: cannot run {compiler}: {error}; install a C and C++ compiler");
+            return None;
+        }
+    };
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{} does not compile:\n{complaint}",
+        source.display()
+    );
+    // The programs ask for the soname; cargo makes only the plain name.
+    let soname = into.join("libmrm.so.0");
+    if !soname.exists() {
+        std::os::unix::fs::symlink(library_dir().join("libmrm.so"), soname).expect("a link");
+    }
+    Some(program)
+}
+
+fn command(program: &Path, socket: &Path, argument: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .arg(argument)
+        .env("MRM_SOCKET", socket)
+        .env("LD_LIBRARY_PATH", program.parent().expect("a directory"))
+        .env("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0")
+        .env("UBSAN_OPTIONS", "print_stacktrace=1");
+    command
+}
+
+fn run(program: &Path, socket: &Path, argument: &str) -> Output {
+    command(program, socket, argument)
+        .output()
+        .expect("the program runs")
+}
+
+fn stdout_of(output: &Output) -> String {
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {complaint}", output.status);
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn fake() -> Fake {
+    Fake::start(|_, session| session.serve(&Content::sample(100_000)))
+}
+
+#[test]
+fn open_model_lists_the_tensors() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(program) = compile("c/open_model.c", directory.path()) else {
+        return;
+    };
+    let fake = fake();
+    let text = stdout_of(&run(&program, &fake.socket(), MODEL));
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(
+        lines[0],
+        format!("{MODEL}: 3 tensors, 1 files, 400077 bytes")
+    );
+    assert!(lines[1].starts_with("w F32 [1, 100000] 400000 bytes, sum "));
+    assert_eq!(lines[3], "odd BF16 [2] 4 bytes, sum 10");
+    fake.seen.wait_closed(1);
+
+    let output = run(&program, Path::new("/nonexistent/mrmd.sock"), MODEL);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint.contains("no_daemon, 700"), "{complaint}");
+}
+
+#[test]
+fn hold_says_what_it_has_and_holds_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(program) = compile("c/hold.c", directory.path()) else {
+        return;
+    };
+    let fake = fake();
+    let mut child = command(&program, &fake.socket(), MODEL)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("one line");
+    let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!(
+        (&said["tensors"], &said["bytes"]),
+        (&3.into(), &400_077.into())
+    );
+    assert!(said["open_us"].as_f64().is_some_and(|us| us > 0.0));
+    assert!(
+        child.try_wait().expect("a child").is_none(),
+        "it holds the model"
+    );
+    drop(child.stdin.take());
+    assert!(child.wait().expect("a child").success());
+    output.read_to_string(&mut line).expect("nothing more");
+    fake.seen.wait_closed(1);
+}
+
+#[test]
+fn raii_closes_what_it_opens() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(program) = compile("cpp/raii.cpp", directory.path()) else {
+        return;
+    };
+    let fake = fake();
+    let text = stdout_of(&run(&program, &fake.socket(), MODEL));
+    assert!(
+        text.contains("largest: w [1, 100000]\nits first element: 0\n"),
+        "{text}"
+    );
+    assert!(text.ends_with("as expected: tensor_not_found\n"), "{text}");
+    fake.seen.wait_closed(1);
+}
+
+#[test]
+fn the_leak_sanitizer_is_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let source = directory.path().join("leak.c");
+    let leaky = "#include <mrm.h>\n#include <stddef.h>\n\
+        int main(int n, char **v) { mrm_client_h c = NULL; mrm_model_h m = NULL; (void)n;\n\
+        mrm_client_connect(NULL, &c); mrm_client_open(c, v[1], NULL, &m);\n\
+        mrm_client_close(c); m = NULL; c = NULL; return 0; }\n";
+    std::fs::write(&source, leaky).expect("writes");
+    let Some(program) = compile(source.to_str().expect("UTF-8"), directory.path()) else {
+        return;
+    };
+    let fake = fake();
+    let output = run(&program, &fake.socket(), MODEL);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        complaint.contains("LeakSanitizer"),
+        "a leaked model goes unseen: {complaint}"
+    );
+}
