@@ -246,6 +246,12 @@ impl StatusInbox {
         }
     }
 
+    /// The sender behind [`announce`](Self::announce), for whoever pushes to the log.
+    #[must_use]
+    pub fn announcer(&self) -> watch::Sender<u64> {
+        self.last_seq.clone()
+    }
+
     /// Wakes whoever follows the events. To be called after pushing to the log; costs next to
     /// nothing while nobody follows.
     pub fn announce(&self, last_seq: u64) {

@@ -6,6 +6,7 @@ use crate::status::{Event, EventKind, EventLog};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// What a test tells the decider.
@@ -73,9 +74,11 @@ impl Fake {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 
-    /// Returns once something was asked.
-    pub(super) fn wait_asked(&self) {
-        while self.asked.lock().unwrap().is_empty() {
+    /// Returns once so many questions were asked.
+    pub(super) fn wait_asked(&self, questions: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.asked.lock().unwrap().len() < questions {
+            assert!(Instant::now() < deadline, "nothing was asked");
             std::thread::yield_now();
         }
     }

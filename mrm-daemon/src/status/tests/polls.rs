@@ -55,7 +55,7 @@ fn a_poll_waits_for_the_next_event() {
         peer.send(request("GET", "/v1/events?since=1&wait_ms=30000").as_bytes())
             .unwrap();
     }
-    rig.fake.wait_asked();
+    rig.fake.wait_asked(4);
     rig.fake.push(load_done());
     for peer in &mut peers {
         let page = peer.answer(true).json();
@@ -79,7 +79,7 @@ fn a_shutdown_ends_polls_with_an_answer_and_closes_idle_connections() {
     assert_eq!(idle.ask("GET", "/healthz").status, 200);
     poll.send(request("GET", "/v1/events?since=1&wait_ms=30000").as_bytes())
         .unwrap();
-    rig.fake.wait_asked();
+    rig.fake.wait_asked(1);
     rig.server.take().unwrap().shutdown(30_000);
     assert_eq!(poll.answer(true).json()["next"], json!(1));
     assert!(poll.at_end() && idle.at_end());
@@ -92,7 +92,7 @@ fn a_shutdown_does_not_wait_beyond_its_grace() {
     let mut peer = rig.connect();
     peer.send(request("POST", "/v1/models/stuck/evict?wait_ms=3600000").as_bytes())
         .unwrap();
-    rig.fake.wait_asked();
+    rig.fake.wait_asked(1);
     rig.server.take().unwrap().shutdown(1);
     assert!(peer.at_end());
 }
