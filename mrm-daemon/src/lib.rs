@@ -1,4 +1,4 @@
-//! The daemon as a library: `mrmd` is [`run`]'s thin caller, and tests embed it.
+//! The daemon as a library: `mrmd` is a thin caller of [`serve::run`], and tests embed it.
 //!
 //! One thread decides: it accepts connections, reads requests, steps the pure
 //! [`mrm_core::Core`], and writes replies. What blocks runs on the worker threads of [`transfer`];
@@ -8,8 +8,13 @@ pub mod catalogue;
 pub mod config;
 pub mod degraded;
 pub mod format;
+mod listener;
 pub mod memory;
+pub mod peer;
 pub mod runtime;
+pub mod serve;
+mod session;
+mod shell;
 pub mod source;
 pub mod status;
 pub mod transfer;

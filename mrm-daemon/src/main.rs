@@ -2,6 +2,7 @@
 
 use mrm_daemon::config::{Cli, Loaded};
 use mrm_daemon::runtime::{Activated, ClaimError, OpenFiles, RuntimeDir};
+use mrm_daemon::serve::{Embedding, run};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -52,7 +53,7 @@ fn start(cli: &Cli) -> Outcome {
     serve(cli, loaded)
 }
 
-fn serve(_cli: &Cli, loaded: Loaded) -> Outcome {
+fn serve(cli: &Cli, loaded: Loaded) -> Outcome {
     // First of all, so that nothing else can get the numbers of passed descriptors.
     let activated = Activated::from_environment().map_err(failed)?;
     let files = OpenFiles::raise();
@@ -66,8 +67,17 @@ fn serve(_cli: &Cli, loaded: Loaded) -> Outcome {
         };
         (failure, error.to_string())
     })?;
-    let _runtime = runtime.with_activated(activated);
-    Err((Failure::Failed, "not wired".to_owned()))
+    let again = cli.clone();
+    let reload = move || {
+        again
+            .load()
+            .map(|loaded| loaded.config)
+            .map_err(|e| e.to_string())
+    };
+    let embedding = Embedding {
+        reload: Some(Box::new(reload)),
+    };
+    run(loaded.config, runtime.with_activated(activated), embedding).map_err(failed)
 }
 
 fn manual() -> io::Result<Vec<u8>> {

@@ -90,7 +90,13 @@ impl FrameReader {
     #[must_use]
     pub fn new() -> Self {
         let buffer = vec![0; READ_BUFFER_BYTES];
-        Self { buffer, start: 0, end: 0, fds: VecDeque::new(), fds_lost: false }
+        Self {
+            buffer,
+            start: 0,
+            end: 0,
+            fds: VecDeque::new(),
+            fds_lost: false,
+        }
     }
 
     /// Reads once from `socket`; returns the number of bytes, 0 at the end of the stream.
@@ -131,11 +137,17 @@ impl FrameReader {
         if have == 0 {
             return match self.fds.len() {
                 0 => Ok(ReadStep::Empty),
-                arrived => Err(WireError::FdCount { announced: 0, arrived }),
+                arrived => Err(WireError::FdCount {
+                    announced: 0,
+                    arrived,
+                }),
             };
         }
         if self.fds.len() > FDS_QUEUED_MAX {
-            return Err(WireError::FdCount { announced: FDS_QUEUED_MAX, arrived: self.fds.len() });
+            return Err(WireError::FdCount {
+                announced: FDS_QUEUED_MAX,
+                arrived: self.fds.len(),
+            });
         }
         if have < FRAME_HEADER_BYTES {
             return Ok(ReadStep::Partial);
@@ -143,7 +155,10 @@ impl FrameReader {
         let header = Header::decode(&self.buffer[self.start..self.end])?;
         let announced = usize::from(header.fds);
         if self.fds.len() < announced {
-            return Err(WireError::FdCount { announced, arrived: self.fds.len() });
+            return Err(WireError::FdCount {
+                announced,
+                arrived: self.fds.len(),
+            });
         }
         let whole = FRAME_HEADER_BYTES + header.body_bytes as usize;
         if have < whole {
@@ -256,7 +271,9 @@ fn send_once(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[LentFd]) -> io::Result
     let slices = [IoSlice::new(bytes)];
     if fds.is_empty() {
         let mut none = SendAncillaryBuffer::default();
-        return Ok(rustix::io::retry_on_intr(|| sendmsg(socket, &slices, &mut none, flags))?);
+        return Ok(rustix::io::retry_on_intr(|| {
+            sendmsg(socket, &slices, &mut none, flags)
+        })?);
     }
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| (**fd).as_fd()).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_FRAME_MAX))];
@@ -264,7 +281,9 @@ fn send_once(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[LentFd]) -> io::Result
     if !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(io::Error::other("more descriptors than a frame may carry"));
     }
-    Ok(rustix::io::retry_on_intr(|| sendmsg(socket, &slices, &mut ancillary, flags))?)
+    Ok(rustix::io::retry_on_intr(|| {
+        sendmsg(socket, &slices, &mut ancillary, flags)
+    })?)
 }
 
 /// Shared by the task that reads a session and by whoever answers it.
@@ -288,7 +307,10 @@ mod tests {
         let fds: Vec<LentFd> = (0..fds)
             .map(|_| Arc::new(std::fs::File::open("/dev/null").expect("opens")) as LentFd)
             .collect();
-        assert_eq!(send_once(socket.as_fd(), bytes, &fds).expect("sends"), bytes.len());
+        assert_eq!(
+            send_once(socket.as_fd(), bytes, &fds).expect("sends"),
+            bytes.len()
+        );
     }
 
     #[test]
@@ -316,7 +338,10 @@ mod tests {
         let mut reader = FrameReader::new();
         let bytes = close_frame(9, 0);
         for (i, byte) in bytes.iter().enumerate() {
-            assert!(!matches!(reader.next().expect("no error"), ReadStep::Frame(..)), "at {i}");
+            assert!(
+                !matches!(reader.next().expect("no error"), ReadStep::Frame(..)),
+                "at {i}"
+            );
             client.write_all(&[*byte]).expect("writes");
             assert_eq!(reader.fill(&daemon).expect("reads"), 1);
         }
@@ -330,20 +355,37 @@ mod tests {
         send(&client, &close_frame(1, 2), 1);
         let mut reader = FrameReader::new();
         reader.fill(&daemon).expect("reads");
-        assert!(matches!(reader.next(), Err(WireError::FdCount { announced: 2, arrived: 1 })));
+        assert!(matches!(
+            reader.next(),
+            Err(WireError::FdCount {
+                announced: 2,
+                arrived: 1
+            })
+        ));
 
         let mut reader = FrameReader::new();
         send(&client, &close_frame(1, 0), 1);
         reader.fill(&daemon).expect("reads");
         assert!(matches!(reader.next(), Ok(ReadStep::Frame(..))));
-        assert!(matches!(reader.next(), Err(WireError::FdCount { announced: 0, arrived: 1 })));
+        assert!(matches!(
+            reader.next(),
+            Err(WireError::FdCount {
+                announced: 0,
+                arrived: 1
+            })
+        ));
     }
 
     #[test]
     fn the_largest_frame_fits_and_the_buffer_shrinks_again() {
         let (mut client, daemon) = UnixStream::pair().expect("a pair");
         let body_bytes = u32::try_from(FRAME_BODY_BYTES_MAX).expect("fits");
-        let header = Header { kind: Kind::List, fds: 0, body_bytes, request: RequestId(1) };
+        let header = Header {
+            kind: Kind::List,
+            fds: 0,
+            body_bytes,
+            request: RequestId(1),
+        };
         let mut bytes = header.encode().to_vec();
         bytes.resize(FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX, 7);
         let writer = std::thread::spawn(move || {
@@ -373,7 +415,13 @@ mod tests {
         let (_client, daemon) = UnixStream::pair().expect("a pair");
         let mut writer = FrameWriter::default();
         let mut pushed = 0;
-        while writer.push(OutFrame { bytes: vec![0; 65_536], fds: Vec::new() }).is_ok() {
+        while writer
+            .push(OutFrame {
+                bytes: vec![0; 65_536],
+                fds: Vec::new(),
+            })
+            .is_ok()
+        {
             let _ = writer.flush(&daemon);
             pushed += 1;
             assert!(pushed < 10_000, "the queue is bounded");

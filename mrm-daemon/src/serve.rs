@@ -1,0 +1,316 @@
+//! From a validated configuration to a serving daemon, and to its end.
+//!
+//! ```no_run
+//! use mrm_daemon::config::Config;
+//! use mrm_daemon::runtime::RuntimeDir;
+//! use mrm_daemon::serve::{Embedding, run};
+//! let config = Config::with_defaults("/tmp/mrm".into(), 1 << 30);
+//! let runtime_dir = RuntimeDir::claim(&config.runtime_dir)?;
+//! run(config, runtime_dir, Embedding::default())?; // returns after SIGTERM
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use crate::catalogue::{Catalogue, CatalogueError, Entry, Root};
+use crate::config::Config;
+use crate::degraded::Degraded;
+use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
+use crate::session::Patience;
+use crate::shell::{Parts, Shell, ShellConfig, answer_queries};
+use crate::status::metrics::{Metrics, MetricsError};
+use crate::status::{self, Access, ServeError, ServeOptions, StatusInbox, StatusServer};
+use crate::transfer::{Lanes, LanesConfig, LanesError};
+use mrm_core::Core;
+use mrm_core::id::Bytes;
+use mrm_core::policy::Lru;
+use mrm_proto::ids::InstanceId;
+use mrm_proto::limits::{LEASES_PER_SESSION_MAX, SEGMENTS_PER_MODEL_MAX};
+use std::io;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::LocalSet;
+
+/// How long workers may take to end what they are doing when the daemon exits.
+const WORKERS_END_MS: u64 = 2_000;
+/// How long the status server may take to end its answers.
+const STATUS_END_MS: u64 = 500;
+/// Descriptors kept for everything but segments, sessions and opened files.
+const FILES_RESERVED: usize = 128;
+
+/// What a caller that is not `mrmd` may bring.
+#[derive(Default)]
+pub struct Embedding {
+    /// Reads the configuration again, on SIGHUP. Without it, SIGHUP does nothing.
+    pub reload: Option<Reload>,
+}
+
+/// Reads the configuration again.
+pub type Reload = Box<dyn Fn() -> Result<Config, String>>;
+
+/// Why the daemon could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The sockets.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The configured models.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    /// The worker threads.
+    #[error(transparent)]
+    Lanes(#[from] LanesError),
+    /// The status server.
+    #[error(transparent)]
+    Status(#[from] ServeError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The event loop.
+    #[error("cannot start the event loop: {0}; raise the limits on descriptors")]
+    Loop(#[from] io::Error),
+}
+
+/// Serves until it is told to stop: SIGTERM or SIGINT drain (no new leases, until the last ends or
+/// `drain_ms` are over), a second one stops at once.
+///
+/// # Errors
+/// When it could not begin to serve.
+pub fn run(config: Config, runtime_dir: RuntimeDir, embedding: Embedding) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    LocalSet::new().block_on(&runtime, serve(config, runtime_dir, embedding))
+}
+
+async fn serve(
+    config: Config,
+    mut runtime_dir: RuntimeDir,
+    embedding: Embedding,
+) -> Result<(), RunError> {
+    let notifier = Notifier::from_environment();
+    let mut signals = Signals::new()?;
+    let degraded = Degraded::new();
+    let files = OpenFiles::current();
+    files.report(&degraded);
+    let metrics = Metrics::new()?;
+    let (handle, inbox) = status::query::channel();
+
+    let clients = runtime_dir.client_listener(config.socket_mode, config.socket_group.as_ref())?;
+    let status_listener = runtime_dir.status_listener()?;
+    let parts = assemble(
+        &config,
+        &runtime_dir,
+        files,
+        degraded,
+        metrics.clone(),
+        &inbox,
+    )?;
+    let (shell, completions) = Shell::new(parts);
+
+    let decider = shell.clone();
+    tokio::task::spawn_local(async move { decider.run(completions).await });
+    tokio::task::spawn_local(answer_queries(shell.clone(), inbox));
+    shell.apply_wishes(&config.models);
+    let patience = Patience {
+        hello: Duration::from_millis(config.limits.idle_hello_ms),
+        stall: Duration::from_millis(config.limits.write_stall_ms),
+    };
+    let listening =
+        tokio::task::spawn_local(crate::listener::listen(clients, shell.clone(), patience));
+    let options = ServeOptions {
+        access: Access::new(
+            rustix::process::geteuid().as_raw(),
+            config.status_group.as_ref().map(|group| group.gid),
+        ),
+        warm_wait_ms_default: config.limits.open_wait_ms_default,
+        ..ServeOptions::for_daemon_uid(rustix::process::geteuid().as_raw())
+    };
+    let status_server = status::serve(status_listener, handle, metrics, options)?;
+    tokio::task::spawn_local(keep_watchdog(notifier.clone()));
+    shell.serving();
+    tracing::info!(
+        socket = %config.client_socket().display(),
+        budget_bytes = config.host_budget_bytes,
+        "serving"
+    );
+    notifier.ready("serving");
+
+    until_stopped(&shell, &mut signals, &notifier, &embedding).await;
+    listening.abort();
+    drain(&shell, &mut signals, &notifier, config.drain_ms).await;
+    end(&shell, status_server);
+    Ok(())
+}
+
+fn assemble(
+    config: &Config,
+    runtime_dir: &RuntimeDir,
+    files: OpenFiles,
+    degraded: Degraded,
+    metrics: Metrics,
+    inbox: &StatusInbox,
+) -> Result<Parts, RunError> {
+    let lanes = Lanes::start(LanesConfig {
+        registered_threads: config.load.threads,
+        foreign_threads: config.load.foreign_threads,
+        ..LanesConfig::default()
+    })?;
+    let files_max = files
+        .soft
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(usize::MAX);
+    // Sessions take a socket and a pidfd; the rest is shared by segments and files being loaded.
+    let left = files_max
+        .saturating_sub(FILES_RESERVED)
+        .saturating_sub(config.limits.sessions_max.saturating_mul(2));
+    let files_waiting_max = (left / 4).max(SEGMENTS_PER_MODEL_MAX);
+    let core = Core::new(mrm_core::Config {
+        limit: Bytes(config.host_budget_bytes),
+        segments_max: (left / 2).max(SEGMENTS_PER_MODEL_MAX + 1) as u64,
+        waiting_max: config.limits.waiting_max,
+        leases_per_session_max: LEASES_PER_SESSION_MAX,
+        revalidate_ms: config.revalidate_ms,
+        policy: Box::new(Lru),
+    });
+    Ok(Parts {
+        config: ShellConfig {
+            sessions_max: config.limits.sessions_max,
+            sessions_per_uid_max: config.limits.sessions_per_uid_max,
+            open_wait_ms_default: config.limits.open_wait_ms_default,
+            files_waiting_max,
+            runtime_dir: runtime_dir.path().display().to_string(),
+        },
+        core,
+        catalogue: catalogue_of(config, &degraded)?,
+        lanes,
+        degraded,
+        metrics,
+        instance: instance(),
+        announcer: inbox.announcer(),
+    })
+}
+
+fn catalogue_of(config: &Config, degraded: &Degraded) -> Result<Catalogue, CatalogueError> {
+    let entries = config.models.iter().map(|model| Entry {
+        name: model.name.clone(),
+        path: model.path.clone(),
+        pin: model.pin,
+        eager: model.eager,
+    });
+    let roots = config.catalogues.iter().map(|entry| Root {
+        path: entry.root.clone(),
+        prefix: entry.prefix.clone(),
+    });
+    Catalogue::new(entries.collect(), roots.collect(), degraded.clone())
+}
+
+/// A number that another run of the daemon will not have.
+fn instance() -> InstanceId {
+    let mut bytes = [0; 8];
+    let random = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    if random.is_err() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let nanos = now.unwrap_or_default().as_nanos() ^ u128::from(std::process::id());
+        bytes.copy_from_slice(&nanos.to_le_bytes()[..8]);
+    }
+    InstanceId(u64::from_le_bytes(bytes))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Returns when a signal or the operator says so.
+async fn until_stopped(
+    shell: &Shell,
+    signals: &mut Signals,
+    notifier: &Notifier,
+    embedding: &Embedding,
+) {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            () = shell.drain_asked() => return,
+            _ = signals.hang_up.recv() => {
+                notifier.reloading();
+                reload(shell, embedding);
+                notifier.ready("serving");
+            }
+        }
+    }
+}
+
+fn reload(shell: &Shell, embedding: &Embedding) {
+    let Some(read) = &embedding.reload else {
+        return;
+    };
+    let outcome = read().and_then(|config| {
+        let catalogue =
+            catalogue_of(&config, &shell.degraded_paths()).map_err(|e| e.to_string())?;
+        shell.replace_catalogue(catalogue, config.host_budget_bytes);
+        shell.apply_wishes(&config.models);
+        Ok(())
+    });
+    match outcome {
+        Ok(()) => tracing::info!("catalogue and host budget were read again"),
+        Err(error) => tracing::error!(error, "the old configuration stays in force"),
+    }
+}
+
+async fn drain(shell: &Shell, signals: &mut Signals, notifier: &Notifier, drain_ms: u64) {
+    shell.drain();
+    let (sessions, leases) = shell.in_use();
+    notifier.stopping(&format!("draining: {leases} leases of {sessions} sessions"));
+    if leases > 0 {
+        tracing::info!(
+            leases,
+            sessions,
+            drain_ms,
+            "draining; a second signal stops at once"
+        );
+    }
+    tokio::select! {
+        () = shell.settled() => {}
+        () = signals.stop() => tracing::info!("stopped before the drain was complete"),
+        () = tokio::time::sleep(Duration::from_millis(drain_ms)) => {
+            let (sessions, leases) = shell.in_use();
+            tracing::warn!(leases, sessions, "the drain took too long; holders keep their memory");
+        }
+    }
+}
+
+fn end(shell: &Shell, status_server: StatusServer) {
+    status_server.shutdown(STATUS_END_MS);
+    for hung in shell.stop_workers(Instant::now() + Duration::from_millis(WORKERS_END_MS)) {
+        tracing::warn!(thread = hung.thread, "a worker did not end in time");
+    }
+    tracing::info!("stopped");
+}
+
+async fn keep_watchdog(notifier: Notifier) {
+    if let Some(every) = notifier.alive_every() {
+        loop {
+            notifier.alive();
+            tokio::time::sleep(every).await;
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! One connection: reads frames, hands requests to the shell, writes what it answers.
+//!
+//! The task of a session only moves bytes. It ends on the first of: end of the stream, exit of
+//! the connecting process (also while a forked child keeps the socket open), a broken frame, a
+//! client that stalls in the middle of a frame or does not read its replies, or the shell's wish.
+
+use crate::peer::Peer;
+use crate::shell::Shell;
+use crate::wire::{FrameReader, FrameWriter, LentFd, OutFrame, ReadStep, WireError};
+use mrm_core::id::SessionId;
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::frame::{FrameError, Header, Message, encode_into};
+use mrm_proto::hello::ClientHello;
+use mrm_proto::ids::RequestId;
+use mrm_proto::reply::Reply;
+use mrm_proto::request::Request;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Frames that one session may have handled before the others get their turn.
+const FRAMES_PER_TURN_MAX: usize = 64;
+
+/// The writing end of a session, shared with whoever answers it.
+pub(crate) struct SessionIo {
+    stream: UnixStream,
+    writer: RefCell<FrameWriter>,
+    wake: Notify,
+    ended: Cell<bool>,
+}
+
+/// How long a session may keep others waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// From connect to a whole hello.
+    pub(crate) hello: Duration,
+    /// From the first byte of a frame to its last, and from a full socket to a read.
+    pub(crate) stall: Duration,
+}
+
+impl SessionIo {
+    pub(crate) fn new(stream: UnixStream) -> Rc<Self> {
+        let writer = RefCell::new(FrameWriter::default());
+        Rc::new(Self {
+            stream,
+            writer,
+            wake: Notify::new(),
+            ended: Cell::new(false),
+        })
+    }
+
+    /// Sends a frame now, or as soon as the client reads. A client that does not read until the
+    /// queue is full loses its session.
+    pub(crate) fn send(&self, request: RequestId, message: &impl Message, fds: Vec<LentFd>) {
+        if self.ended.get() {
+            return;
+        }
+        let mut writer = self.writer.borrow_mut();
+        let mut bytes = writer.buffer();
+        let fd_count = u8::try_from(fds.len()).unwrap_or(u8::MAX);
+        if let Err(error) = encode_into(&mut bytes, request, fd_count, message) {
+            tracing::error!(%error, kind = ?message.kind(), "a reply does not fit a frame");
+            self.end();
+            return;
+        }
+        if writer.push(OutFrame { bytes, fds }).is_err() {
+            self.end();
+            return;
+        }
+        match writer.flush(&self.stream) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wake.notify_one(),
+            Err(_) => self.end(),
+        }
+    }
+
+    /// Ends the session as soon as its task runs.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
+        self.wake.notify_one();
+    }
+
+    fn is_stalled(&self) -> bool {
+        !self.writer.borrow().is_empty()
+    }
+
+    async fn drain(&self) -> io::Result<()> {
+        self.stream
+            .async_io(Interest::WRITABLE, || {
+                self.writer.borrow_mut().flush(&self.stream)
+            })
+            .await
+    }
+}
+
+/// Serves a connection until it ends. The shell is told of its begin and its end.
+pub(crate) async fn serve(stream: UnixStream, shell: Shell, patience: Patience) {
+    let io = SessionIo::new(stream);
+    let mut peer = match Peer::of(&io.stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!(%error, "a connection without credentials is refused");
+            return;
+        }
+    };
+    let pidfd = peer.take_exit();
+    let session = match shell.connected(peer, Rc::clone(&io)) {
+        Ok(session) => session,
+        Err(error) => {
+            io.send(RequestId::NO_REPLY, &Reply::Error(error), Vec::new());
+            return;
+        }
+    };
+    let mut task = Task {
+        io,
+        shell,
+        session,
+        reader: FrameReader::new(),
+        said_hello: false,
+    };
+    let why = task.run(pidfd, patience).await;
+    task.io.ended.set(true);
+    task.shell.disconnected(session, why);
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The client closed the connection.
+    Closed,
+    /// The client's process is gone.
+    PeerExited,
+    /// The shell wished it, or the client's replies pile up.
+    Dropped,
+    /// The client broke the protocol; it was told.
+    Protocol(ErrorReply),
+    /// The kernel said so.
+    Io(io::Error),
+}
+
+struct Task {
+    io: Rc<SessionIo>,
+    shell: Shell,
+    session: SessionId,
+    reader: FrameReader,
+    said_hello: bool,
+}
+
+impl Task {
+    async fn run(&mut self, pidfd: Option<AsyncFd<OwnedFd>>, patience: Patience) -> Ended {
+        let mut deadline = Some((Instant::now() + patience.hello, ErrorCode::TooSlow));
+        loop {
+            let partial = match self.handle_frames().await {
+                Ok(partial) => partial,
+                Err(error) => return self.refuse(error),
+            };
+            if self.io.ended.get() {
+                return Ended::Dropped;
+            }
+            let stalled = self.io.is_stalled();
+            deadline = match (self.said_hello, partial, stalled) {
+                (false, _, _) => deadline,
+                (true, false, false) => None,
+                (true, _, true) => deadline
+                    .filter(|(_, code)| *code == ErrorCode::NotReading)
+                    .or(Some((
+                        Instant::now() + patience.stall,
+                        ErrorCode::NotReading,
+                    ))),
+                (true, true, false) => deadline
+                    .filter(|(_, code)| *code == ErrorCode::TooSlow)
+                    .or(Some((Instant::now() + patience.stall, ErrorCode::TooSlow))),
+            };
+            let at = deadline.map_or_else(Instant::now, |(at, _)| at);
+            let (io, reader) = (&self.io, &mut self.reader);
+            tokio::select! {
+                biased;
+                read = io.stream.async_io(Interest::READABLE, || reader.fill(&io.stream)) => {
+                    match read {
+                        Ok(0) => return Ended::Closed,
+                        Ok(_) => {}
+                        Err(error) => return Ended::Io(error),
+                    }
+                }
+                () = io.wake.notified() => {}
+                sent = io.drain(), if stalled => {
+                    if let Err(error) = sent {
+                        return Ended::Io(error);
+                    }
+                }
+                () = exited(pidfd.as_ref()), if pidfd.is_some() => return Ended::PeerExited,
+                () = tokio::time::sleep_until(at), if deadline.is_some() => {
+                    let code = deadline.map_or(ErrorCode::TooSlow, |(_, code)| code);
+                    return self.refuse(late(code, self.said_hello));
+                }
+            }
+        }
+    }
+
+    /// Handles every whole frame; says whether a part of one is left.
+    async fn handle_frames(&mut self) -> Result<bool, ErrorReply> {
+        let mut turn = 0;
+        loop {
+            if self.io.ended.get() {
+                return Ok(false);
+            }
+            match self.reader.next().map_err(|e| broken(&e))? {
+                ReadStep::Partial => return Ok(true),
+                ReadStep::Empty => return Ok(false),
+                ReadStep::Frame(header, body, fds) if self.said_hello => {
+                    match Request::decode(&header, body) {
+                        Ok(request) => {
+                            check_fds(&request, &fds)?;
+                            self.shell
+                                .request(self.session, header.request, request, fds)?;
+                        }
+                        Err(FrameError::Name { why, .. }) => {
+                            let error = ErrorReply::new(ErrorCode::BadName, why.to_string());
+                            self.io
+                                .send(header.request, &Reply::Error(error), Vec::new());
+                        }
+                        Err(error) => return Err(broken_frame(&error)),
+                    }
+                }
+                ReadStep::Frame(header, body, fds) => {
+                    let hello = read_hello(&header, body, &fds)?;
+                    let reply = self.shell.hello(self.session, &hello)?;
+                    self.io.send(header.request, &reply, Vec::new());
+                    self.said_hello = true;
+                }
+            }
+            turn += 1;
+            if turn % FRAMES_PER_TURN_MAX == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn refuse(&self, error: ErrorReply) -> Ended {
+        self.io.send(
+            RequestId::NO_REPLY,
+            &Reply::Error(error.clone()),
+            Vec::new(),
+        );
+        Ended::Protocol(error)
+    }
+}
+
+async fn exited(pidfd: Option<&AsyncFd<OwnedFd>>) {
+    match pidfd {
+        // An error of the watch itself is no sign of death: the end of the stream remains.
+        Some(pidfd) => match pidfd.readable().await {
+            Ok(_) => {}
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn read_hello(header: &Header, body: &[u8], fds: &[OwnedFd]) -> Result<ClientHello, ErrorReply> {
+    let hello = ClientHello::decode(header, body).map_err(|e| broken_frame(&e))?;
+    if fds.is_empty() {
+        Ok(hello)
+    } else {
+        Err(ErrorReply::new(
+            ErrorCode::WrongFdCount,
+            "a hello carries no descriptors",
+        ))
+    }
+}
+
+fn check_fds(request: &Request, fds: &[OwnedFd]) -> Result<(), ErrorReply> {
+    let expected = request.fds_expected();
+    if fds.len() == expected {
+        return Ok(());
+    }
+    let message = format!(
+        "a {:?} frame with {} descriptors, {expected} are due: send one per file",
+        request.kind(),
+        fds.len()
+    );
+    Err(ErrorReply::new(ErrorCode::WrongFdCount, message))
+}
+
+fn late(code: ErrorCode, said_hello: bool) -> ErrorReply {
+    let message = match (code == ErrorCode::NotReading, said_hello) {
+        (true, _) => "replies were not read in time: read them, or open a new connection",
+        (false, true) => "a frame was begun and not finished in time",
+        (false, false) => "no hello came in time: send ClientHello right after connecting",
+    };
+    ErrorReply::new(code, message)
+}
+
+fn broken(error: &WireError) -> ErrorReply {
+    match error {
+        WireError::Frame(frame) => broken_frame(frame),
+        WireError::FdCount { .. } => ErrorReply::new(ErrorCode::WrongFdCount, error.to_string()),
+        WireError::FdsLost => ErrorReply::new(ErrorCode::Exhausted, error.to_string()),
+    }
+}
+
+fn broken_frame(error: &FrameError) -> ErrorReply {
+    let code = match error {
+        FrameError::Magic => ErrorCode::BadMagic,
+        FrameError::TooLong(_) => ErrorCode::FrameTooLong,
+        FrameError::UnknownKind(_) => ErrorCode::UnknownKind,
+        FrameError::OutOfPlace(_) => ErrorCode::OutOfOrder,
+        FrameError::Reserved => ErrorCode::ReservedBits,
+        FrameError::TooManyFds(_) => ErrorCode::WrongFdCount,
+        FrameError::Truncated { .. } | FrameError::Name { .. } | FrameError::Body { .. } => {
+            ErrorCode::MalformedBody
+        }
+    };
+    ErrorReply::new(code, error.to_string())
+}

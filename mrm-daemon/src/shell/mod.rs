@@ -1,0 +1,423 @@
+//! The decider's thread: turns requests and completions into events, and effects into work.
+//!
+//! Everything here runs on one thread, inside one `RefCell`: a request is decoded, decided and
+//! answered without a lock, a queue or a wake-up. What blocks is handed to [`crate::transfer`];
+//! its completions come back through a channel.
+
+mod answer;
+mod names;
+mod operator;
+mod requests;
+mod views;
+mod work;
+
+use crate::catalogue::{Catalogue, Scan};
+use crate::degraded::Degraded;
+use crate::memory::HostSegment;
+use crate::peer::Peer;
+use crate::session::{Ended, SessionIo};
+use crate::status::events::{Event as LogEvent, EventKind, EventLog};
+use crate::status::metrics::Metrics;
+use crate::transfer::Lanes;
+use mrm_core::Core;
+use mrm_core::effect::Effect;
+use mrm_core::event::Event;
+use mrm_core::id::{RequestId, SegmentId, SessionId, Time};
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::ids::InstanceId;
+use mrm_proto::name::ModelName;
+use names::Names;
+use operator::Waiting;
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Notify, mpsc, watch};
+use work::Completed;
+
+pub(crate) use operator::answer_queries;
+
+/// How often a waiting client hears how far its load is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// Bounds and defaults of the shell, from the configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct ShellConfig {
+    pub(crate) sessions_max: usize,
+    pub(crate) sessions_per_uid_max: usize,
+    pub(crate) open_wait_ms_default: u64,
+    /// Descriptors of opened files that may be held for loads to come.
+    pub(crate) files_waiting_max: usize,
+    pub(crate) runtime_dir: String,
+}
+
+/// Handle on the decider's thread state. Cheap to clone, bound to its thread.
+#[derive(Clone)]
+pub(crate) struct Shell(Rc<Inner>);
+
+struct Inner {
+    state: RefCell<State>,
+    /// The next deadline may have changed.
+    deadline_changed: Notify,
+    /// Somebody waits for progress frames.
+    progress_wanted: Notify,
+    /// The last lease may be gone.
+    settled: Notify,
+}
+
+/// What the shell is made of.
+pub(crate) struct Parts {
+    pub(crate) config: ShellConfig,
+    pub(crate) core: Core,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) lanes: Lanes,
+    pub(crate) degraded: Degraded,
+    pub(crate) metrics: Metrics,
+    pub(crate) instance: InstanceId,
+    /// Tells followers of the event log that there is more.
+    pub(crate) announcer: watch::Sender<u64>,
+}
+
+struct State {
+    config: ShellConfig,
+    core: Core,
+    started: Instant,
+    instance: InstanceId,
+    names: Names,
+    catalogue: Arc<Catalogue>,
+    scan: Arc<Scan>,
+    scan_due: Instant,
+    scanning: bool,
+    /// `None` once they are shut down.
+    lanes: Option<Lanes>,
+    degraded: Degraded,
+    metrics: Metrics,
+    log: EventLog,
+    log_seen: watch::Sender<u64>,
+    next_session: u64,
+    sessions: HashMap<SessionId, Session>,
+    sessions_of_uid: HashMap<u32, usize>,
+    segments: HashMap<SegmentId, Held>,
+    loads: HashMap<SegmentId, LoadRecord>,
+    progress_waiters: usize,
+    serving: bool,
+    draining: bool,
+    /// Models of the configuration file, whose wishes a reload may take back.
+    configured: std::collections::BTreeSet<ModelName>,
+    completed: mpsc::UnboundedSender<Completed>,
+    followups: VecDeque<Event>,
+    effects: Vec<Effect>,
+    last_deadline: Option<Time>,
+}
+
+/// A segment in memory.
+struct Held {
+    segment: Arc<HostSegment>,
+    load_us: u64,
+}
+
+/// A segment on its way into memory.
+struct LoadRecord {
+    loaded_bytes: Arc<AtomicU64>,
+    bytes: u64,
+    began: Instant,
+    label: Arc<str>,
+}
+
+/// One session, as the shell knows it.
+struct Session {
+    who: Who,
+    pending: HashMap<RequestId, Pending>,
+}
+
+/// Who is answered.
+enum Who {
+    /// A client.
+    Client {
+        io: Rc<SessionIo>,
+        peer: Peer,
+        name: Arc<str>,
+        since: Instant,
+        said_hello: bool,
+    },
+    /// The status socket: one session for each verb that waits.
+    Operator(Option<Waiting>),
+}
+
+/// An open that awaits its answer.
+struct Pending {
+    model: mrm_core::id::ModelId,
+    label: Arc<str>,
+    began: Instant,
+    progress: bool,
+    /// The model is a set of passed files: its id is not needed after the answer.
+    passed: bool,
+}
+
+impl Shell {
+    /// A shell, and the end of the channel that [`Shell::run`] reads.
+    pub(crate) fn new(parts: Parts) -> (Self, mpsc::UnboundedReceiver<Completed>) {
+        let (completed, completions) = mpsc::unbounded_channel();
+        let state = State {
+            config: parts.config,
+            core: parts.core,
+            started: Instant::now(),
+            instance: parts.instance,
+            names: Names::default(),
+            catalogue: Arc::new(parts.catalogue),
+            scan: Arc::new(Scan::default()),
+            scan_due: Instant::now(),
+            scanning: false,
+            lanes: Some(parts.lanes),
+            degraded: parts.degraded,
+            metrics: parts.metrics,
+            log: EventLog::default(),
+            log_seen: parts.announcer,
+            next_session: 0,
+            sessions: HashMap::new(),
+            sessions_of_uid: HashMap::new(),
+            segments: HashMap::new(),
+            loads: HashMap::new(),
+            progress_waiters: 0,
+            serving: false,
+            draining: false,
+            configured: std::collections::BTreeSet::new(),
+            completed,
+            followups: VecDeque::new(),
+            effects: Vec::new(),
+            last_deadline: None,
+        };
+        let inner = Inner {
+            state: RefCell::new(state),
+            deadline_changed: Notify::new(),
+            progress_wanted: Notify::new(),
+            settled: Notify::new(),
+        };
+        (Self(Rc::new(inner)), completions)
+    }
+
+    /// Feeds completions and the passing of time to the decider, for ever.
+    pub(crate) async fn run(&self, mut completions: mpsc::UnboundedReceiver<Completed>) {
+        loop {
+            let deadline = self.0.state.borrow().wake_at();
+            let reporting = self.0.state.borrow().progress_waiters > 0;
+            tokio::select! {
+                completed = completions.recv() => match completed {
+                    Some(completed) => self.with(|state| state.complete(completed)),
+                    None => return,
+                },
+                () = sleep_until(deadline), if deadline.is_some() => {
+                    self.with(|state| state.step(Event::Tick));
+                }
+                () = tokio::time::sleep(PROGRESS_EVERY), if reporting => {
+                    self.with(|state| state.report_progress());
+                }
+                () = self.0.deadline_changed.notified() => {}
+                () = self.0.progress_wanted.notified() => {}
+            }
+        }
+    }
+
+    /// A client connected.
+    pub(crate) fn connected(&self, peer: Peer, io: Rc<SessionIo>) -> Result<SessionId, ErrorReply> {
+        self.with(|state| state.connected(peer, io))
+    }
+
+    /// A client's session is over.
+    pub(crate) fn disconnected(&self, session: SessionId, why: Ended) {
+        self.with(|state| state.disconnected(session, &why));
+    }
+
+    /// Runs `action` on the state, then wakes whoever its outcome concerns.
+    fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.0.state.borrow_mut();
+        let waiters = state.progress_waiters;
+        let outcome = action(&mut state);
+        state.follow_up();
+        let deadline = state.core.next_deadline();
+        if deadline != state.last_deadline {
+            state.last_deadline = deadline;
+            self.0.deadline_changed.notify_one();
+        }
+        if state.progress_waiters > waiters {
+            self.0.progress_wanted.notify_one();
+        }
+        if state.draining {
+            self.0.settled.notify_waiters();
+        }
+        outcome
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl State {
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.core
+            .next_deadline()
+            .map(|at| self.started + Duration::from_micros(at.0))
+    }
+
+    /// One event and its effects.
+    fn step(&mut self, event: Event) {
+        let now = self.now();
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Err(violation) = self.core.handle(now, event, &mut effects) {
+            broken_rule(&violation);
+        }
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        self.effects = effects;
+    }
+
+    /// The events that answers gave rise to.
+    fn follow_up(&mut self) {
+        while let Some(event) = self.followups.pop_front() {
+            let changed = match event {
+                Event::ModelChanged { model } => Some(model),
+                _ => None,
+            };
+            self.step(event);
+            if let Some(model) = changed {
+                self.forget_if_unknown(model);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Resolve { op, model } => self.resolve(op, model),
+            Effect::Load {
+                op,
+                segment,
+                source,
+                version,
+                charge,
+            } => {
+                self.load(op, segment, source, version, charge);
+            }
+            Effect::Free { op, segment } => self.free(op, segment),
+            Effect::Reply {
+                session,
+                request,
+                reply,
+            } => self.answer(session, request, reply),
+            Effect::Forget { version } => self.names.forget_version(version),
+        }
+    }
+
+    fn connected(&mut self, peer: Peer, io: Rc<SessionIo>) -> Result<SessionId, ErrorReply> {
+        let clients = self.sessions_of_uid.values().sum::<usize>();
+        let of_uid = self.sessions_of_uid.get(&peer.uid).copied().unwrap_or(0);
+        let refusal = if clients >= self.config.sessions_max {
+            Some(format!(
+                "{clients} sessions are connected: raise limits.sessions_max"
+            ))
+        } else if of_uid >= self.config.sessions_per_uid_max {
+            Some(format!(
+                "uid {} has {of_uid} sessions: close some, or raise limits.sessions_per_uid_max",
+                peer.uid
+            ))
+        } else {
+            None
+        };
+        if let Some(message) = refusal {
+            self.metrics.protocol_error();
+            return Err(ErrorReply::new(ErrorCode::TooManySessions, message));
+        }
+        let session = self.new_session();
+        *self.sessions_of_uid.entry(peer.uid).or_default() += 1;
+        let tenant = mrm_core::id::Tenant(peer.uid);
+        self.metrics.session_opened();
+        self.note(LogEvent::of(EventKind::SessionOpened).session(session.0));
+        let (name, since) = (Arc::from(""), Instant::now());
+        let who = Who::Client {
+            io,
+            peer,
+            name,
+            since,
+            said_hello: false,
+        };
+        self.sessions.insert(
+            session,
+            Session {
+                who,
+                pending: HashMap::new(),
+            },
+        );
+        self.step(Event::SessionOpened { session, tenant });
+        Ok(session)
+    }
+
+    fn disconnected(&mut self, session: SessionId, why: &Ended) {
+        let detail = match why {
+            Ended::Closed => None,
+            Ended::PeerExited => Some("its process exited".to_owned()),
+            Ended::Dropped => Some("dropped".to_owned()),
+            Ended::Protocol(error) => {
+                self.metrics.protocol_error();
+                Some(error.message.clone())
+            }
+            Ended::Io(error) => Some(error.to_string()),
+        };
+        let Some(record) = self.sessions.remove(&session) else {
+            return;
+        };
+        if let Who::Client { peer, .. } = &record.who {
+            if let Some(count) = self.sessions_of_uid.get_mut(&peer.uid) {
+                *count -= 1;
+                if *count == 0 {
+                    self.sessions_of_uid.remove(&peer.uid);
+                }
+            }
+        }
+        self.progress_waiters -= record.pending.values().filter(|p| p.progress).count();
+        let mut event = LogEvent::of(EventKind::SessionClosed).session(session.0);
+        if let Some(detail) = &detail {
+            tracing::debug!(%session, detail, "session ended");
+            event = event.detail(detail);
+        }
+        self.note(event);
+        self.step(Event::SessionClosed { session });
+        for pending in record.pending.into_values() {
+            self.after_answer(&pending);
+        }
+    }
+
+    fn new_session(&mut self) -> SessionId {
+        self.next_session += 1;
+        SessionId(self.next_session)
+    }
+
+    /// Adds to the operator's log.
+    fn note(&mut self, event: LogEvent) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let seq = self
+            .log
+            .push(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), event);
+        if self.log_seen.receiver_count() > 0 {
+            self.log_seen.send_replace(seq);
+        }
+    }
+}
+
+/// The decider found its own books wrong. Going on could evict what is in use; a fresh start
+/// cannot. Clients keep what they have mapped.
+fn broken_rule(violation: &mrm_core::violation::Violation) -> ! {
+    tracing::error!(%violation, "the daemon broke one of its own rules and stops; please report");
+    std::process::abort();
+}

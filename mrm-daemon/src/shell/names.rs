@@ -1,0 +1,341 @@
+//! What stands behind the decider's numbers: names, file states, digests, versions.
+//!
+//! The decider sees ids only. Each table here gives one id to one thing, and forgets it when the
+//! decider has forgotten the id, so that a year of churn leaves nothing behind.
+
+use crate::format::HeaderCheck;
+use crate::source::{Identity, Source};
+use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
+use mrm_proto::name::{FileName, ModelName};
+use mrm_proto::table::ModelKind;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What a model id stands for.
+pub(super) struct ModelRecord {
+    pub(super) name: ModelName,
+    pub(super) text: Arc<str>,
+    pub(super) origin: ModelOrigin,
+}
+
+/// Where a model's files come from.
+pub(super) enum ModelOrigin {
+    /// The operator's catalogue, by name.
+    Registered,
+    /// Descriptors that a client passed: present until they are resolved.
+    Passed(Option<Vec<(FileName, OwnedFd)>>),
+}
+
+/// What a source id stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum SourceKey {
+    /// A state of a file.
+    File(Identity),
+    /// A tensor table, by the digest of its bytes.
+    Table([u8; 32]),
+}
+
+/// What resolving a model found.
+pub(crate) struct Found {
+    pub(super) kind: ModelKind,
+    pub(super) table: Vec<u8>,
+    pub(super) tensors: u64,
+    pub(super) files: Vec<FoundFile>,
+    pub(super) path: Option<String>,
+}
+
+/// One file of a model, opened.
+pub(crate) struct FoundFile {
+    pub(super) name: FileName,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) identity: Identity,
+    pub(super) check: Option<HeaderCheck>,
+}
+
+/// What a version id stands for.
+pub(super) struct VersionRecord {
+    pub(super) label: Arc<str>,
+    pub(super) kind: ModelKind,
+    pub(super) tensors: u64,
+    /// The table first, then each file.
+    pub(super) parts: Vec<Part>,
+    /// Whether its files were passed by a client: they are read in a lane of their own.
+    pub(super) foreign: bool,
+    pub(super) path: Option<String>,
+    key: Box<[SourceId]>,
+}
+
+/// One segment's worth of a version.
+pub(super) struct Part {
+    pub(super) source: SourceId,
+    pub(super) name: Arc<str>,
+    pub(super) bytes: u64,
+    /// How to get the bytes; dropped when nobody waits for them any more.
+    pub(super) supply: Option<Supply>,
+}
+
+/// How to get the bytes of a part.
+#[derive(Clone)]
+pub(super) enum Supply {
+    /// From memory: a tensor table.
+    Table(Arc<[u8]>),
+    /// From an opened file.
+    File {
+        source: Arc<dyn Source>,
+        identity: Identity,
+        check: Option<HeaderCheck>,
+    },
+}
+
+/// The tables.
+#[derive(Default)]
+pub(super) struct Names {
+    next: u64,
+    by_name: HashMap<ModelName, ModelId>,
+    models: HashMap<ModelId, ModelRecord>,
+    sources: HashMap<SourceKey, (SourceId, usize)>,
+    source_keys: HashMap<SourceId, SourceKey>,
+    version_ids: HashMap<Box<[SourceId]>, VersionId>,
+    versions: HashMap<VersionId, VersionRecord>,
+    content_ids: HashMap<[u8; 32], (ContentId, usize)>,
+    contents: HashMap<SegmentId, [u8; 32]>,
+    files_waiting: usize,
+}
+
+impl Names {
+    fn next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// The id of a registered name, known or new.
+    pub(super) fn registered(&mut self, name: &ModelName) -> ModelId {
+        if let Some(&model) = self.by_name.get(name) {
+            return model;
+        }
+        let model = ModelId(self.next());
+        self.by_name.insert(name.clone(), model);
+        let text = Arc::from(name.as_str());
+        let record = ModelRecord {
+            name: name.clone(),
+            text,
+            origin: ModelOrigin::Registered,
+        };
+        self.models.insert(model, record);
+        model
+    }
+
+    /// The id of a registered name, if it has one.
+    pub(super) fn find(&self, name: &ModelName) -> Option<ModelId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// A new id for files that a client passed.
+    pub(super) fn passed(&mut self, label: ModelName, files: Vec<(FileName, OwnedFd)>) -> ModelId {
+        let model = ModelId(self.next());
+        let text = Arc::from(label.as_str());
+        let origin = ModelOrigin::Passed(Some(files));
+        self.models.insert(
+            model,
+            ModelRecord {
+                name: label,
+                text,
+                origin,
+            },
+        );
+        model
+    }
+
+    pub(super) fn model(&self, model: ModelId) -> Option<&ModelRecord> {
+        self.models.get(&model)
+    }
+
+    pub(super) fn model_mut(&mut self, model: ModelId) -> Option<&mut ModelRecord> {
+        self.models.get_mut(&model)
+    }
+
+    pub(super) fn forget_model(&mut self, model: ModelId) {
+        if let Some(record) = self.models.remove(&model) {
+            if self.by_name.get(&record.name) == Some(&model) {
+                self.by_name.remove(&record.name);
+            }
+        }
+    }
+
+    /// Every registered model that has an id.
+    pub(super) fn registered_models(&self) -> impl Iterator<Item = (&ModelName, ModelId)> {
+        self.by_name.iter().map(|(name, &model)| (name, model))
+    }
+
+    /// The version that `found` is: known, or new.
+    pub(super) fn version(&mut self, label: &Arc<str>, foreign: bool, found: Found) -> VersionId {
+        let Found {
+            kind,
+            table,
+            tensors,
+            files,
+            path,
+        } = found;
+        let digest = *blake3::hash(&table).as_bytes();
+        let table_bytes = table.len() as u64;
+        let mut parts = vec![Part {
+            source: self.source(SourceKey::Table(digest)),
+            name: Arc::from("tensor table"),
+            bytes: table_bytes,
+            supply: Some(Supply::Table(Arc::from(table))),
+        }];
+        for file in files {
+            parts.push(Part {
+                source: self.source(SourceKey::File(file.identity)),
+                name: Arc::from(file.name.as_str()),
+                bytes: file.identity.bytes,
+                supply: Some(Supply::File {
+                    source: file.source,
+                    identity: file.identity,
+                    check: file.check,
+                }),
+            });
+        }
+        let key: Box<[SourceId]> = parts.iter().map(|part| part.source).collect();
+        self.files_waiting += files_in(&parts);
+        if let Some(&version) = self.version_ids.get(&key) {
+            self.renew(version, parts, label, foreign, path);
+            return version;
+        }
+        let version = VersionId(self.next());
+        for part in &parts {
+            self.retain_source(part.source);
+        }
+        self.version_ids.insert(key.clone(), version);
+        let label = Arc::clone(label);
+        let record = VersionRecord {
+            label,
+            kind,
+            tensors,
+            parts,
+            foreign,
+            path,
+            key,
+        };
+        self.versions.insert(version, record);
+        version
+    }
+
+    /// Takes the fresh supplies of a version that is known. A registered name and its path take
+    /// precedence over a client's label.
+    fn renew(
+        &mut self,
+        version: VersionId,
+        parts: Vec<Part>,
+        label: &Arc<str>,
+        foreign: bool,
+        path: Option<String>,
+    ) {
+        if let Some(record) = self.versions.get_mut(&version) {
+            self.files_waiting -= files_in(&record.parts);
+            record.parts = parts;
+            if !foreign {
+                record.label = Arc::clone(label);
+                record.path = path;
+                record.foreign = false;
+            }
+        }
+    }
+
+    fn source(&mut self, key: SourceKey) -> SourceId {
+        if let Some(&(source, _)) = self.sources.get(&key) {
+            return source;
+        }
+        let source = SourceId(self.next());
+        self.sources.insert(key, (source, 0));
+        self.source_keys.insert(source, key);
+        source
+    }
+
+    fn retain_source(&mut self, source: SourceId) {
+        if let Some(key) = self.source_keys.get(&source) {
+            if let Some((_, count)) = self.sources.get_mut(key) {
+                *count += 1;
+            }
+        }
+    }
+
+    fn release_source(&mut self, source: SourceId) {
+        let Some(key) = self.source_keys.get(&source).copied() else {
+            return;
+        };
+        if let Some((_, count)) = self.sources.get_mut(&key) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.sources.remove(&key);
+                self.source_keys.remove(&source);
+            }
+        }
+    }
+
+    pub(super) fn version_of(&self, version: VersionId) -> Option<&VersionRecord> {
+        self.versions.get(&version)
+    }
+
+    pub(super) fn versions(&self) -> impl Iterator<Item = (VersionId, &VersionRecord)> {
+        self.versions.iter().map(|(&id, record)| (id, record))
+    }
+
+    /// Opened files that are held for loads to come, over all versions.
+    pub(super) const fn files_waiting(&self) -> usize {
+        self.files_waiting
+    }
+
+    /// Lets go of a version's opened files.
+    pub(super) fn drop_supplies(&mut self, version: VersionId) {
+        if let Some(record) = self.versions.get_mut(&version) {
+            self.files_waiting -= files_in(&record.parts);
+            for part in &mut record.parts {
+                part.supply = None;
+            }
+        }
+    }
+
+    pub(super) fn forget_version(&mut self, version: VersionId) {
+        self.drop_supplies(version);
+        if let Some(record) = self.versions.remove(&version) {
+            self.version_ids.remove(&record.key);
+            for &source in &record.key {
+                self.release_source(source);
+            }
+        }
+    }
+
+    /// The id of a digest, held until [`Names::forget_segment`].
+    pub(super) fn content(&mut self, segment: SegmentId, digest: [u8; 32]) -> ContentId {
+        self.contents.insert(segment, digest);
+        let fresh = ContentId(self.next());
+        let (content, count) = self.content_ids.entry(digest).or_insert((fresh, 0));
+        *count += 1;
+        *content
+    }
+
+    pub(super) fn digest_of(&self, segment: SegmentId) -> Option<[u8; 32]> {
+        self.contents.get(&segment).copied()
+    }
+
+    pub(super) fn forget_segment(&mut self, segment: SegmentId) {
+        let Some(digest) = self.contents.remove(&segment) else {
+            return;
+        };
+        if let Some((_, count)) = self.content_ids.get_mut(&digest) {
+            *count -= 1;
+            if *count == 0 {
+                self.content_ids.remove(&digest);
+            }
+        }
+    }
+}
+
+fn files_in(parts: &[Part]) -> usize {
+    parts
+        .iter()
+        .filter(|part| matches!(part.supply, Some(Supply::File { .. })))
+        .count()
+}

@@ -1,0 +1,391 @@
+//! What the operator asks over the status socket, and tells through configuration and signals.
+//!
+//! A verb that has to wait runs as a session of its own, like a client: warming a model is an open
+//! whose lease is given back at once.
+
+use super::answer::error_of_fault;
+use super::{Pending, Session, Shell, State, Who};
+use crate::catalogue::Catalogue;
+use crate::config::ModelEntry;
+use crate::degraded::Degraded;
+use crate::status::events::{Event as LogEvent, EventKind};
+use crate::status::view::{Drained, Evicted, OriginView, Pinned, Warmed};
+use crate::status::{Query, ReplyTo, StatusInbox};
+use crate::transfer::Hung;
+use mrm_core::effect::{Origin, Reply as CoreReply};
+use mrm_core::event::{Event, Wishes};
+use mrm_core::id::{Bytes, ModelId, RequestId, SessionId, Tenant};
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::limits::WAIT_MS_MAX;
+use mrm_proto::name::ModelName;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The only request of an operator's session.
+const THE_REQUEST: RequestId = RequestId(1);
+
+/// A verb that waits for the decider.
+pub(super) enum Waiting {
+    /// A model is being loaded. Without a reply: at the start, for a pinned model.
+    Warm {
+        name: ModelName,
+        reply: Option<ReplyTo<Warmed>>,
+    },
+    /// A model is being dropped.
+    Evict {
+        name: ModelName,
+        reply: ReplyTo<Evicted>,
+    },
+}
+
+/// Answers the status server until it is gone.
+pub(crate) async fn answer_queries(shell: Shell, mut inbox: StatusInbox) {
+    while let Some(query) = inbox.recv().await {
+        shell.with(|state| state.answer_query(query));
+    }
+}
+
+impl Shell {
+    /// From now on clients are served.
+    pub(crate) fn serving(&self) {
+        self.with(|state| state.serving = true);
+    }
+
+    /// Records a degraded path.
+    pub(crate) fn degraded(&self, id: &'static str, cause: String, cure: &'static str) {
+        self.0.state.borrow().degraded.report(id, cause, cure);
+    }
+
+    /// The list of degraded paths.
+    pub(crate) fn degraded_paths(&self) -> Degraded {
+        self.0.state.borrow().degraded.clone()
+    }
+
+    /// What the operator wishes for the registered models. Pinned ones are loaded.
+    pub(crate) fn apply_wishes(&self, models: &[ModelEntry]) {
+        self.with(|state| state.apply_wishes(models));
+    }
+
+    /// A new catalogue and budget. What was resolved in the old one is resolved again when it is
+    /// opened next.
+    pub(crate) fn replace_catalogue(&self, catalogue: Catalogue, host_budget_bytes: u64) {
+        self.with(|state| state.replace_catalogue(catalogue, host_budget_bytes));
+    }
+
+    /// No new leases from now on.
+    pub(crate) fn drain(&self) {
+        self.with(State::drain);
+    }
+
+    /// Returns when the operator asks for a drain.
+    pub(crate) async fn drain_asked(&self) {
+        while !self.0.state.borrow().draining {
+            self.0.settled.notified().await;
+        }
+    }
+
+    /// Returns when no client holds a lease.
+    pub(crate) async fn settled(&self) {
+        while self.in_use().1 > 0 {
+            self.0.settled.notified().await;
+        }
+    }
+
+    /// Sessions, and leases.
+    pub(crate) fn in_use(&self) -> (usize, usize) {
+        let state = self.0.state.borrow();
+        (state.clients().count(), state.core.view().leases_len())
+    }
+
+    /// Ends the workers; names those that do not end in time.
+    pub(crate) fn stop_workers(&self, deadline: Instant) -> Vec<Hung> {
+        let lanes = self.0.state.borrow_mut().lanes.take();
+        lanes.map_or_else(Vec::new, |lanes| lanes.shut_down(deadline))
+    }
+}
+
+impl State {
+    fn answer_query(&mut self, query: Query) {
+        match query {
+            Query::State { reply } => reply.send(Ok(self.phase())),
+            Query::Status { reply } => reply.send(Ok(self.status_view())),
+            Query::Models {
+                prefix,
+                after,
+                limit,
+                reply,
+            } => {
+                self.refresh_scan();
+                reply.send(Ok(self.models_view(&prefix, after.as_deref(), limit)));
+            }
+            Query::Model { name, reply } => {
+                self.refresh_scan();
+                let detail = self
+                    .model_detail(&name)
+                    .ok_or_else(|| self.not_found(&name));
+                reply.send(detail);
+            }
+            Query::Sessions { reply } => reply.send(Ok(self.sessions_view())),
+            Query::Events {
+                since,
+                limit,
+                reply,
+            } => reply.send(Ok(self.log.since(since, limit))),
+            Query::Pin { name, on, reply } => reply.send(self.pin(&name, on)),
+            Query::Warm {
+                name,
+                wait_ms,
+                reply,
+            } => self.warm(name, wait_ms, Some(reply)),
+            Query::Evict { name, reply } => self.evict(name, reply),
+            Query::Drain { reply } => {
+                self.drain();
+                let leases = self.core.view().leases_len() as u64;
+                reply.send(Ok(Drained {
+                    sessions: self.clients().count() as u64,
+                    leases,
+                }));
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        if !self.draining {
+            self.draining = true;
+            self.note(LogEvent::of(EventKind::Drain));
+            self.step(Event::Drain);
+        }
+    }
+
+    fn apply_wishes(&mut self, models: &[ModelEntry]) {
+        let named: BTreeSet<&ModelName> = models.iter().map(|model| &model.name).collect();
+        let gone: Vec<ModelId> = self
+            .names
+            .registered_models()
+            .filter(|(name, _)| !named.contains(name) && self.configured.contains(*name))
+            .map(|(_, model)| model)
+            .collect();
+        for model in gone {
+            self.step(Event::Configure {
+                model,
+                wishes: Wishes::default(),
+            });
+            self.forget_if_unknown(model);
+        }
+        self.configured = models.iter().map(|model| model.name.clone()).collect();
+        for entry in models.iter().filter(|entry| entry.pin || entry.eager) {
+            let model = self.names.registered(&entry.name);
+            let wishes = Wishes {
+                pinned: entry.pin,
+                eager: entry.eager,
+            };
+            self.step(Event::Configure { model, wishes });
+            if entry.pin {
+                self.warm(entry.name.clone(), WAIT_MS_MAX, None);
+            }
+        }
+    }
+
+    fn replace_catalogue(&mut self, catalogue: Catalogue, host_budget_bytes: u64) {
+        self.catalogue = Arc::new(catalogue);
+        self.scan_due = Instant::now();
+        self.refresh_scan();
+        self.note(LogEvent::of(EventKind::Reload));
+        let models: Vec<ModelId> = self
+            .names
+            .registered_models()
+            .map(|(_, model)| model)
+            .collect();
+        for model in models {
+            self.step(Event::ModelChanged { model });
+            self.forget_if_unknown(model);
+        }
+        self.step(Event::SetLimit {
+            limit: Bytes(host_budget_bytes),
+        });
+    }
+
+    fn pin(&mut self, name: &ModelName, on: bool) -> Result<Pinned, ErrorReply> {
+        if !self.is_registered(name) && self.catalogue.find(name).is_none() {
+            return Err(self.not_found(name));
+        }
+        let model = self.names.registered(name);
+        let wishes = self
+            .core
+            .view()
+            .model(model)
+            .map(|m| m.wishes)
+            .unwrap_or_default();
+        let changed = wishes.pinned != on;
+        if changed {
+            self.step(Event::Configure {
+                model,
+                wishes: Wishes {
+                    pinned: on,
+                    ..wishes
+                },
+            });
+            let kind = if on {
+                EventKind::Pinned
+            } else {
+                EventKind::Unpinned
+            };
+            self.note(LogEvent::of(kind).model(name.as_str()));
+        }
+        if on {
+            self.warm(name.clone(), WAIT_MS_MAX, None);
+        }
+        self.forget_if_unknown(model);
+        Ok(Pinned {
+            name: name.as_str().to_owned(),
+            pinned: on,
+            changed,
+        })
+    }
+
+    fn warm(&mut self, name: ModelName, wait_ms: u64, reply: Option<ReplyTo<Warmed>>) {
+        let model = self.names.registered(&name);
+        let label = Arc::from(name.as_str());
+        let session = self.operator_session(Waiting::Warm { name, reply }, model, label);
+        let deadline = self.now().after_ms(wait_ms.min(WAIT_MS_MAX));
+        self.step(Event::Open {
+            session,
+            request: THE_REQUEST,
+            model,
+            deadline,
+        });
+    }
+
+    fn evict(&mut self, name: ModelName, reply: ReplyTo<Evicted>) {
+        let Some(_version) = self.version_named(&name) else {
+            let known = self.is_registered(&name);
+            let nothing = Evicted {
+                name: name.as_str().to_owned(),
+                freed_bytes: 0,
+            };
+            return reply.send(if known {
+                Ok(nothing)
+            } else {
+                Err(self.not_found(&name))
+            });
+        };
+        let model = self.names.registered(&name);
+        let label = Arc::from(name.as_str());
+        let session = self.operator_session(Waiting::Evict { name, reply }, model, label);
+        self.step(Event::Evict {
+            session,
+            request: THE_REQUEST,
+            model,
+        });
+    }
+
+    fn operator_session(&mut self, verb: Waiting, model: ModelId, label: Arc<str>) -> SessionId {
+        let session = self.new_session();
+        let began = Instant::now();
+        let pending = Pending {
+            model,
+            label,
+            began,
+            progress: false,
+            passed: false,
+        };
+        let pending = HashMap::from([(THE_REQUEST, pending)]);
+        self.sessions.insert(
+            session,
+            Session {
+                who: Who::Operator(Some(verb)),
+                pending,
+            },
+        );
+        self.step(Event::SessionOpened {
+            session,
+            tenant: Tenant(0),
+        });
+        session
+    }
+
+    /// The decider answered a verb: its session ends, and with it the lease that warming took.
+    pub(super) fn answer_operator(
+        &mut self,
+        session: SessionId,
+        waiting: Option<Waiting>,
+        pending: Option<Pending>,
+        answer: CoreReply,
+    ) {
+        self.sessions.remove(&session);
+        self.followups.push_back(Event::SessionClosed { session });
+        let (Some(waiting), Some(pending)) = (waiting, pending) else {
+            return;
+        };
+        match waiting {
+            Waiting::Warm { name, reply } => {
+                let outcome = self.warmed(session, &name, &pending, answer);
+                match (reply, outcome) {
+                    (Some(reply), outcome) => reply.send(outcome),
+                    (None, Err(error)) => {
+                        tracing::warn!(%name, error = error.message, "a pinned model is not loaded");
+                    }
+                    (None, Ok(_)) => {}
+                }
+            }
+            Waiting::Evict { name, reply } => reply.send(match answer {
+                CoreReply::Evicted { freed } => Ok(Evicted {
+                    name: name.as_str().to_owned(),
+                    freed_bytes: freed.0,
+                }),
+                other => Err(self.operator_error(other, name.as_str())),
+            }),
+        }
+        self.after_answer(&pending);
+    }
+
+    fn warmed(
+        &mut self,
+        session: SessionId,
+        name: &ModelName,
+        pending: &Pending,
+        answer: CoreReply,
+    ) -> Result<Warmed, ErrorReply> {
+        let took = pending.began.elapsed();
+        match answer {
+            CoreReply::Opened {
+                version, origin, ..
+            } => {
+                let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                self.record_open(session, pending, origin, took_us);
+                let record = self.names.version_of(version);
+                let parts = record.map_or(&[][..], |record| &record.parts);
+                Ok(Warmed {
+                    name: name.as_str().to_owned(),
+                    origin: match origin {
+                        Origin::Hit => OriginView::Hit,
+                        Origin::Loaded => OriginView::Loaded,
+                        Origin::Joined => OriginView::Joined,
+                    },
+                    bytes: parts.iter().skip(1).map(|part| part.bytes).sum(),
+                    took_ms: took.as_secs_f64() * 1e3,
+                })
+            }
+            other => {
+                let error = self.operator_error(other, name.as_str());
+                self.record_refusal(session, pending, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn operator_error(&self, answer: CoreReply, name: &str) -> ErrorReply {
+        match answer {
+            CoreReply::Failed(fault) => error_of_fault(&fault),
+            CoreReply::Refused(refusal) => self.error_of_refusal(&refusal, Some(name)),
+            CoreReply::Opened { .. }
+            | CoreReply::Closed
+            | CoreReply::Cancelled { .. }
+            | CoreReply::Evicted { .. } => ErrorReply::new(
+                ErrorCode::Internal,
+                format!("`{name}`: an answer to another verb"),
+            ),
+        }
+    }
+}

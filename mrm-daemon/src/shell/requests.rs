@@ -1,0 +1,301 @@
+//! What clients ask.
+
+use super::{Pending, Shell, State, Who};
+use crate::status::events::{Event as LogEvent, EventKind};
+use mrm_core::event::Event;
+use mrm_core::id::{LeaseId, ModelId, RequestId, SessionId};
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
+use mrm_proto::ids::{self, Digest};
+use mrm_proto::limits;
+use mrm_proto::name::{FileName, ModelName};
+use mrm_proto::reply::{Listed, ModelRow, Reply, Stated};
+use mrm_proto::request::{List, OpenFiles, Request};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Room that one row of a listing takes at most besides its name.
+const ROW_BYTES_MAX: usize = 64;
+
+impl Shell {
+    /// The first frame of a session.
+    pub(crate) fn hello(
+        &self,
+        session: SessionId,
+        hello: &ClientHello,
+    ) -> Result<ServerHello, ErrorReply> {
+        self.with(|state| state.hello(session, hello))
+    }
+
+    /// Any later frame. An error ends the session.
+    pub(crate) fn request(
+        &self,
+        session: SessionId,
+        request: ids::RequestId,
+        body: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ErrorReply> {
+        self.with(|state| state.request(session, request, body, fds))
+    }
+}
+
+impl State {
+    fn hello(
+        &mut self,
+        session: SessionId,
+        hello: &ClientHello,
+    ) -> Result<ServerHello, ErrorReply> {
+        let version = hello.pick_version().ok_or_else(|| {
+            let message = format!(
+                "this daemon speaks versions {} to {}, the client {} to {}: update the older one",
+                limits::VERSION_MIN,
+                limits::VERSION_MAX,
+                hello.version_min,
+                hello.version_max
+            );
+            ErrorReply::new(ErrorCode::VersionMismatch, message)
+        })?;
+        if let Some(Who::Client {
+            name, said_hello, ..
+        }) = self.sessions.get_mut(&session).map(|s| &mut s.who)
+        {
+            *name = Arc::from(ClientHello::new(&hello.client).client);
+            *said_hello = true;
+        }
+        Ok(ServerHello {
+            version,
+            features: hello.features & features::ALL,
+            instance: self.instance,
+            daemon: concat!("mrmd ", env!("CARGO_PKG_VERSION")).to_owned(),
+            limits: ServerLimits {
+                frame_body_bytes_max: narrow(limits::FRAME_BODY_BYTES_MAX),
+                requests_in_flight_max: narrow(limits::REQUESTS_IN_FLIGHT_MAX),
+                leases_max: narrow(limits::LEASES_PER_SESSION_MAX),
+                wait_ms_max: limits::WAIT_MS_MAX,
+            },
+        })
+    }
+
+    fn request(
+        &mut self,
+        session: SessionId,
+        request: ids::RequestId,
+        body: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ErrorReply> {
+        self.check_id(session, request, &body)?;
+        let answer = (!request.wants_no_reply()).then_some(RequestId(request.0));
+        match body {
+            Request::Open(open) => {
+                let model = self.names.registered(&open.model);
+                self.open(session, request, model, open.wait_ms, open.progress);
+            }
+            Request::OpenFiles(open) => self.open_files(session, request, open, fds),
+            Request::Close(close) => {
+                let lease = LeaseId(close.lease.0);
+                self.step(Event::Close {
+                    session,
+                    request: answer,
+                    lease,
+                });
+            }
+            Request::Cancel(cancel) => {
+                let target = RequestId(cancel.target.0);
+                self.step(Event::Cancel {
+                    session,
+                    request: answer,
+                    target,
+                });
+            }
+            Request::List(list) => {
+                self.refresh_scan();
+                let listed = self.list(&list);
+                self.send(session, request, &Reply::Listed(listed));
+            }
+            Request::Stat(stat) => {
+                self.refresh_scan();
+                let reply = match self.stat(&stat.model) {
+                    Some(stated) => Reply::Stated(stated),
+                    None => Reply::Error(self.not_found(&stat.model)),
+                };
+                self.send(session, request, &reply);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_id(
+        &self,
+        session: SessionId,
+        request: ids::RequestId,
+        body: &Request,
+    ) -> Result<(), ErrorReply> {
+        let Some(record) = self.sessions.get(&session) else {
+            return Err(ErrorReply::new(ErrorCode::Internal, "the session is over"));
+        };
+        let silent = matches!(body, Request::Close(_) | Request::Cancel(_));
+        if request.wants_no_reply() && !silent {
+            let message = "request id 0 asks for no reply: only Close and Cancel may carry it";
+            return Err(ErrorReply::new(ErrorCode::BadRequestId, message));
+        }
+        if record.pending.contains_key(&RequestId(request.0)) {
+            let message = format!("request id {request} still awaits its reply");
+            return Err(ErrorReply::new(ErrorCode::BadRequestId, message));
+        }
+        let opens = matches!(body, Request::Open(_) | Request::OpenFiles(_));
+        if opens && record.pending.len() >= limits::REQUESTS_IN_FLIGHT_MAX {
+            let message = format!(
+                "{} opens are in flight, which is the limit: await some replies first",
+                record.pending.len()
+            );
+            return Err(ErrorReply::new(ErrorCode::TooManyInFlight, message));
+        }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        session: SessionId,
+        request: ids::RequestId,
+        model: ModelId,
+        wait_ms: u64,
+        progress: bool,
+    ) {
+        let wait_ms = match wait_ms {
+            0 => self.config.open_wait_ms_default,
+            ms => ms.min(limits::WAIT_MS_MAX),
+        };
+        let (Some(record), Some(asker)) =
+            (self.names.model(model), self.sessions.get_mut(&session))
+        else {
+            return;
+        };
+        let pending = Pending {
+            model,
+            label: Arc::clone(&record.text),
+            began: Instant::now(),
+            progress,
+            passed: matches!(record.origin, super::names::ModelOrigin::Passed(_)),
+        };
+        let request = RequestId(request.0);
+        asker.pending.insert(request, pending);
+        self.progress_waiters += usize::from(progress);
+        let deadline = self.now().after_ms(wait_ms);
+        self.step(Event::Open {
+            session,
+            request,
+            model,
+            deadline,
+        });
+    }
+
+    fn open_files(
+        &mut self,
+        session: SessionId,
+        request: ids::RequestId,
+        open: OpenFiles,
+        fds: Vec<OwnedFd>,
+    ) {
+        if let Err(message) = check_file_set(&open.files) {
+            let error = ErrorReply::new(ErrorCode::BadFileSet, message);
+            return self.send(session, request, &Reply::Error(error));
+        }
+        let files = open.files.into_iter().zip(fds).collect();
+        let model = self.names.passed(open.label, files);
+        self.open(session, request, model, open.wait_ms, open.progress);
+    }
+
+    /// Sends to a client; the status socket's sessions are answered elsewhere.
+    pub(super) fn send(&self, session: SessionId, request: ids::RequestId, reply: &Reply) {
+        if let Some(Who::Client { io, .. }) = self.sessions.get(&session).map(|s| &s.who) {
+            io.send(request, reply, Vec::new());
+        }
+    }
+
+    pub(super) fn not_found(&self, name: &ModelName) -> ErrorReply {
+        let message = self.catalogue.not_found(name).to_string();
+        ErrorReply::new(ErrorCode::ModelNotFound, message)
+    }
+
+    fn list(&self, list: &List) -> Listed {
+        let after = list.after.as_ref().map(ModelName::as_str);
+        let mut rows = Vec::new();
+        let mut room = limits::FRAME_BODY_BYTES_MAX - ROW_BYTES_MAX;
+        let mut more = false;
+        for row in self.rows(&list.prefix, after) {
+            let bytes = row.name.as_str().len() + ROW_BYTES_MAX;
+            if rows.len() == limits::LIST_ROWS_MAX || bytes > room {
+                more = true;
+                break;
+            }
+            room -= bytes;
+            rows.push(row);
+        }
+        Listed { models: rows, more }
+    }
+
+    fn stat(&self, name: &ModelName) -> Option<Stated> {
+        let row: ModelRow = self.row(name)?;
+        let version = self.version_named(name);
+        let digests = version.map_or_else(Vec::new, |version| {
+            let segments = self.segments_of(version);
+            let files = segments.iter().skip(1);
+            files
+                .map(|s| s.and_then(|s| self.names.digest_of(s)).map(Digest))
+                .collect()
+        });
+        Some(Stated {
+            row,
+            version: version.map(|v| ids::VersionId(v.0)),
+            digests,
+        })
+    }
+
+    /// Tells each waiting client that asked for it how far its load is.
+    pub(super) fn report_progress(&self) {
+        for (&session, record) in &self.sessions {
+            for (&request, pending) in record.pending.iter().filter(|(_, p)| p.progress) {
+                let Some(progress) = self.progress_of(session, request) else {
+                    continue;
+                };
+                tracing::trace!(label = %pending.label, ?progress, "progress");
+                self.send(
+                    session,
+                    ids::RequestId(request.0),
+                    &Reply::Progress(progress),
+                );
+            }
+        }
+    }
+
+    pub(super) fn note_close(&mut self, session: SessionId) {
+        self.note(LogEvent::of(EventKind::Close).session(session.0));
+    }
+}
+
+fn check_file_set(files: &[FileName]) -> Result<(), String> {
+    if files.is_empty() {
+        return Err("no files were passed: pass one descriptor per file".to_owned());
+    }
+    if files.len() > limits::SEGMENTS_PER_MODEL_MAX {
+        return Err(format!(
+            "{} files were passed, a model may have {}",
+            files.len(),
+            limits::SEGMENTS_PER_MODEL_MAX
+        ));
+    }
+    let mut names: Vec<&FileName> = files.iter().collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!(
+            "`{}` was passed twice: pass each file once",
+            pair[0]
+        )),
+        None => Ok(()),
+    }
+}
+
+fn narrow(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

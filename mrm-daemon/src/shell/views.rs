@@ -1,0 +1,435 @@
+//! What the operator sees: the decider's books joined with the names of things.
+
+use super::{Session, State, Who};
+use crate::status::view::{
+    CountersView, DaemonState, DaemonView, DegradedView, HeldView, HolderView, HostView,
+    ModelDetailView, ModelKindView, ModelStateView, ModelView, ModelsView, ProtocolView,
+    SegmentStateView, SegmentView, SessionView, SessionsView, StatusView,
+};
+use mrm_core::id::{SegmentId, SessionId, VersionId};
+use mrm_core::view::{Presence, SegmentState, SlotView, VersionView};
+use mrm_proto::ids::Digest;
+use mrm_proto::limits::{VERSION_MAX, VERSION_MIN};
+use mrm_proto::name::ModelName;
+use mrm_proto::reply::{ModelRow, ModelState};
+use mrm_proto::table::ModelKind;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+impl State {
+    pub(super) fn phase(&self) -> DaemonState {
+        match (self.serving, self.draining) {
+            (_, true) => DaemonState::Draining,
+            (true, false) => DaemonState::Serving,
+            (false, false) => DaemonState::Starting,
+        }
+    }
+
+    pub(super) fn status_view(&self) -> StatusView {
+        let view = self.core.view();
+        let ledger = view.ledger();
+        let waiting = view.waiting();
+        let huge: u64 = self
+            .segments
+            .values()
+            .map(|held| held.segment.huge_bytes())
+            .sum();
+        StatusView {
+            daemon: DaemonView {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                instance: format!("{:016x}", self.instance.0),
+                uptime_s: self.started.elapsed().as_secs_f64(),
+                state: self.phase(),
+                protocol: ProtocolView {
+                    min: VERSION_MIN,
+                    max: VERSION_MAX,
+                },
+                runtime_dir: self.config.runtime_dir.clone(),
+            },
+            host: HostView {
+                limit_bytes: ledger.limit.0,
+                charged_bytes: ledger.charged.saturating_sub(ledger.freeing).0,
+                freeing_bytes: ledger.freeing.0,
+                resident_bytes: ledger.resident.0,
+                huge_bytes: huge,
+                segments: self.segments.len() as u64,
+            },
+            sessions: self.clients().count() as u64,
+            leases: view.leases_len() as u64,
+            waiting: waiting.room as u64,
+            loading: self.loads.len() as u64,
+            counters: self.counters(),
+            degraded: self.degraded_views(),
+        }
+    }
+
+    fn counters(&self) -> CountersView {
+        self.metrics.counters()
+    }
+
+    fn degraded_views(&self) -> Vec<DegradedView> {
+        let paths = self.degraded.list().into_iter();
+        paths
+            .map(|path| DegradedView {
+                id: path.id.to_owned(),
+                cause: path.cause,
+                cure: path.cure.to_owned(),
+            })
+            .collect()
+    }
+
+    pub(super) fn sessions_view(&self) -> SessionsView {
+        let mut sessions: Vec<SessionView> = self
+            .clients()
+            .map(|(id, session)| self.session_view(id, session))
+            .collect();
+        sessions.sort_by_key(|session| session.id);
+        SessionsView { sessions }
+    }
+
+    fn session_view(&self, id: SessionId, session: &Session) -> SessionView {
+        let mut held: BTreeMap<&str, u64> = BTreeMap::new();
+        for lease in self.core.view().leases_of(id) {
+            let label = self
+                .names
+                .version_of(lease.version)
+                .map_or("?", |record| &record.label);
+            *held.entry(label).or_default() += 1;
+        }
+        let (pid, uid, gid, client, connected_s) = match &session.who {
+            Who::Client {
+                peer, name, since, ..
+            } => (
+                u32::try_from(peer.pid).unwrap_or(0),
+                peer.uid,
+                peer.gid,
+                name.to_string(),
+                since.elapsed().as_secs_f64(),
+            ),
+            Who::Operator(_) => (0, 0, 0, String::new(), 0.0),
+        };
+        SessionView {
+            id: id.0,
+            pid,
+            uid,
+            gid,
+            client,
+            leases: held.values().sum(),
+            waiting: session.pending.len() as u64,
+            connected_s,
+            models: held
+                .into_iter()
+                .map(|(name, leases)| HeldView {
+                    name: name.to_owned(),
+                    leases,
+                })
+                .collect(),
+        }
+    }
+
+    pub(super) fn clients(&self) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.sessions
+            .iter()
+            .filter(|(_, session)| matches!(session.who, Who::Client { .. }))
+            .map(|(&id, session)| (id, session))
+    }
+
+    /// One page of names with the version that each stands for, as far as known.
+    fn page<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> impl Iterator<Item = (String, bool, Option<VersionId>)> + 'a {
+        let mut names: BTreeMap<&str, (bool, Option<VersionId>)> = BTreeMap::new();
+        let wanted = |name: &str| name.starts_with(prefix) && after.is_none_or(|a| name > a);
+        let mut shown = BTreeSet::new();
+        for name in self.catalogue_names().filter(|name| wanted(name.as_str())) {
+            let version = self.version_registered(name);
+            shown.extend(version);
+            names.insert(name.as_str(), (true, version));
+        }
+        for (name, model) in self.names.registered_models() {
+            let version = self.core.view().model(model).and_then(|m| m.version);
+            shown.extend(version);
+            if version.is_some() && wanted(name.as_str()) {
+                names.insert(name.as_str(), (true, version));
+            }
+        }
+        for (version, record) in self.names.versions() {
+            if !shown.contains(&version) && wanted(&record.label) {
+                names.entry(&record.label).or_insert((false, Some(version)));
+            }
+        }
+        let bounds = (
+            after.map_or(Bound::Unbounded, Bound::Excluded),
+            Bound::Unbounded,
+        );
+        names
+            .range::<str, _>(bounds)
+            .map(|(name, &(registered, version))| ((*name).to_owned(), registered, version))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+
+    fn catalogue_names(&self) -> impl Iterator<Item = &ModelName> {
+        self.catalogue
+            .entry_names()
+            .chain(self.scan.models.iter().map(|model| &model.name))
+    }
+
+    fn version_registered(&self, name: &ModelName) -> Option<VersionId> {
+        self.core.view().model(self.names.find(name)?)?.version
+    }
+
+    /// The version that a name or a label stands for, if it is known.
+    pub(super) fn version_named(&self, name: &ModelName) -> Option<VersionId> {
+        self.version_registered(name).or_else(|| {
+            let labelled = |(_, record): &(VersionId, &super::names::VersionRecord)| {
+                *record.label == *name.as_str()
+            };
+            self.names
+                .versions()
+                .find(labelled)
+                .map(|(version, _)| version)
+        })
+    }
+
+    pub(super) fn is_registered(&self, name: &ModelName) -> bool {
+        self.version_registered(name).is_some() || self.catalogue_names().any(|known| known == name)
+    }
+
+    pub(super) fn models_view(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> ModelsView {
+        let leases = self.sessions_of_versions();
+        let mut page = self.page(prefix, after);
+        let models = page
+            .by_ref()
+            .take(limit)
+            .map(|(name, registered, version)| self.model_view(name, registered, version, &leases))
+            .collect();
+        ModelsView {
+            models,
+            more: page.next().is_some(),
+        }
+    }
+
+    pub(super) fn model_detail(&self, name: &ModelName) -> Option<ModelDetailView> {
+        let version = self.version_named(name);
+        let registered = self.is_registered(name);
+        if version.is_none() && !registered {
+            return None;
+        }
+        let leases = self.sessions_of_versions();
+        let model = self.model_view(name.as_str().to_owned(), registered, version, &leases);
+        let record = version.and_then(|version| self.names.version_of(version));
+        let shown = version.and_then(|version| self.core.view().version(version));
+        let segments = match (record, &shown) {
+            (Some(record), Some(shown)) => {
+                let parts = record.parts.iter().zip(&shown.segments).skip(1);
+                parts
+                    .map(|(part, slot)| self.segment_view(&part.name, part.bytes, slot))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        let tensors = record
+            .filter(|r| r.kind == ModelKind::Safetensors)
+            .map(|r| r.tensors);
+        let holders = version.map_or_else(Vec::new, |version| self.holders_of(version));
+        Some(ModelDetailView {
+            model,
+            segments,
+            tensors,
+            holders,
+        })
+    }
+
+    /// The segment in each place of a version.
+    pub(super) fn segments_of(&self, version: VersionId) -> Vec<Option<SegmentId>> {
+        let shown = self.core.view().version(version);
+        shown.map_or_else(Vec::new, |v| {
+            v.segments.iter().map(|slot| slot.segment).collect()
+        })
+    }
+
+    fn segment_view(&self, name: &str, bytes: u64, slot: &SlotView) -> SegmentView {
+        let held = slot.segment.and_then(|segment| self.segments.get(&segment));
+        let leases = slot
+            .segment
+            .and_then(|segment| self.core.view().segment(segment));
+        SegmentView {
+            name: name.to_owned(),
+            bytes,
+            state: match slot.state {
+                SegmentState::Absent => SegmentStateView::Absent,
+                SegmentState::Loading => SegmentStateView::Loading,
+                SegmentState::Resident => SegmentStateView::Resident,
+                SegmentState::Evicting => SegmentStateView::Freeing,
+            },
+            huge_bytes: held.map_or(0, |held| held.segment.huge_bytes()),
+            digest: slot.segment.and_then(|segment| self.digest_text(segment)),
+            leases: leases.map_or(0, |segment| segment.leases),
+        }
+    }
+
+    fn digest_text(&self, segment: SegmentId) -> Option<String> {
+        self.names
+            .digest_of(segment)
+            .map(|digest| Digest(digest).to_string())
+    }
+
+    /// How many sessions hold each version.
+    fn sessions_of_versions(&self) -> BTreeMap<VersionId, BTreeSet<SessionId>> {
+        let mut holders: BTreeMap<VersionId, BTreeSet<SessionId>> = BTreeMap::new();
+        for lease in self.core.view().leases() {
+            holders
+                .entry(lease.version)
+                .or_default()
+                .insert(lease.session);
+        }
+        holders
+    }
+
+    fn holders_of(&self, version: VersionId) -> Vec<HolderView> {
+        let mut leases: BTreeMap<SessionId, u64> = BTreeMap::new();
+        for lease in self
+            .core
+            .view()
+            .leases()
+            .filter(|lease| lease.version == version)
+        {
+            *leases.entry(lease.session).or_default() += 1;
+        }
+        let known = |(id, leases): (SessionId, u64)| {
+            let session = self.session_view(id, self.sessions.get(&id)?);
+            let (pid, uid, client) = (session.pid, session.uid, session.client);
+            Some(HolderView {
+                session: id.0,
+                pid,
+                uid,
+                client,
+                leases,
+            })
+        };
+        leases.into_iter().filter_map(known).collect()
+    }
+
+    fn model_view(
+        &self,
+        name: String,
+        registered: bool,
+        version: Option<VersionId>,
+        sessions: &BTreeMap<VersionId, BTreeSet<SessionId>>,
+    ) -> ModelView {
+        let record = version.and_then(|version| self.names.version_of(version));
+        let shown = version.and_then(|version| self.core.view().version(version));
+        let model = ModelName::new(name.as_str())
+            .ok()
+            .and_then(|name| self.names.find(&name));
+        let wishes = model
+            .and_then(|model| self.core.view().model(model))
+            .map(|m| m.wishes);
+        let held = || {
+            let slots = shown.iter().flat_map(|shown| shown.segments.iter().skip(1));
+            slots.filter_map(|slot| self.segments.get(&slot.segment?))
+        };
+        let used = shown.as_ref().and_then(|shown| shown.last_used);
+        let load_us: u64 = held().map(|held| held.load_us).sum();
+        ModelView {
+            name,
+            registered,
+            kind: record.map(|record| match record.kind {
+                ModelKind::Safetensors => ModelKindView::Safetensors,
+                ModelKind::Opaque => ModelKindView::Opaque,
+            }),
+            state: shown
+                .as_ref()
+                .map_or(ModelStateView::Absent, |shown| match shown.presence {
+                    Presence::Absent => ModelStateView::Absent,
+                    Presence::Loading => ModelStateView::Loading,
+                    Presence::Resident => ModelStateView::Resident,
+                    Presence::Partial => ModelStateView::Partial,
+                }),
+            bytes: record.map_or(0, |record| {
+                record.parts.iter().skip(1).map(|p| p.bytes).sum()
+            }),
+            charged_bytes: shown.as_ref().map_or(0, |shown| shown.charged.0),
+            huge_bytes: held().map(|held| held.segment.huge_bytes()).sum(),
+            loaded_bytes: version.map_or(0, |v| self.progress_of_version(v).loaded_bytes),
+            leases: shown.as_ref().map_or(0, |shown| shown.leases),
+            sessions: version
+                .and_then(|v| sessions.get(&v))
+                .map_or(0, |s| s.len() as u64),
+            pinned: wishes.is_some_and(|wishes| wishes.pinned),
+            eager: wishes.is_some_and(|wishes| wishes.eager),
+            version: version.map(|version| version.0),
+            digest: shown
+                .as_ref()
+                .and_then(|shown| self.digest_of_version(shown)),
+            last_used_s_ago: used.map(|used| self.now().us_since(used) as f64 / 1e6),
+            load_ms: (load_us > 0).then_some(load_us as f64 / 1e3),
+            path: record.and_then(|record| record.path.clone()),
+        }
+    }
+
+    /// The identity of a version: of one file its digest, of several the digest of their digests
+    /// in order.
+    fn digest_of_version(&self, shown: &VersionView) -> Option<String> {
+        let files = shown.segments.iter().skip(1);
+        let digests: Vec<[u8; 32]> = files
+            .map(|slot| self.names.digest_of(slot.segment?))
+            .collect::<Option<_>>()?;
+        match digests.as_slice() {
+            [] => None,
+            [one] => Some(Digest(*one).to_string()),
+            several => Some(blake3::hash(several.as_flattened()).to_hex().to_string()),
+        }
+    }
+
+    /// A client's listing.
+    pub(super) fn rows<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> impl Iterator<Item = ModelRow> + 'a {
+        self.page(prefix, after)
+            .filter_map(|(name, registered, version)| {
+                self.row_of(ModelName::new(name).ok()?, registered, version)
+            })
+    }
+
+    /// A client's look at one model.
+    pub(super) fn row(&self, name: &ModelName) -> Option<ModelRow> {
+        let (version, registered) = (self.version_named(name), self.is_registered(name));
+        (version.is_some() || registered).then_some(())?;
+        self.row_of(name.clone(), registered, version)
+    }
+
+    fn row_of(
+        &self,
+        name: ModelName,
+        registered: bool,
+        version: Option<VersionId>,
+    ) -> Option<ModelRow> {
+        let none = BTreeMap::new();
+        let view = self.model_view(name.as_str().to_owned(), registered, version, &none);
+        Some(ModelRow {
+            name,
+            registered,
+            state: match view.state {
+                ModelStateView::Absent => ModelState::Absent,
+                ModelStateView::Loading => ModelState::Loading,
+                ModelStateView::Resident => ModelState::Resident,
+                ModelStateView::Partial => ModelState::Partial,
+            },
+            bytes: view.bytes,
+            leases: view.leases,
+            pinned: view.pinned,
+        })
+    }
+}

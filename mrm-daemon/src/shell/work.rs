@@ -1,0 +1,402 @@
+//! Effects that block, and what comes back from them.
+
+use super::names::{Found, FoundFile, ModelOrigin, Supply};
+use super::{Held, LoadRecord, State};
+use crate::catalogue::{Catalogue, CatalogueError, OpenFiles, Scan};
+use crate::degraded::Degraded;
+use crate::format::inspect;
+use crate::memory::HostSegment;
+use crate::source::FileSource;
+use crate::status::events::{Event as LogEvent, EventKind};
+use crate::transfer::{Completion, Lane, Lanes, Loaded, Lost, Order, load};
+use mrm_core::event::{Event, Fault, Resolution, SegmentFact};
+use mrm_core::id::{Bytes, ModelId, OpId, SegmentId, SourceId, VersionId};
+use mrm_proto::error::ErrorCode;
+use mrm_proto::name::{FileName, ModelName};
+use mrm_proto::table::Table;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
+
+/// How old a listing of the catalogue's roots may be before a look at it starts a new one.
+const SCAN_EVERY: Duration = Duration::from_secs(2);
+
+/// What a worker brings back.
+pub(crate) enum Completed {
+    /// A model's files were found, opened and checked.
+    Resolved {
+        op: OpId,
+        model: ModelId,
+        outcome: Result<Found, Fault>,
+    },
+    /// A segment was filled and sealed.
+    Loaded {
+        op: OpId,
+        segment: SegmentId,
+        outcome: Result<Filled, Fault>,
+    },
+    /// A segment's memory was given back.
+    Freed {
+        op: OpId,
+        segment: SegmentId,
+        bytes: u64,
+    },
+    /// The catalogue's roots were listed.
+    Scanned(Option<Scan>),
+}
+
+impl State {
+    pub(super) fn complete(&mut self, completed: Completed) {
+        match completed {
+            Completed::Resolved { op, model, outcome } => self.resolved(op, model, outcome),
+            Completed::Loaded {
+                op,
+                segment,
+                outcome,
+            } => self.loaded(op, segment, outcome),
+            Completed::Freed { op, segment, bytes } => {
+                self.names.forget_segment(segment);
+                self.metrics.evicted(bytes);
+                self.note(LogEvent::of(EventKind::Evicted).bytes(bytes));
+                self.step(Event::Freed { op });
+            }
+            Completed::Scanned(scan) => {
+                self.scanning = false;
+                self.scan_due = Instant::now() + SCAN_EVERY;
+                if let Some(scan) = scan {
+                    self.scan = Arc::new(scan);
+                }
+            }
+        }
+    }
+
+    /// Carries out `Effect::Resolve`.
+    pub(super) fn resolve(&mut self, op: OpId, model: ModelId) {
+        let done = self.completed.clone();
+        let completion = Completion::new(move |outcome: Result<Result<Found, Fault>, Lost>| {
+            let outcome = outcome.unwrap_or_else(|lost| Err(fault(lost.code(), &lost)));
+            drop(done.send(Completed::Resolved { op, model, outcome }));
+        });
+        let catalogue = Arc::clone(&self.catalogue);
+        let files_left = self
+            .config
+            .files_waiting_max
+            .saturating_sub(self.names.files_waiting());
+        let Some(record) = self.names.model_mut(model) else {
+            return completion.lost(Lost::Dropped);
+        };
+        let name = record.name.clone();
+        match &mut record.origin {
+            ModelOrigin::Registered => {
+                run_in(&self.lanes, Lane::Registered, completion, move || {
+                    find_registered(&catalogue, &name, files_left)
+                })
+            }
+            ModelOrigin::Passed(files) => {
+                let files = files.take().unwrap_or_default();
+                run_in(&self.lanes, Lane::Foreign, completion, move || {
+                    find_passed(files, files_left)
+                });
+            }
+        }
+    }
+
+    fn resolved(&mut self, op: OpId, model: ModelId, outcome: Result<Found, Fault>) {
+        let outcome = match (outcome, self.names.model(model)) {
+            (Ok(found), Some(record)) => {
+                let foreign = matches!(record.origin, ModelOrigin::Passed(_));
+                let label = Arc::clone(&record.text);
+                self.adopt(found, &label, foreign)
+            }
+            (Ok(_), None) => Err(fault(ErrorCode::Internal, &"the model was forgotten")),
+            (Err(fault), _) => Err(fault),
+        };
+        let version = outcome.as_ref().ok().map(|found| found.version);
+        self.step(Event::Resolved { op, outcome });
+        if let Some(version) = version {
+            self.drop_supplies_if_idle(version);
+        }
+        self.forget_if_unknown(model);
+    }
+
+    /// Gives what was found its numbers.
+    fn adopt(
+        &mut self,
+        found: Found,
+        label: &Arc<str>,
+        foreign: bool,
+    ) -> Result<Resolution, Fault> {
+        let version = self.names.version(label, foreign, found);
+        let Some(record) = self.names.version_of(version) else {
+            return Err(fault(ErrorCode::Internal, &"the version was forgotten"));
+        };
+        let mut segments = Vec::with_capacity(record.parts.len());
+        for part in &record.parts {
+            if segments
+                .iter()
+                .any(|fact: &SegmentFact| fact.source == part.source)
+            {
+                let twice = format!("`{label}`: two of its files are one and the same file");
+                return Err(fault(ErrorCode::ShardMismatch, &twice));
+            }
+            let charge = Bytes(crate::memory::charge_for(part.bytes));
+            segments.push(SegmentFact {
+                source: part.source,
+                charge,
+            });
+        }
+        Ok(Resolution { version, segments })
+    }
+
+    /// Carries out `Effect::Load`.
+    pub(super) fn load(
+        &mut self,
+        op: OpId,
+        segment: SegmentId,
+        source: SourceId,
+        version: VersionId,
+        charge: Bytes,
+    ) {
+        let done = self.completed.clone();
+        let completion = Completion::new(move |outcome: Result<Result<Filled, Fault>, Lost>| {
+            let outcome = outcome.unwrap_or_else(|lost| Err(fault(lost.code(), &lost)));
+            drop(done.send(Completed::Loaded {
+                op,
+                segment,
+                outcome,
+            }));
+        });
+        let part = self.names.version_of(version).and_then(|record| {
+            let part = record.parts.iter().find(|part| part.source == source)?;
+            Some((
+                part.supply.clone()?,
+                part.bytes,
+                Arc::clone(&record.label),
+                record.foreign,
+            ))
+        });
+        let Some((supply, bytes, label, foreign)) = part else {
+            return completion.lost(Lost::Dropped);
+        };
+        let loaded_bytes = Arc::new(AtomicU64::new(0));
+        let (progress, degraded) = (Arc::clone(&loaded_bytes), self.degraded.clone());
+        if matches!(supply, Supply::File { .. }) {
+            let event = LogEvent::of(EventKind::LoadStarted).model(Arc::clone(&label));
+            self.note(event.bytes(bytes));
+        }
+        let began = Instant::now();
+        self.loads.insert(
+            segment,
+            LoadRecord {
+                loaded_bytes,
+                bytes,
+                began,
+                label,
+            },
+        );
+        let lane = if foreign {
+            Lane::Foreign
+        } else {
+            Lane::Registered
+        };
+        run_in(&self.lanes, lane, completion, move || {
+            supply_segment(&supply, charge, &progress, &degraded)
+        });
+    }
+
+    fn loaded(&mut self, op: OpId, segment: SegmentId, outcome: Result<Filled, Fault>) {
+        let record = self.loads.remove(&segment);
+        let label = record.as_ref().map(|record| Arc::clone(&record.label));
+        let took = record.map_or(Duration::ZERO, |record| record.began.elapsed());
+        let load_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let outcome = match outcome {
+            Ok(loaded) => {
+                let bytes = loaded.segment.bytes();
+                self.metrics.load_done(bytes, load_us);
+                self.log_load(EventKind::LoadDone, label, bytes, &format!("{load_us} us"));
+                let content = self.names.content(segment, loaded.digest);
+                let held = Held {
+                    segment: Arc::new(loaded.segment),
+                    load_us,
+                };
+                self.segments.insert(segment, held);
+                Ok(content)
+            }
+            Err(fault) => {
+                self.metrics.load_failed();
+                self.log_load(EventKind::LoadFailed, label, 0, &fault.message);
+                Err(fault)
+            }
+        };
+        self.step(Event::Loaded { op, outcome });
+    }
+
+    fn log_load(&mut self, kind: EventKind, label: Option<Arc<str>>, bytes: u64, detail: &str) {
+        let mut event = LogEvent::of(kind).detail(detail);
+        if bytes > 0 {
+            event = event.bytes(bytes);
+        }
+        if let Some(label) = label {
+            event = event.model(label);
+        }
+        self.note(event);
+    }
+
+    /// Carries out `Effect::Free`. Unmapping gigabytes takes time: it is a worker's job.
+    pub(super) fn free(&mut self, op: OpId, segment: SegmentId) {
+        let held = self.segments.remove(&segment);
+        let bytes = held
+            .as_ref()
+            .map_or(0, |held| held.segment.allocated_bytes());
+        let done = self.completed.clone();
+        let completion = Completion::new(move |_: Result<(), Lost>| {
+            drop(done.send(Completed::Freed { op, segment, bytes }));
+        });
+        run_in(&self.lanes, Lane::Freeing, completion, move || drop(held));
+    }
+
+    /// Lets go of a version's opened files unless somebody still waits for their bytes.
+    pub(super) fn drop_supplies_if_idle(&mut self, version: VersionId) {
+        if self.names.files_waiting() > 0 && !self.core.view().waits_for_room(version) {
+            self.names.drop_supplies(version);
+        }
+    }
+
+    /// Forgets a model id that the decider has no use for.
+    pub(super) fn forget_if_unknown(&mut self, model: ModelId) {
+        if self.core.view().model(model).is_none() {
+            self.names.forget_model(model);
+        }
+    }
+
+    /// Starts listing the catalogue's roots unless the last listing is fresh.
+    pub(super) fn refresh_scan(&mut self) {
+        if self.scanning || Instant::now() < self.scan_due {
+            return;
+        }
+        self.scanning = true;
+        let done = self.completed.clone();
+        let completion = Completion::new(move |scan: Result<Scan, Lost>| {
+            drop(done.send(Completed::Scanned(scan.ok())));
+        });
+        let catalogue = Arc::clone(&self.catalogue);
+        run_in(&self.lanes, Lane::Registered, completion, move || {
+            catalogue.scan()
+        });
+    }
+}
+
+/// Runs work in a lane; once the lanes are shut down, it is lost.
+fn run_in<T: 'static>(
+    lanes: &Option<Lanes>,
+    lane: Lane,
+    completion: Completion<T>,
+    work: impl FnOnce() -> T + Send + 'static,
+) {
+    match lanes {
+        Some(lanes) => lanes.run(lane, completion, work),
+        None => completion.lost(Lost::ShuttingDown),
+    }
+}
+
+pub(super) fn fault(code: ErrorCode, message: &dyn std::fmt::Display) -> Fault {
+    Fault {
+        code: code.number(),
+        message: Arc::from(message.to_string()),
+    }
+}
+
+fn find_registered(
+    catalogue: &Catalogue,
+    name: &ModelName,
+    files_left: usize,
+) -> Result<Found, Fault> {
+    let refuse = |e: CatalogueError| fault(e.code(), &e);
+    let spec = catalogue
+        .find(name)
+        .ok_or_else(|| refuse(catalogue.not_found(name)))?;
+    let files = catalogue.open_files(&spec).map_err(refuse)?;
+    let path = catalogue
+        .path_of(&spec)
+        .map(|path| path.display().to_string());
+    look_at(files, path, files_left)
+}
+
+fn find_passed(passed: Vec<(FileName, OwnedFd)>, files_left: usize) -> Result<Found, Fault> {
+    let mut files: OpenFiles = Vec::with_capacity(passed.len());
+    for (name, fd) in passed {
+        let source = FileSource::foreign(fd, name.as_str()).map_err(|e| fault(e.code(), &e))?;
+        files.push((name, Arc::new(source)));
+    }
+    look_at(files, None, files_left)
+}
+
+/// Reads and checks the headers; notes the state of each file.
+fn look_at(files: OpenFiles, path: Option<String>, files_left: usize) -> Result<Found, Fault> {
+    if files.len() > files_left {
+        let message = "too many opened files wait to be loaded: try again later";
+        return Err(fault(ErrorCode::Exhausted, &message));
+    }
+    let layout = inspect(&files).map_err(|e| fault(e.code(), &e))?;
+    let table = Table::parse(&layout.table).map_err(|e| fault(ErrorCode::Internal, &e))?;
+    let tensors = table.len() as u64;
+    let found = layout.files.into_iter().filter_map(|file| {
+        let (_, source) = files.get(file.position)?;
+        let (name, identity, check) = (file.name, file.identity, file.check);
+        Some(FoundFile {
+            name,
+            source: Arc::clone(source),
+            identity,
+            check,
+        })
+    });
+    Ok(Found {
+        kind: layout.kind,
+        tensors,
+        files: found.collect(),
+        table: layout.table,
+        path,
+    })
+}
+
+/// A segment, sealed.
+pub(crate) struct Filled {
+    segment: HostSegment,
+    digest: [u8; 32],
+}
+
+fn supply_segment(
+    supply: &Supply,
+    charge: Bytes,
+    progress: &AtomicU64,
+    degraded: &Degraded,
+) -> Result<Filled, Fault> {
+    match supply {
+        Supply::Table(table) => {
+            let segment = HostSegment::holding(table, degraded).map_err(|e| fault(e.code(), &e))?;
+            Ok(Filled {
+                segment,
+                digest: *blake3::hash(table).as_bytes(),
+            })
+        }
+        Supply::File {
+            source,
+            identity,
+            check,
+        } => {
+            let order = Order {
+                source: source.as_ref(),
+                identity: *identity,
+                charge_bytes: charge.0,
+                header: *check,
+                progress,
+                cancel: &AtomicBool::new(false),
+            };
+            let Loaded {
+                segment, digest, ..
+            } = load(&order, degraded).map_err(|e| fault(e.code(), &e))?;
+            Ok(Filled { segment, digest })
+        }
+    }
+}
