@@ -144,7 +144,13 @@ impl RuntimeDir {
     ) -> Result<ClientListener, ClaimError> {
         let path = self.path().join(CLIENT_SOCKET);
         let listener = match self.activated.clients.take() {
-            Some(listener) => listener,
+            Some(listener) => {
+                tracing::info!(
+                    "clients connect by the service manager's socket: \
+                     its unit decides mode and group, not socket_mode and socket_group"
+                );
+                listener
+            }
             None => {
                 if let Some(group) = group {
                     self.directory.admit(group)?;

@@ -89,12 +89,13 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::process::Command;
 
-    const CHILD: &str = "runtime::notify::tests::speaks_to_the_manager_of_its_environment";
+    const MANAGED: &str = "MRM_TEST_MANAGED";
+    const TEST: &str = "runtime::notify::tests::speaks_to_the_manager_of_its_environment";
 
     /// Runs itself again with a manager, as a process must not change its own environment.
     #[test]
     fn speaks_to_the_manager_of_its_environment() {
-        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        if std::env::var_os(MANAGED).is_some() {
             let notifier = Notifier::from_environment();
             assert_eq!(notifier.alive_every(), Some(Duration::from_secs(5)));
             notifier.ready("two\nlines");
@@ -107,7 +108,10 @@ mod tests {
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", CHILD]).env("NOTIFY_SOCKET", &path);
+        child
+            .args(["--exact", TEST])
+            .env(MANAGED, "1")
+            .env("NOTIFY_SOCKET", &path);
         let child = child
             .env("WATCHDOG_USEC", "10000000")
             .env_remove("WATCHDOG_PID")
@@ -121,7 +125,7 @@ mod tests {
 
         // All were sent before the child ended, so that nothing needs to be waited for.
         manager.set_nonblocking(true).unwrap();
-        let mut receive = || {
+        let receive = || {
             let mut text = [0; 512];
             let bytes = manager.recv(&mut text).unwrap();
             String::from_utf8_lossy(&text[..bytes]).into_owned()
