@@ -37,7 +37,7 @@ impl Mapping {
                 MapFlags::PRIVATE,
             )
         }?;
-        let head = area.align_offset(ALIGN);
+        let head = area.addr().next_multiple_of(ALIGN) - area.addr();
         let start = area.wrapping_byte_add(head);
         // SAFETY: `start..start + mapped` lies within the area that was just reserved
         // (head < ALIGN), which nothing refers to; MAP_FIXED replaces only that.
@@ -51,17 +51,13 @@ impl Mapping {
                 0,
             )
         };
-        let (kept_start, kept) = if placed.is_ok() {
-            (head, mapped)
-        } else {
-            (reserved, 0)
-        };
-        let tail = kept_start + kept;
-        for (from, to) in [(0, kept_start), (tail, reserved)] {
+        // If that failed, the middle may no longer be ours, but another thread's new mapping: it
+        // is left alone, at the price of some address space.
+        for (from, to) in [(0, head), (head + mapped, reserved)] {
             if from < to {
-                // SAFETY: this part of the reserved area is page-aligned, was not replaced by the
-                // mapping of `fd`, and nothing refers to it. Failing to give back address space
-                // costs no memory, so the result does not matter.
+                // SAFETY: this part of the reserved area is page-aligned, is outside of what the
+                // mapping of `fd` replaced, and nothing refers to it. Failing to give back address
+                // space costs no memory, so the result does not matter.
                 let _ = unsafe { munmap(area.wrapping_byte_add(from), to - from) };
             }
         }
