@@ -49,6 +49,8 @@ pub(crate) struct Oracle {
     pub(crate) current: BTreeMap<ModelId, VersionId>,
     pub(crate) pinned: BTreeSet<ModelId>,
     pub(crate) in_flight: BTreeMap<OpId, Effect>,
+    /// Sources whose bytes are in memory.
+    pub(crate) loaded: BTreeSet<SourceId>,
     /// Segment ids and op ids come once.
     pub(crate) last_segment: u64,
     pub(crate) last_op: u64,
@@ -65,15 +67,13 @@ impl Oracle {
             .any(|(_, segments)| segments.contains(&segment))
     }
 
-    /// Whether a pinned model stands for a version that has this content.
-    fn pinned_content(&self, content: ContentId) -> bool {
+    /// The sources that a pinned model stands for.
+    fn pinned_sources(&self) -> BTreeSet<SourceId> {
         let pinned = self
             .pinned
             .iter()
             .filter_map(|model| self.current.get(model));
-        pinned
-            .flat_map(|version| sources_of(*version))
-            .any(|source| content_of(source) == content)
+        pinned.flat_map(|version| sources_of(*version)).collect()
     }
 
     fn source_is_in(&self, source: SourceId) -> bool {
@@ -142,14 +142,22 @@ impl Oracle {
             panic!("{segment} is freed while {seen:?}")
         };
         self.segments.get_mut(&segment).unwrap().1 = Seen::Freeing;
-        let copies = self
+        if self
             .segments
             .values()
-            .filter(|(_, seen)| *seen == Seen::Filled(content));
-        assert!(
-            copies.count() > 0 || !self.pinned_content(content),
-            "{segment} is freed while pinned"
-        );
+            .any(|(_, seen)| *seen == Seen::Filled(content))
+        {
+            return;
+        }
+        let pinned = self.pinned_sources();
+        self.loaded.retain(|source| {
+            let gone = content_of(*source) == content;
+            assert!(
+                !gone || !pinned.contains(source),
+                "{segment} is freed while pinned"
+            );
+            !gone
+        });
     }
 
     fn see_reply(&mut self, key: (SessionId, RequestId), reply: &Reply) {
@@ -177,7 +185,9 @@ impl Oracle {
                     .iter()
                     .map(|segment| match self.segments[segment].1 {
                         Seen::Filled(content) => content,
-                        seen => panic!("{segment} is lent while {seen:?}"),
+                        seen @ (Seen::Loading(_) | Seen::Freeing) => {
+                            panic!("{segment} is lent while {seen:?}")
+                        }
                     });
                 assert_eq!(
                     given.collect::<Vec<_>>(),

@@ -141,79 +141,19 @@ impl World {
 
     pub(crate) fn act(&mut self, act: &Act) {
         match *act {
-            Act::Connect => {
-                self.next_session += 1;
-                let session = SessionId(self.next_session);
-                self.oracle.sessions.insert(session);
-                self.handle(Event::SessionOpened {
-                    session,
-                    tenant: Tenant(0),
-                });
-            }
-            Act::Disconnect(who) => {
-                let Some(session) = self.who(who) else { return };
-                self.oracle.sessions.remove(&session);
-                self.oracle.leases.retain(|key, _| key.0 != session);
-                self.oracle.asked.retain(|key, _| key.0 != session);
-                self.handle(Event::SessionClosed { session });
-            }
-            Act::Open { who, model, wait } => {
-                let Some(session) = self.who(who) else { return };
-                let request = self.request(session, Asked::Open);
-                let deadline = Time(self.now.0 + u64::from(wait) * 200);
-                let model = ModelId(u64::from(model));
-                self.handle(Event::Open {
-                    session,
-                    request,
-                    model,
-                    deadline,
-                });
-            }
+            Act::Connect => self.connect(),
+            Act::Disconnect(who) => self.disconnect(who),
+            Act::Open { who, model, wait } => self.open(who, ModelId(u64::from(model)), wait),
             Act::Close { lease, answer } => self.close(lease, answer),
-            Act::CloseUnknown(who) => {
-                let Some(session) = self.who(who) else { return };
-                let request = Some(self.request(session, Asked::Close));
-                self.handle(Event::Close {
-                    session,
-                    request,
-                    lease: LeaseId(u64::MAX),
-                });
-            }
-            Act::Cancel { which, answer } => {
-                let Some((session, target)) = pick(self.oracle.asked.keys().copied(), which) else {
-                    return;
-                };
-                let request = answer.then(|| self.request(session, Asked::Cancel));
-                self.handle(Event::Cancel {
-                    session,
-                    request,
-                    target,
-                });
-            }
-            Act::Evict { who, model } => {
-                let Some(session) = self.who(who) else { return };
-                let request = self.request(session, Asked::Evict);
-                self.handle(Event::Evict {
-                    session,
-                    request,
-                    model: ModelId(u64::from(model)),
-                });
-            }
+            Act::CloseUnknown(who) => self.close_unknown(who),
+            Act::Cancel { which, answer } => self.cancel(which, answer),
+            Act::Evict { who, model } => self.evict(who, ModelId(u64::from(model))),
             Act::Wish {
                 model,
                 pinned,
                 eager,
             } => {
-                let model = ModelId(u64::from(model));
-                if pinned {
-                    self.oracle.pinned.insert(model);
-                } else {
-                    self.oracle.pinned.remove(&model);
-                }
-                self.handle(Event::Configure {
-                    model,
-                    wishes: Wishes { pinned, eager },
-                });
+                self.wish(ModelId(u64::from(model)), Wishes { pinned, eager });
             }
             Act::Changed(model) => self.changed(ModelId(u64::from(model))),
             Act::Rewrite { model, version } => {
@@ -227,8 +167,7 @@ impl World {
                 });
             }
             Act::Complete { which, luck } => {
-                let op = pick(self.oracle.in_flight.keys().copied(), which);
-                if let Some(op) = op {
+                if let Some(op) = pick(self.oracle.in_flight.keys().copied(), which) {
                     self.complete(op, luck);
                 }
             }
@@ -237,6 +176,77 @@ impl World {
                 self.tick_if_due();
             }
         }
+    }
+
+    fn connect(&mut self) {
+        self.next_session += 1;
+        let session = SessionId(self.next_session);
+        self.oracle.sessions.insert(session);
+        self.handle(Event::SessionOpened {
+            session,
+            tenant: Tenant(0),
+        });
+    }
+
+    fn disconnect(&mut self, who: u8) {
+        let Some(session) = self.who(who) else { return };
+        self.oracle.sessions.remove(&session);
+        self.oracle.leases.retain(|key, _| key.0 != session);
+        self.oracle.asked.retain(|key, _| key.0 != session);
+        self.handle(Event::SessionClosed { session });
+    }
+
+    fn open(&mut self, who: u8, model: ModelId, wait: u8) {
+        let Some(session) = self.who(who) else { return };
+        let request = self.request(session, Asked::Open);
+        let deadline = Time(self.now.0 + u64::from(wait) * 200);
+        self.handle(Event::Open {
+            session,
+            request,
+            model,
+            deadline,
+        });
+    }
+
+    fn close_unknown(&mut self, who: u8) {
+        let Some(session) = self.who(who) else { return };
+        let request = Some(self.request(session, Asked::Close));
+        self.handle(Event::Close {
+            session,
+            request,
+            lease: LeaseId(u64::MAX),
+        });
+    }
+
+    fn cancel(&mut self, which: u8, answer: bool) {
+        let Some((session, target)) = pick(self.oracle.asked.keys().copied(), which) else {
+            return;
+        };
+        let request = answer.then(|| self.request(session, Asked::Cancel));
+        self.handle(Event::Cancel {
+            session,
+            request,
+            target,
+        });
+    }
+
+    fn evict(&mut self, who: u8, model: ModelId) {
+        let Some(session) = self.who(who) else { return };
+        let request = self.request(session, Asked::Evict);
+        self.handle(Event::Evict {
+            session,
+            request,
+            model,
+        });
+    }
+
+    fn wish(&mut self, model: ModelId, wishes: Wishes) {
+        if wishes.pinned {
+            self.oracle.pinned.insert(model);
+        } else {
+            self.oracle.pinned.remove(&model);
+        }
+        self.handle(Event::Configure { model, wishes });
     }
 
     fn close(&mut self, lease: u8, answer: bool) {
@@ -321,6 +331,7 @@ impl World {
                 segment, source, ..
             } => {
                 let content = content_of(source);
+                self.oracle.loaded.insert(source);
                 self.oracle.segments.get_mut(&segment).unwrap().1 = Seen::Filled(content);
                 self.handle(Event::Loaded {
                     op,
