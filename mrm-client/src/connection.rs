@@ -8,13 +8,14 @@
 //!
 //! No lock is held while blocking in the kernel. Order of locks: `desk` before `outbox`.
 
+use crate::desk::{Desk, Found, Left};
 use crate::error::{ConnectError, SessionError};
 use crate::fork;
 use crate::handshake;
 use crate::inbox::Inbox;
 use crate::model::Holder;
 use crate::outbox::Outbox;
-use crate::request::{Incoming, Replied, decode, session_end};
+use crate::request::{Incoming, Replied, decode};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::frame;
 use mrm_proto::hello::ServerHello;
@@ -23,15 +24,13 @@ use mrm_proto::reply::{Progress, Reply};
 use mrm_proto::request::{Cancel, Close, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the daemon may take to answer the cancel of an open that took too long.
-const CANCEL_GRACE: Duration = Duration::from_millis(500);
+pub(crate) const CANCEL_GRACE: Duration = Duration::from_millis(500);
 /// How long a thread that may not read sleeps before it looks again whether the socket takes
 /// what it could not send.
 const SEND_LOOK: Duration = Duration::from_millis(20);
@@ -48,31 +47,10 @@ pub(crate) struct Connection {
     changed: Condvar,
 }
 
-/// What waiting threads share.
-#[derive(Debug)]
-struct Desk {
-    last_id: u64,
-    slots: HashMap<u64, Slot>,
-    /// The right to read; away while a thread reads.
-    inbox: Option<Box<Inbox>>,
-    sleepers: usize,
-}
-
-/// Where one request stands.
-#[derive(Debug)]
-enum Slot {
-    Waiting(Option<Progress>),
-    Answered(Reply, Vec<OwnedFd>),
-    /// Nobody waits any more, but the daemon may still answer.
-    Abandoned,
-}
-
 /// What a request asks of the wait for its reply.
 pub(crate) struct Patience<'a> {
     /// How long to wait.
     pub(crate) reply: Duration,
-    /// Whether to cancel the request when that is over.
-    pub(crate) cancel: bool,
     /// Called on the waiting thread.
     pub(crate) progress: Option<&'a dyn Fn(Progress)>,
 }
@@ -81,12 +59,7 @@ impl Connection {
     /// Connects to `path` and says hello, within `timeout`.
     pub(crate) fn open(path: &Path, name: &str, timeout: Duration) -> Result<Self, ConnectError> {
         let (socket, hello, inbox) = handshake::connect(path, name, timeout)?;
-        let desk = Desk {
-            last_id: handshake::HELLO.0,
-            slots: HashMap::new(),
-            inbox: Some(Box::new(inbox)),
-            sleepers: 0,
-        };
+        let desk = Desk::new(inbox, handshake::HELLO);
         Ok(Self {
             socket,
             generation: fork::generation(),
@@ -123,51 +96,76 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
         patience: &Patience<'_>,
     ) -> Result<Replied, SessionError> {
-        let mut deadline = Instant::now() + patience.reply;
-        let ticket = self.register(deadline, patience.reply)?;
-        self.send(ticket.id, request, fds)?;
-        match self.wait(&ticket, deadline, patience)? {
-            Some(replied) => return Ok(replied),
-            None if patience.cancel => {
-                let target = ticket.id;
-                self.send(
-                    RequestId::NO_REPLY,
-                    &Request::Cancel(Cancel { target }),
-                    &[],
-                )?;
-                deadline = Instant::now() + CANCEL_GRACE;
-            }
-            None => return Err(SessionError::TimedOut(patience.reply)),
+        let late = || SessionError::TimedOut(patience.reply);
+        let deadline = Instant::now() + patience.reply;
+        let mut ticket = self.register(deadline)?.ok_or_else(late)?;
+        ticket.send(request, fds)?;
+        if let Some(replied) = self.wait(&ticket, deadline, patience)? {
+            return Ok(replied);
         }
-        let cancelled = ErrorCode::Cancelled.number();
-        match self.wait(&ticket, deadline, patience)? {
-            Some(Replied {
-                reply: Reply::Error(e),
-                ..
-            }) if e.number == cancelled => Err(SessionError::TimedOut(patience.reply)),
-            Some(replied) => Ok(replied),
-            None => Err(SessionError::TimedOut(patience.reply)),
+        if !ticket.cancel() {
+            return Err(late());
+        }
+        match self.wait(&ticket, Instant::now() + CANCEL_GRACE, patience)? {
+            Some(replied) if !was_cancelled(&replied) => Ok(replied),
+            Some(_) | None => Err(late()),
         }
     }
 
-    /// Takes a request id, when fewer are in use than the daemon allows.
-    fn register(&self, deadline: Instant, wait: Duration) -> Result<Ticket<'_>, SessionError> {
+    /// A ticket for a request, if fewer await their reply than the daemon allows.
+    pub(crate) fn try_register(&self) -> Option<Ticket<'_>> {
         let in_flight_max = self.hello.limits.requests_in_flight_max.max(1) as usize;
-        let mut desk = self.desk();
-        while desk.awaited() >= in_flight_max {
-            if Instant::now() >= deadline {
-                return Err(SessionError::TimedOut(wait));
+        let id = self.desk().register(in_flight_max)?;
+        Some(Ticket {
+            connection: self,
+            id,
+            to_cancel: false,
+        })
+    }
+
+    /// What there is about a request, or how the session ended.
+    pub(crate) fn look(&self, ticket: &Ticket<'_>) -> Result<Found, SessionError> {
+        let found = self.desk().find(ticket.id);
+        if let Found::Nothing = found {
+            self.check_live()?;
+        }
+        Ok(found)
+    }
+
+    /// Reads once and delivers what came, if no other thread is about to; never blocks.
+    #[cfg(feature = "async")]
+    pub(crate) fn pump(&self) -> std::io::Result<()> {
+        let Some(inbox) = self.desk().inbox.take() else {
+            return Ok(());
+        };
+        let mut turn = Turn {
+            connection: self,
+            inbox: Some(inbox),
+            arrived: Vec::new(),
+        };
+        match turn.receive() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(std::io::ErrorKind::WouldBlock.into()),
+            Err(why) => {
+                self.end(why);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for an id, which is to be had when fewer requests are in flight than the daemon
+    /// allows; `None` when the deadline passes first.
+    fn register(&self, deadline: Instant) -> Result<Option<Ticket<'_>>, SessionError> {
+        loop {
+            if let Some(ticket) = self.try_register() {
+                return Ok(Some(ticket));
             }
             self.check_live()?;
-            desk = self.step(desk, deadline);
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            drop(self.step(self.desk(), deadline));
         }
-        desk.last_id += 1;
-        let id = desk.last_id;
-        desk.slots.insert(id, Slot::Waiting(None));
-        Ok(Ticket {
-            connection: self,
-            id: RequestId(id),
-        })
     }
 
     fn send(
@@ -192,27 +190,22 @@ impl Connection {
         deadline: Instant,
         patience: &Patience<'_>,
     ) -> Result<Option<Replied>, SessionError> {
-        let id = ticket.id.0;
         let mut desk = self.desk();
         loop {
-            match desk.slots.get_mut(&id) {
-                Some(Slot::Answered(..)) => {
-                    if let Some(Slot::Answered(reply, fds)) = desk.slots.remove(&id) {
-                        return Ok(Some(Replied { reply, fds }));
-                    }
-                }
-                Some(Slot::Waiting(progress)) => {
-                    if let Some((progress, call)) = progress.take().zip(patience.progress) {
-                        drop(desk);
+            match desk.find(ticket.id) {
+                Found::Reply(replied) => return Ok(Some(replied)),
+                Found::Progress(progress) => {
+                    drop(desk);
+                    if let Some(call) = patience.progress {
                         call(progress);
-                        if fork::generation() != self.generation {
-                            return Err(SessionError::Forked);
-                        }
-                        desk = self.desk();
-                        continue;
                     }
+                    if fork::generation() != self.generation {
+                        return Err(SessionError::Forked);
+                    }
+                    desk = self.desk();
+                    continue;
                 }
-                Some(Slot::Abandoned) | None => {}
+                Found::Nothing => {}
             }
             self.check_live()?;
             if Instant::now() >= deadline {
@@ -230,7 +223,7 @@ impl Connection {
         deadline: Instant,
     ) -> MutexGuard<'a, Desk> {
         let until = deadline.saturating_duration_since(Instant::now());
-        let backlog = !lock(&self.outbox).is_empty();
+        let backlog = self.has_backlog();
         if let Some(inbox) = desk.inbox.take() {
             drop(desk);
             let mut turn = Turn {
@@ -259,7 +252,13 @@ impl Connection {
         desk
     }
 
-    fn flush(&self) {
+    /// Whether something waits for the socket to take it.
+    pub(crate) fn has_backlog(&self) -> bool {
+        !lock(&self.outbox).is_empty()
+    }
+
+    /// Sends what the socket takes now.
+    pub(crate) fn flush(&self) {
         match lock(&self.outbox).flush(self.socket.as_fd()) {
             // As in `send`: reading will tell.
             Ok(()) | Err(SessionError::Disconnected) => {}
@@ -273,7 +272,13 @@ impl Connection {
         poll_socket(self.socket.as_fd(), wanted, wait)
     }
 
-    fn check_live(&self) -> Result<(), SessionError> {
+    #[cfg(feature = "async")]
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// How the session ended, if it did.
+    pub(crate) fn check_live(&self) -> Result<(), SessionError> {
         self.over.get().map_or(Ok(()), |why| Err(why.clone()))
     }
 
@@ -307,9 +312,6 @@ struct Turn<'a> {
 impl Turn<'_> {
     /// Waits for the socket once, sends what it takes, and reads what it has.
     fn read(&mut self, wait: Duration, backlog: bool) -> Result<(), SessionError> {
-        let Some(inbox) = self.inbox.as_mut() else {
-            return Ok(());
-        };
         let wanted = if backlog {
             PollFlags::IN | PollFlags::OUT
         } else {
@@ -319,14 +321,22 @@ impl Turn<'_> {
         if ready.contains(PollFlags::OUT) {
             self.connection.flush();
         }
-        if !ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-            return Ok(());
+        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            self.receive()?;
         }
-        inbox.receive(self.connection.socket.as_fd())?;
+        Ok(())
+    }
+
+    /// Reads what the socket has; whether there was anything.
+    fn receive(&mut self) -> Result<bool, SessionError> {
+        let Some(inbox) = self.inbox.as_mut() else {
+            return Ok(false);
+        };
+        let any = inbox.receive(self.connection.socket.as_fd())?;
         while let Some(frame) = inbox.next()? {
             self.arrived.push(decode(frame)?);
         }
-        Ok(())
+        Ok(any)
     }
 }
 
@@ -337,7 +347,9 @@ impl Drop for Turn<'_> {
         let mut late = Vec::new();
         for incoming in self.arrived.drain(..) {
             if let Err(why) = desk.deliver(incoming, &mut late) {
+                // What follows a broken frame cannot be trusted.
                 self.connection.end(why);
+                break;
             }
         }
         // Somebody must take over reading, and somebody may have been answered.
@@ -349,46 +361,6 @@ impl Drop for Turn<'_> {
         for lease in late {
             self.connection.give_back(lease);
         }
-    }
-}
-
-impl Desk {
-    /// Requests that the daemon has not answered.
-    fn awaited(&self) -> usize {
-        self.slots
-            .values()
-            .filter(|slot| !matches!(slot, Slot::Answered(..)))
-            .count()
-    }
-
-    /// Hands a reply to whom it belongs. A grant that nobody waits for any more goes to `late`.
-    fn deliver(&mut self, incoming: Incoming, late: &mut Vec<LeaseId>) -> Result<(), SessionError> {
-        let Incoming { id, reply, fds } = incoming;
-        if id.wants_no_reply() {
-            return Err(session_end(reply));
-        }
-        let Entry::Occupied(mut slot) = self.slots.entry(id.0) else {
-            return Err(SessionError::OutOfPlace(format!(
-                "a reply to unknown request {id}"
-            )));
-        };
-        match (slot.get_mut(), reply) {
-            (Slot::Waiting(seen), Reply::Progress(progress)) => *seen = Some(progress),
-            (Slot::Waiting(_), reply) => *slot.get_mut() = Slot::Answered(reply, fds),
-            (Slot::Abandoned, Reply::Progress(_)) => {}
-            (Slot::Abandoned, reply) => {
-                slot.remove();
-                if let Reply::Opened(opened) = reply {
-                    late.push(opened.lease);
-                }
-            }
-            (Slot::Answered(..), _) => {
-                return Err(SessionError::OutOfPlace(format!(
-                    "a second reply to request {id}"
-                )));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -407,29 +379,62 @@ impl Holder for Connection {
     }
 }
 
-/// A request that awaits its reply. When it is dropped unanswered, the reply has no addressee.
-struct Ticket<'a> {
+/// A request that awaits its reply. When it is dropped unanswered, it is cancelled, and its reply
+/// has no addressee.
+#[derive(Debug)]
+pub(crate) struct Ticket<'a> {
     connection: &'a Connection,
     id: RequestId,
+    /// Whether the daemon works on something that can be cancelled.
+    to_cancel: bool,
+}
+
+impl Ticket<'_> {
+    pub(crate) fn send(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), SessionError> {
+        self.to_cancel = match request {
+            Request::Open(_) | Request::OpenFiles(_) => true,
+            Request::Close(_) | Request::Cancel(_) | Request::List(_) | Request::Stat(_) => false,
+        };
+        self.connection.send(self.id, request, fds)
+    }
+
+    /// Tells the daemon, once, that the reply is not wanted any more; whether that can be told.
+    pub(crate) fn cancel(&mut self) -> bool {
+        let cancel = Request::Cancel(Cancel { target: self.id });
+        std::mem::take(&mut self.to_cancel)
+            && self
+                .connection
+                .send(RequestId::NO_REPLY, &cancel, &[])
+                .is_ok()
+    }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
+        // A child must not write to its parent's connection, nor take its locks.
         if fork::generation() != self.connection.generation {
             return;
         }
-        let mut desk = self.connection.desk();
-        match desk.slots.remove(&self.id.0) {
-            Some(Slot::Waiting(_) | Slot::Abandoned) => {
-                desk.slots.insert(self.id.0, Slot::Abandoned);
+        let left = self.connection.desk().abandon(self.id);
+        match left {
+            Left::Unanswered => {
+                if self.connection.is_live() {
+                    self.cancel();
+                }
             }
-            Some(Slot::Answered(Reply::Opened(opened), _)) => {
-                drop(desk);
-                self.connection.give_back(opened.lease);
-            }
-            Some(Slot::Answered(..)) | None => {}
+            Left::Grant(lease) => self.connection.give_back(lease),
+            Left::Nothing => {}
         }
     }
+}
+
+/// Whether a reply says that the request was cancelled.
+pub(crate) fn was_cancelled(replied: &Replied) -> bool {
+    matches!(&replied.reply, Reply::Error(e) if e.number == ErrorCode::Cancelled.number())
 }
 
 /// No code of ours panics while it holds a lock with its data half changed, so a poisoned lock

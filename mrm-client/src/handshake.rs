@@ -120,5 +120,5 @@ fn fill(inbox: &mut Inbox, socket: BorrowedFd<'_>, wait: Duration) -> Result<(),
     if poll_socket(socket, PollFlags::IN, wait)?.is_empty() {
         return Ok(());
     }
-    inbox.receive(socket)
+    inbox.receive(socket).map(|_| ())
 }

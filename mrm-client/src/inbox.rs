@@ -56,12 +56,12 @@ impl Inbox {
         }
     }
 
-    /// Reads what is there, if anything, without blocking.
-    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<(), SessionError> {
+    /// Reads what is there, without blocking; whether there was anything.
+    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<bool, SessionError> {
         match self.fill(socket) {
             Ok(0) => Err(SessionError::Disconnected),
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(SessionError::Disconnected),
             Err(e) => Err(SessionError::Io(Arc::new(e))),
         }

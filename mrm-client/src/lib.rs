@@ -24,6 +24,7 @@
 
 mod client;
 mod connection;
+mod desk;
 pub mod error;
 mod files;
 mod fork;

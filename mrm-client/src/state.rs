@@ -167,7 +167,6 @@ impl State {
     const fn quick(&self) -> Patience<'static> {
         Patience {
             reply: self.options.reply_grace,
-            cancel: false,
             progress: None,
         }
     }
@@ -205,7 +204,6 @@ impl State {
         let wait = how.wait.unwrap_or(WAIT_DEFAULT);
         let patience = Patience {
             reply: wait.saturating_add(self.options.reply_grace),
-            cancel: true,
             progress: how.progress.as_deref(),
         };
         // 0 would ask for the daemon's default.
