@@ -55,11 +55,12 @@ pub(super) async fn while_running<const N: usize>(
     }
 }
 
-/// Waits until somebody ends the wait.
-pub(super) async fn until_interrupted() -> Result<(), Failure> {
+/// Waits until somebody ends the wait; calls `ready` once that is possible.
+pub(super) async fn until_interrupted(ready: impl FnOnce()) -> Result<(), Failure> {
     let mut hangup = listen_to(SignalKind::hangup())?;
     let mut interrupt = listen_to(SignalKind::interrupt())?;
     let mut terminate = listen_to(SignalKind::terminate())?;
+    ready();
     tokio::select! {
         _ = hangup.recv() => {}
         _ = interrupt.recv() => {}

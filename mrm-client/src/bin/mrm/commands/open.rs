@@ -39,8 +39,7 @@ pub(super) fn run(args: &Open, global: &Global, out: Out) -> Result<u8, Failure>
     }
     report(&model, took, out)?;
     if args.hold {
-        out.note("held until Ctrl-C");
-        super::block_on(hold::until_interrupted())?;
+        super::block_on(hold::until_interrupted(|| out.note("held until Ctrl-C")))?;
     }
     Ok(exit::OK)
 }
