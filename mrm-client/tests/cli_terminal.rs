@@ -12,6 +12,8 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process::Child;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 const DEADLINE: Timespec = Timespec {
     tv_sec: 30,
@@ -122,6 +124,33 @@ fn top_refreshes_by_itself() {
     // Only a second picture has a rate.
     person.see("opens/s");
     person.press(b"q");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_long_load_shows_how_far_it_is() {
+    let polled = Arc::new((Mutex::new(0), Condvar::new()));
+    let polls = Arc::clone(&polled);
+    let fake = Fake::serving(move |method, target| {
+        let (count, changed) = &*polls;
+        if method == "GET" {
+            *count.lock().unwrap() += 1;
+            changed.notify_all();
+        } else {
+            // The load ends only once its progress has been asked for.
+            let count = count.lock().unwrap();
+            let patience = Duration::from_secs(20);
+            let waited = changed
+                .wait_timeout_while(count, patience, |count| *count < 2)
+                .unwrap();
+            assert!(!waited.1.timed_out(), "nobody asked for progress");
+        }
+        cli_support::usual(method, target)
+    });
+    let mut person = Person::new();
+    let mut child = person.start(&fake, &["warm", "org/bert"]);
+    person.see("of 86.66 MiB");
+    person.see("loaded in 45.2 ms");
     assert!(child.wait().unwrap().success());
 }
 

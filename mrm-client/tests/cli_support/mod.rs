@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 /// What the fake answers to a method and a target: a status and a body.
 pub type Answer = (u16, String);
 
-/// Serves canned answers, one request per connection, until dropped.
+/// Serves canned answers, one request per connection, each on a thread of its own.
 pub struct Fake {
     directory: tempfile::TempDir,
     requests: Arc<Mutex<Vec<String>>>,
@@ -28,19 +28,22 @@ pub struct Fake {
 
 impl Fake {
     /// Answers with the result of `answer`.
-    pub fn serving(answer: impl Fn(&str, &str) -> Answer + Send + 'static) -> Self {
+    pub fn serving(answer: impl Fn(&str, &str) -> Answer + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("status.sock")).unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, stopped) = (Arc::clone(&requests), Arc::clone(&stop));
+        let answer = Arc::new(answer);
         let server = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     break;
                 }
+                let (stream, seen, answer) =
+                    (stream.unwrap(), Arc::clone(&seen), Arc::clone(&answer));
                 // A client may hang up early; that is its right.
-                let _ = serve(&stream.unwrap(), &seen, &answer);
+                std::thread::spawn(move || drop(serve(&stream, &seen, &*answer)));
             }
         });
         Self {
