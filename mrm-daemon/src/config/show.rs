@@ -3,7 +3,7 @@
 use super::load::Loaded;
 use super::problem::Origin;
 use super::setting::{Key, SETTINGS, Setting};
-use super::{Config, Size};
+use super::Config;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -48,7 +48,8 @@ impl Loaded {
 
     fn note(&self, key: Key) -> String {
         if key == Key::HostBudgetBytes {
-            format!(", {}", Size::Bytes(self.config.host_budget_bytes))
+            let gib = self.config.host_budget_bytes as f64 / f64::from(1 << 30);
+            format!(", {gib:.2} GiB")
         } else {
             String::new()
         }
