@@ -1,9 +1,9 @@
 //! Prints the effective configuration, which reads back as the same one.
 
+use super::Config;
 use super::load::Loaded;
 use super::problem::Origin;
 use super::setting::{Key, SETTINGS, Setting};
-use super::Config;
 use std::fmt::Write as _;
 use std::path::Path;
 
