@@ -21,6 +21,7 @@ const IO_URING_PARAMS_BYTES: usize = 256;
 struct Mapping {
     address: *mut c_void,
     bytes: usize,
+    writable: bool,
 }
 
 impl Mapping {
@@ -31,7 +32,11 @@ impl Mapping {
         let address = unsafe {
             rustix::mm::mmap(ptr::null_mut(), bytes, protection, MapFlags::SHARED, fd, 0)?
         };
-        Ok(Self { address, bytes })
+        Ok(Self {
+            address,
+            bytes,
+            writable: protection.contains(ProtFlags::WRITE),
+        })
     }
 
     fn read(&self, offset: usize) -> u8 {
@@ -41,11 +46,11 @@ impl Mapping {
         unsafe { ptr::read_volatile(self.address.cast::<u8>().add(offset)) }
     }
 
-    /// Writes one byte; only for mappings that were made with `WRITE`.
+    /// Writes one byte of a mapping that was made with `WRITE`.
     fn write(&mut self, offset: usize, value: u8) {
-        assert!(offset < self.bytes);
-        // SAFETY: as for `read`; the callers of this module map with `WRITE` before they call it,
-        // and `&mut self` excludes a concurrent read through this mapping.
+        assert!(self.writable && offset < self.bytes);
+        // SAFETY: as for `read`, and the mapping is writable; `&mut self` excludes a concurrent
+        // read through it.
         unsafe { ptr::write_volatile(self.address.cast::<u8>().add(offset), value) }
     }
 
@@ -144,7 +149,11 @@ fn aligned(fd: BorrowedFd<'_>) -> io::Result<Mapping> {
         )?
     };
     // From here the reservation is unmapped whole by `Mapping`, whatever is mapped inside it.
-    let reservation = Mapping { address, bytes };
+    let reservation = Mapping {
+        address,
+        bytes,
+        writable: false,
+    };
     let offset = address.addr().next_multiple_of(HUGE_BYTES) - address.addr();
     // SAFETY: offset is below HUGE_BYTES, so that the range lies inside the reservation, which is
     // ours alone and holds nothing: replacing that part of it takes memory from nobody.
@@ -162,7 +171,7 @@ fn aligned(fd: BorrowedFd<'_>) -> io::Result<Mapping> {
 }
 
 impl Mapping {
-    /// Keeps the huge page at `offset` and unmaps what is around it.
+    /// Keeps the writable huge page at `offset` and unmaps what is around it.
     fn split(self, offset: usize) -> io::Result<Self> {
         let (address, bytes) = (self.address, self.bytes);
         // Taken apart here; its own drop must not unmap the part that is kept.
@@ -180,6 +189,7 @@ impl Mapping {
             Ok(Self {
                 address: address.byte_add(offset),
                 bytes: HUGE_BYTES,
+                writable: true,
             })
         }
     }

@@ -36,6 +36,16 @@ Timed out: the load did not end within \fB\-\-wait\fR, or the daemon did not ans
 \fBmrm open MODEL \-\- CMD\fR otherwise ends with the status of CMD: 128 and the number of the
 signal if one ended it. A command on several models goes on past those that are refused, and ends
 with the status of the first.
+.SH "JSON OUTPUT"
+With \fB\-\-json\fR, \fBstatus\fR, \fBls\fR, \fBshow\fR and \fBevents\fR print the daemon's own document,
+with fields that this release does not know. \fBtop\fR prints {"status", "models", "sessions"};
+\fBpin\fR, \fBunpin\fR, \fBevict\fR and \fBwarm\fR print {"results": [...]}, one entry for each model;
+\fBdoctor\fR prints {"checks": [{"id", "level", "finding", "cure"}], "pass", "info", "warn", "fail"};
+\fBopen\fR prints {"name", "version", "origin", "kind", "open_ms", "daemon_us", "tensors", "bytes",
+"segments"}, and nothing when it runs a command. \fBevents \-\-follow\fR prints one object per line.
+.PP
+A failure is {"error": {"code", "message", "exit_status", ...}} on standard output, for a command on
+several models beside its results. Fields are added in later releases; ignore those you do not know.
 .SH "ENVIRONMENT"
 .TP
 MRM_SOCKET
