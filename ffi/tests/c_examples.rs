@@ -1,5 +1,11 @@
 //! The C and C++ examples: compiled with every warning an error, run under the address and leak
 //! sanitizers against a fake daemon, and against a real one where it is built.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "../../mrm-client/tests/fake/mod.rs"]
 mod fake;
@@ -51,7 +57,7 @@ fn compile(source: &str, into: &Path) -> Option<PathBuf> {
     let output = match output {
         Ok(output) => output,
         Err(error) => {
-            println!("SKIPPED: cannot run {compiler}: {error}; install a C and C++ compiler");
+            eprintln!("SKIPPED: cannot run {compiler}: {error}; install a C and C++ compiler");
             return None;
         }
     };

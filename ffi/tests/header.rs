@@ -1,4 +1,9 @@
 //! `include/mrm.h` is what cbindgen makes of the sources, and names every error number.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use mrm_client::LocalCode;
 use mrm_proto::dtype::DType;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -160,7 +161,10 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
             dtype, shape = raw_view(found.dtype, shape, found.bytes)
         else:
             dtype = numpy_dtype(found.dtype)
-        return np.ndarray(shape, dtype, self.raw(found.segment), found.offset)
+        # Not `np.ndarray(buffer=...)`: that looks through the view at the buffer underneath, and
+        # would let a caller make the array writeable, to die of a fault at the first write.
+        count = math.prod(shape)
+        return np.frombuffer(self.raw(found.segment), dtype, count, found.offset).reshape(shape)
 
     def info(self, name: str) -> TensorInfo:
         """What the tensor ``name`` is, without an array of it."""
