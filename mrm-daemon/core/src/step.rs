@@ -153,13 +153,31 @@ impl Core {
 
     /// Ends the want behind `target` if nobody waits for it any more. Its loads go on.
     fn let_go(&mut self, turn: &Turn<'_>, target: Target) -> Result<(), Violation> {
-        let Target::Version(version) = target else {
-            return Ok(());
-        };
         if self.admission.first_waiting_for(target).is_some() {
             return Ok(());
         }
-        self.end_want(turn, version)
+        match target {
+            Target::Version(version) => self.end_want(turn, version),
+            // What it stands for may have been kept for those who waited.
+            Target::Model(model) => {
+                let known = self.catalogue.models.get(&model);
+                let current = known.and_then(|model| model.current);
+                self.touched.extend(current.map(|current| current.version));
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether an open that waits may get this version: directly, or through a model that stands
+    /// for it and is being resolved.
+    fn awaited(&self, id: VersionId) -> Result<bool, Violation> {
+        let waited_for = |model| {
+            self.admission
+                .first_waiting_for(Target::Model(model))
+                .is_some()
+        };
+        let version = self.catalogue.version(id)?;
+        Ok(self.admission.stage(id).is_some() || version.models.iter().copied().any(waited_for))
     }
 
     fn end_want(&mut self, turn: &Turn<'_>, version: VersionId) -> Result<(), Violation> {

@@ -82,6 +82,7 @@ impl Core {
         lease: LeaseId,
     ) -> Result<(), Violation> {
         self.leases.session(session)?;
+        self.expect_new_if_any(session, request)?;
         let reply = match self.leases.release(session, lease) {
             Some(lease) => {
                 self.lease_ended(turn, lease)?;
@@ -90,7 +91,6 @@ impl Core {
             None => Reply::Refused(Refusal::UnknownLease),
         };
         if let Some(request) = request {
-            self.expect_new((session, request))?;
             turn.reply((session, request), reply);
         }
         Ok(())
@@ -112,6 +112,7 @@ impl Core {
         target: RequestId,
     ) -> Result<(), Violation> {
         self.leases.session(session)?;
+        self.expect_new_if_any(session, request)?;
         let key = (session, target);
         let was_pending = self.admission.waiter(key).is_some();
         if was_pending {
@@ -120,7 +121,6 @@ impl Core {
             self.let_go(turn, waiter.target)?;
         }
         if let Some(request) = request {
-            self.expect_new((session, request))?;
             turn.reply((session, request), Reply::Cancelled { was_pending });
         }
         Ok(())
@@ -161,6 +161,14 @@ impl Core {
             self.let_go(turn, waiter.target)?;
         }
         Ok(())
+    }
+
+    fn expect_new_if_any(
+        &self,
+        session: SessionId,
+        request: Option<RequestId>,
+    ) -> Result<(), Violation> {
+        request.map_or(Ok(()), |request| self.expect_new((session, request)))
     }
 
     /// A request whose id awaits an answer cannot come again.

@@ -55,7 +55,7 @@ impl Core {
         let Some(version) = self.catalogue.versions.get(&id) else {
             return Ok(());
         };
-        if version.held() || self.admission.stage(id).is_some() || !self.catalogue.eager(id)? {
+        if version.held() || self.awaited(id)? || !self.catalogue.eager(id)? {
             return Ok(());
         }
         for segment in self.idle_of(id)? {
@@ -73,7 +73,7 @@ impl Core {
             .catalogue
             .users(&self.residency.get(segment)?.sources)?
         {
-            if self.admission.stage(user).is_some() || !self.catalogue.eager(user)? {
+            if self.awaited(user)? || !self.catalogue.eager(user)? {
                 return Ok(false);
             }
         }

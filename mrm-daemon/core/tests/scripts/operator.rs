@@ -186,6 +186,26 @@ fn eagerness_gives_way_to_pins_other_models_and_waits() {
 }
 
 #[test]
+fn an_eager_model_is_kept_for_those_who_wait_for_its_resolution() {
+    let mut settings = config(10);
+    settings.revalidate_ms = 0;
+    Script::new(settings).run(ONE_LEASED).run(
+        "> wish m1 eager
+         > open 1.2 m1
+         resolve op3 m1
+         > close 1 l1
+         > resolved op3 v1 a:4
+         1.2 opened l2 v1 hit [s1]
+         > open 1.3 m1
+         resolve op4 m1
+         > close 1 l2
+         > cancel 1 of 3
+         1.3 refused cancelled
+         free op5 s1",
+    );
+}
+
+#[test]
 fn an_eager_load_that_nobody_waits_for_goes_when_it_ends() {
     script(
         10,
