@@ -196,6 +196,25 @@ fn a_stale_model_is_resolved_again_and_a_changed_file_is_a_new_version() {
 }
 
 #[test]
+fn what_a_resolution_found_is_as_old_as_its_beginning() {
+    let mut settings = config(10);
+    settings.revalidate_ms = 1;
+    Script::new(settings).run(
+        "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         at 900
+         > resolved op1 v1 a:4
+         load op2 s1 a:4 v1
+         > loaded op2 c1
+         1.1 opened l1 v1 loaded [s1]
+         at 1000
+         > open 1.2 m1
+         resolve op3 m1",
+    );
+}
+
+#[test]
 fn with_no_belief_each_open_resolves_once() {
     let mut settings = config(10);
     settings.revalidate_ms = 0;

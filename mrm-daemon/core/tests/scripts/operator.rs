@@ -206,6 +206,25 @@ fn an_eager_model_is_kept_for_those_who_wait_for_its_resolution() {
 }
 
 #[test]
+fn an_old_version_of_an_eager_model_goes_with_its_last_lease() {
+    let mut settings = config(10);
+    settings.revalidate_ms = 0;
+    Script::new(settings).run(ONE_LEASED).run(
+        "> wish m1 eager
+         > open 1.2 m1
+         resolve op3 m1
+         > resolved op3 v2 b:4
+         load op4 s2 b:4 v2
+         > loaded op4 c2
+         1.2 opened l2 v2 loaded [s2]
+         > close 1 l1
+         free op5 s1
+         > freed op5
+         forget v1",
+    );
+}
+
+#[test]
 fn an_eager_load_that_nobody_waits_for_goes_when_it_ends() {
     script(
         10,

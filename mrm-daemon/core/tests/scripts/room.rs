@@ -417,6 +417,28 @@ fn the_queue_is_bounded() {
     );
 }
 
+/// The most recently used first.
+#[derive(Debug)]
+struct Newest;
+
+impl Policy for Newest {
+    fn rank(&self, candidates: &[Candidate], ranked: &mut Vec<SegmentId>) {
+        ranked.extend(candidates.iter().rev().map(|candidate| candidate.segment));
+    }
+}
+
+#[test]
+fn the_policy_decides_who_goes() {
+    let mut settings = config(10);
+    settings.policy = Box::new(Newest);
+    Script::new(settings).run(TWO_IDLE).run(
+        "> open 1.3 m3
+         resolve op5 m3
+         > resolved op5 v3 c:5
+         free op6 s2",
+    );
+}
+
 /// Returns what it must not: nothing, unknown ids, the same id twice.
 #[derive(Debug)]
 struct Liar;
