@@ -34,6 +34,16 @@ pub struct ConnectOptions {
     pub(crate) reply_grace: Duration,
 }
 
+/// An hour is as good as forever, and can be added to any point in time.
+const fn bounded(time: Duration) -> Duration {
+    const MAX: Duration = Duration::from_secs(3600);
+    if time.as_secs() >= MAX.as_secs() {
+        MAX
+    } else {
+        time
+    }
+}
+
 impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
@@ -63,7 +73,7 @@ impl ConnectOptions {
     /// How long connecting and the hello may take.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = bounded(timeout);
         self
     }
 
@@ -71,7 +81,7 @@ impl ConnectOptions {
     /// set; after that the daemon is taken for hung and the call fails.
     #[must_use]
     pub const fn reply_grace(mut self, grace: Duration) -> Self {
-        self.reply_grace = grace;
+        self.reply_grace = bounded(grace);
         self
     }
 
@@ -186,7 +196,7 @@ impl Client {
     }
 
     /// What this process may use, which is not what its parent did.
-    fn state(&self) -> &State {
+    pub(crate) fn state(&self) -> &State {
         State::of_this_process(&self.root)
     }
 }

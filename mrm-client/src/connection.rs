@@ -123,6 +123,7 @@ impl Connection {
         })
     }
 
+    #[cfg(feature = "async")]
     /// What there is about a request, or how the session ended.
     pub(crate) fn look(&self, ticket: &Ticket<'_>) -> Result<Found, SessionError> {
         let found = self.desk().find(ticket.id);

@@ -22,6 +22,8 @@
 //!   never touches its parent's connection. (Until it first uses the client it does hold a copy
 //!   of that connection, as it holds the inherited mappings.)
 
+#[cfg(feature = "async")]
+pub mod asynchronous;
 mod client;
 mod connection;
 mod desk;

@@ -7,19 +7,19 @@ use crate::files::LocalFiles;
 use crate::fork;
 use crate::locate;
 use crate::model::{Content, Holder as _, Lease, Model, Open};
-use crate::open::{OpenOptions, WAIT_DEFAULT};
+use crate::open::{GrantRequest, OpenOptions};
 use crate::request::{Replied, refusal};
 use mrm_proto::ids::{InstanceId, VersionId};
 use mrm_proto::name::ModelName;
-use mrm_proto::reply::{ModelRow, Opened, Reply, Stated};
-use mrm_proto::request::{self, List, Request, Stat};
+use mrm_proto::reply::{ModelRow, Reply, Stated};
+use mrm_proto::request::{List, Request, Stat};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// How often a request is sent again on a new session after its session broke.
-const RESENDS_MAX: usize = 2;
+pub(crate) const RESENDS_MAX: usize = 2;
 /// No socket.
 const NO_SOCKET: RawFd = -1;
 
@@ -92,25 +92,12 @@ impl State {
     }
 
     pub(crate) fn open(&self, name: &str, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
-        if let Some(open) = lock(&self.models)
-            .get(name)
-            .filter(|o| o.lease.holder.is_live())
-        {
-            return Ok(Model(open));
+        if let Some(model) = self.cached(name) {
+            return Ok(model);
         }
-        let model = checked(name)?;
-        let request = |wait_ms| {
-            let (model, progress) = (model.clone(), how.progress.is_some());
-            Request::Open(request::Open {
-                model,
-                wait_ms,
-                progress,
-            })
-        };
-        let open = self.granted(name, &request, &[], how)?;
-        Ok(Model(
-            lock(&self.models).settle(name.into(), open, |o| o.lease.holder.is_live()),
-        ))
+        let ask = GrantRequest::by_name(name, how)?;
+        let open = self.granted(&ask, &[], how)?;
+        Ok(self.remember(open))
     }
 
     pub(crate) fn open_files(
@@ -118,17 +105,20 @@ impl State {
         files: &LocalFiles,
         how: &OpenOptions<'_>,
     ) -> Result<Model, OpenError> {
-        let request = |wait_ms| {
-            let (label, progress) = (files.label.clone(), how.progress.is_some());
-            Request::OpenFiles(request::OpenFiles {
-                label,
-                files: files.names.clone(),
-                wait_ms,
-                progress,
-            })
-        };
-        self.granted(files.label.as_str(), &request, &files.fds, how)
+        self.granted(&GrantRequest::of_files(files, how), &files.fds, how)
             .map(Model)
+    }
+
+    /// The model that stands for `name` in this process, if it is open.
+    pub(crate) fn cached(&self, name: &str) -> Option<Model> {
+        let open = lock(&self.models).get(name)?;
+        open.lease.holder.is_live().then_some(Model(open))
+    }
+
+    /// Makes `open` stand for its name, unless another thread was first.
+    pub(crate) fn remember(&self, open: Arc<Open>) -> Model {
+        let live = |open: &Open| open.lease.holder.is_live();
+        Model(lock(&self.models).settle(open.name.clone(), open, live))
     }
 
     pub(crate) fn list(&self, prefix: &str) -> Result<Vec<ModelRow>, RequestError> {
@@ -171,7 +161,7 @@ impl State {
         }
     }
 
-    fn live(&self) -> Option<Arc<Connection>> {
+    pub(crate) fn live(&self) -> Option<Arc<Connection>> {
         lock(&self.connection)
             .as_ref()
             .filter(|c| c.is_live())
@@ -196,27 +186,18 @@ impl State {
     /// Asks for a grant, and makes an open model of it.
     fn granted(
         &self,
-        name: &str,
-        request: &dyn Fn(u64) -> Request,
+        ask: &GrantRequest,
         fds: &[OwnedFd],
         how: &OpenOptions<'_>,
     ) -> Result<Arc<Open>, OpenError> {
-        let wait = how.wait.unwrap_or(WAIT_DEFAULT);
         let patience = Patience {
-            reply: wait.saturating_add(self.options.reply_grace),
+            reply: ask.wait.saturating_add(self.options.reply_grace),
             progress: how.progress.as_deref(),
         };
-        // 0 would ask for the daemon's default.
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let request = |connection: &Connection| {
-            request(wait_ms.min(connection.hello().limits.wait_ms_max.max(1)))
-        };
+        let request = |connection: &Connection| ask.to(connection);
         let (connection, replied) = self.ask(&request, &fds, &patience)?;
-        let Reply::Opened(opened) = replied.reply else {
-            return Err(unexpected(&connection, replied.reply).into());
-        };
-        self.admit(connection, name, &opened, replied.fds)
+        self.admit(connection, ask.name(), replied)
     }
 
     /// Sends a request, on a new session if the old one turns out to be broken.
@@ -238,13 +219,16 @@ impl State {
     }
 
     /// Checks and maps a grant. Whatever fails, the lease is given back.
-    fn admit(
+    pub(crate) fn admit(
         &self,
         connection: Arc<Connection>,
         name: &str,
-        opened: &Opened,
-        mut fds: Vec<OwnedFd>,
+        replied: Replied,
     ) -> Result<Arc<Open>, OpenError> {
+        let Reply::Opened(opened) = replied.reply else {
+            return Err(unexpected(&connection, replied.reply).into());
+        };
+        let (opened, mut fds) = (&opened, replied.fds);
         let key = (connection.hello().instance, opened.version);
         let lease = Lease {
             id: opened.lease,
@@ -319,14 +303,14 @@ impl<K: std::hash::Hash + Eq, V> Cache<K, V> {
     }
 }
 
-fn checked(name: &str) -> Result<ModelName, RequestError> {
+pub(crate) fn checked(name: &str) -> Result<ModelName, RequestError> {
     ModelName::new(name).map_err(|reason| {
         let name = name.chars().take(80).collect();
         RequestError::BadName { name, reason }
     })
 }
 
-fn unexpected(connection: &Connection, reply: Reply) -> RequestError {
+pub(crate) fn unexpected(connection: &Connection, reply: Reply) -> RequestError {
     refusal(reply, |why| {
         connection.end(why);
     })

@@ -3,6 +3,13 @@
 //! One test to a binary: `fork` copies a process whose other threads vanish, so nothing else may
 //! run here at the time.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests fail the test"
+)]
+
 mod fake;
 
 use fake::{Content, Fake};

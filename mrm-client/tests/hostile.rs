@@ -1,5 +1,12 @@
 //! Daemons that die, hang, or break the protocol: errors, never a panic, a hang or a lost lease.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests fail the test"
+)]
+
 mod fake;
 
 use fake::{Content, Fake, SEALED, memfd, server_hello};

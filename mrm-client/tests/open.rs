@@ -1,5 +1,12 @@
 //! Opening, reading and giving back, against a fake daemon.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests fail the test"
+)]
+
 mod fake;
 
 use fake::{Content, Fake};

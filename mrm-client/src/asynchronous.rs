@@ -1,0 +1,294 @@
+//! The same client for tasks on tokio: nothing here blocks the runtime.
+//!
+//! It shares everything with the blocking client but the way of waiting. Tasks take turns at
+//! reading; nothing is spawned. An open whose future is dropped is cancelled, and what the daemon
+//! grants all the same is given back when the next reply is read.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = mrm_client::asynchronous::AsyncClient::connect().await?;
+//! let model = client.open("sentence/minilm").await?;
+//! let bias: &[f32] = model.tensor("pooler.dense.bias")?.as_slice()?;
+//! # Ok(()) }
+//! ```
+
+use crate::client::{Client, ConnectOptions};
+use crate::connection::{CANCEL_GRACE, Connection, Ticket, lock, was_cancelled};
+use crate::desk::Found;
+use crate::error::{ConnectError, OpenError, RequestError, SessionError};
+use crate::files;
+use crate::model::Model;
+use crate::open::{GrantRequest, OpenOptions};
+use crate::request::Replied;
+use crate::state::{RESENDS_MAX, checked, unexpected};
+use mrm_proto::reply::{Reply, Stated};
+use mrm_proto::request::{Request, Stat};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// A client for tasks. Cheap to clone; bound to the runtime on which it is first used.
+#[derive(Debug, Clone)]
+pub struct AsyncClient {
+    client: Client,
+    wire: Arc<Mutex<Option<Wire>>>,
+}
+
+/// A session, and how tasks wait for it.
+#[derive(Debug, Clone)]
+struct Wire {
+    connection: Arc<Connection>,
+    /// A copy of the socket's descriptor, known to the runtime. Only asked whether it is ready:
+    /// reading from it would lose the descriptors that travel with frames.
+    ready: Arc<UnixStream>,
+    /// Told whenever a task has read something, perhaps for another.
+    news: Arc<Notify>,
+}
+
+impl AsyncClient {
+    /// Connects to the node's daemon.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect() -> Result<Self, ConnectError> {
+        Self::connect_with(&ConnectOptions::new()).await
+    }
+
+    /// Connects as `options` say.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_with(options: &ConnectOptions) -> Result<Self, ConnectError> {
+        let options = options.clone();
+        let client = aside(move || Client::connect_with(&options))
+            .await
+            .map_err(no_thread)??;
+        Ok(Self {
+            client,
+            wire: Arc::default(),
+        })
+    }
+
+    /// Opens a registered model, waiting as long as [`OpenOptions`] do by default.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub async fn open(&self, name: &str) -> Result<Model, OpenError> {
+        self.open_within(name, crate::open::WAIT_DEFAULT).await
+    }
+
+    /// Opens a registered model, waiting at most `wait` for room and for the load.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub async fn open_within(&self, name: &str, wait: Duration) -> Result<Model, OpenError> {
+        if let Some(model) = self.client.state().cached(name) {
+            return Ok(model);
+        }
+        let ask = GrantRequest::by_name(name, &OpenOptions::new().wait(wait))?;
+        let (connection, replied) = self.ask(&|c| ask.to(c), &[], ask.wait).await?;
+        let state = self.client.state();
+        Ok(state.remember(state.admit(connection, ask.name(), replied)?))
+    }
+
+    /// Opens local files that nobody registered.
+    ///
+    /// # Errors
+    /// As [`Client::open_path`].
+    pub async fn open_path(&self, path: impl AsRef<Path>) -> Result<Model, OpenError> {
+        let path = path.as_ref().to_owned();
+        let files = aside(move || files::collect(&path))
+            .await
+            .map_err(no_thread)??;
+        let ask = GrantRequest::of_files(&files, &OpenOptions::new());
+        let (connection, replied) = self.ask(&|c| ask.to(c), &files.fds, ask.wait).await?;
+        self.client
+            .state()
+            .admit(connection, ask.name(), replied)
+            .map(Model)
+    }
+
+    /// One model.
+    ///
+    /// # Errors
+    /// As [`Client::stat`].
+    pub async fn stat(&self, name: &str) -> Result<Stated, RequestError> {
+        let request = Request::Stat(Stat {
+            model: checked(name)?,
+        });
+        let (connection, replied) = self.ask(&|_| request.clone(), &[], Duration::ZERO).await?;
+        let Reply::Stated(stated) = replied.reply else {
+            return Err(unexpected(&connection, replied.reply));
+        };
+        Ok(stated)
+    }
+
+    /// Sends a request, on a new session if the old one turns out to be broken.
+    async fn ask(
+        &self,
+        request: &(dyn Fn(&Connection) -> Request + Sync),
+        fds: &[OwnedFd],
+        wait: Duration,
+    ) -> Result<(Arc<Connection>, Replied), RequestError> {
+        let patience = wait.saturating_add(self.client.state().options().reply_grace);
+        let mut resends = 0;
+        loop {
+            let wire = self.wire().await?;
+            match wire
+                .request(&request(&wire.connection), fds, patience)
+                .await
+            {
+                Ok(replied) => return Ok((wire.connection, replied)),
+                Err(SessionError::Disconnected) if resends < RESENDS_MAX => resends += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The live session, or a new one.
+    async fn wire(&self) -> Result<Wire, ConnectError> {
+        let connection = match self.client.state().live() {
+            Some(live) => live,
+            None => {
+                let client = self.client.clone();
+                aside(move || client.state().connection())
+                    .await
+                    .map_err(no_thread)??
+            }
+        };
+        let mut slot = lock(&self.wire);
+        if let Some(wire) = slot
+            .as_ref()
+            .filter(|w| Arc::ptr_eq(&w.connection, &connection))
+        {
+            return Ok(wire.clone());
+        }
+        let copy = connection
+            .socket()
+            .try_clone_to_owned()
+            .map_err(no_thread)?;
+        let copy = std::os::unix::net::UnixStream::from(copy);
+        copy.set_nonblocking(true).map_err(no_thread)?;
+        let ready = Arc::new(UnixStream::from_std(copy).map_err(no_thread)?);
+        Ok(slot
+            .insert(Wire {
+                connection,
+                ready,
+                news: Arc::default(),
+            })
+            .clone())
+    }
+}
+
+impl Wire {
+    async fn request(
+        &self,
+        request: &Request,
+        fds: &[OwnedFd],
+        patience: Duration,
+    ) -> Result<Replied, SessionError> {
+        let late = || SessionError::TimedOut(patience);
+        let deadline = Instant::now() + patience;
+        let mut ticket = self.register(deadline).await?.ok_or_else(late)?;
+        {
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            ticket.send(request, &fds)?;
+        }
+        if let Some(replied) = self.wait(&ticket, deadline).await? {
+            return Ok(replied);
+        }
+        if !ticket.cancel() {
+            return Err(late());
+        }
+        match self.wait(&ticket, Instant::now() + CANCEL_GRACE).await? {
+            Some(replied) if !was_cancelled(&replied) => Ok(replied),
+            Some(_) | None => Err(late()),
+        }
+    }
+
+    async fn register(&self, deadline: Instant) -> Result<Option<Ticket<'_>>, SessionError> {
+        loop {
+            let news = self.news.notified();
+            tokio::pin!(news);
+            // From here on no news is missed.
+            news.as_mut().enable();
+            if let Some(ticket) = self.connection.try_register() {
+                return Ok(Some(ticket));
+            }
+            self.connection.check_live()?;
+            if !self.turn(news, deadline).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn wait(
+        &self,
+        ticket: &Ticket<'_>,
+        deadline: Instant,
+    ) -> Result<Option<Replied>, SessionError> {
+        loop {
+            let news = self.news.notified();
+            tokio::pin!(news);
+            news.as_mut().enable();
+            if let Found::Reply(replied) = self.connection.look(ticket)? {
+                return Ok(Some(replied));
+            }
+            if !self.turn(news, deadline).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes one step towards news; `false` when the deadline passes first.
+    async fn turn(
+        &self,
+        news: impl Future<Output = ()>,
+        deadline: Instant,
+    ) -> Result<bool, SessionError> {
+        tokio::select! {
+            () = news => {}
+            ready = self.ready.writable(), if self.connection.has_backlog() => {
+                ready.map_err(broken)?;
+                // `WouldBlock` makes the runtime note that the socket is not ready.
+                let _ = self.ready.try_io(Interest::WRITABLE, || {
+                    self.connection.flush();
+                    let full = || io::ErrorKind::WouldBlock.into();
+                    if self.connection.has_backlog() { Err(full()) } else { Ok(()) }
+                });
+            }
+            ready = self.ready.readable() => {
+                ready.map_err(broken)?;
+                let _ = self.ready.try_io(Interest::READABLE, || self.connection.pump());
+                self.news.notify_waiters();
+            }
+            () = tokio::time::sleep_until(deadline) => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// Runs what blocks, for a bounded time, on a thread that may.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)
+}
+
+fn no_thread(error: io::Error) -> ConnectError {
+    let path = std::path::PathBuf::from("(the runtime)");
+    ConnectError::Io {
+        path,
+        source: Arc::new(error),
+    }
+}
+
+fn broken(error: io::Error) -> SessionError {
+    SessionError::Io(Arc::new(error))
+}

@@ -1,0 +1,123 @@
+//! The async client against a fake daemon.
+#![cfg(feature = "async")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests fail the test"
+)]
+
+mod fake;
+
+use fake::{Content, Fake};
+use mrm_client::asynchronous::AsyncClient;
+use mrm_client::{ConnectOptions, Fault};
+use mrm_proto::error::ErrorCode;
+use mrm_proto::request::Request;
+use std::time::Duration;
+
+async fn connect(fake: &Fake) -> AsyncClient {
+    let options = ConnectOptions::new().socket(fake.socket());
+    let options = options.reply_grace(Duration::from_secs(20));
+    AsyncClient::connect_with(&options)
+        .await
+        .expect("the fake says hello")
+}
+
+#[tokio::test]
+async fn tasks_share_one_connection_and_are_answered_in_any_order() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        let mut asked: Vec<_> = (0..8)
+            .map(|_| session.next_asking().expect("an open").0)
+            .collect();
+        let content = Content::sample(8);
+        while let Some(id) = asked.pop() {
+            session.grant(id, id.0, id.0, &content);
+        }
+        session.until_gone();
+    });
+    let client = connect(&fake).await;
+    let tasks: Vec<_> = (0..8)
+        .map(|i| {
+            let client = client.clone();
+            tokio::spawn(async move { client.open(&format!("m{i}")).await })
+        })
+        .collect();
+    let mut models = Vec::new();
+    for task in tasks {
+        models.push(task.await.expect("no panic").expect("opens"));
+    }
+    let again = client.open("m3").await.expect("is open");
+    assert!(again.same_open(&models[3]));
+    assert_eq!(fake.seen.count(), 8);
+    drop((again, models));
+    fake.seen
+        .wait("all closes", |requests| requests.len() == 16);
+}
+
+#[tokio::test]
+async fn an_open_that_nobody_waits_for_is_cancelled_and_its_grant_given_back() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        let (id, ..) = session.next_asking().expect("an open");
+        let (_, cancel, _) = session.next().expect("a cancel");
+        assert!(matches!(cancel, Request::Cancel(cancel) if cancel.target == id));
+        session.grant(id, 50, 1, &Content::sample(8));
+        session.serve_opens(&Content::sample(8), 51);
+    });
+    let client = connect(&fake).await;
+    {
+        let open = client.open("m");
+        tokio::pin!(open);
+        let seen = std::sync::Arc::clone(&fake.seen);
+        let asked = tokio::task::spawn_blocking(move || seen.wait("an open", |r| !r.is_empty()));
+        tokio::select! {
+            biased;
+            _ = &mut open => panic!("nobody answered"),
+            asked = asked => asked.expect("asked"),
+        }
+    }
+    let _model = client.open("other").await.expect("the session goes on");
+    fake.seen.wait_closed(50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_and_broken_sessions_are_as_with_the_blocking_client() {
+    let fake = Fake::start(|n, session| {
+        session.hello();
+        let Some((id, ..)) = session.next_asking() else {
+            return;
+        };
+        if n == 0 {
+            return;
+        }
+        session.error(id, ErrorCode::ModelNotFound, "no model `m`");
+        session.serve_opens(&Content::sample(8), 1);
+    });
+    let client = connect(&fake).await;
+    assert_eq!(client.open("m").await.expect_err("refused").number(), 201);
+    let path = fake.directory().join("x.bin");
+    std::fs::write(&path, b"bytes").expect("writes");
+    client.open_path(&path).await.expect("opens");
+}
+
+#[tokio::test]
+async fn a_silent_daemon_is_given_up() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        session.until_gone();
+    });
+    let options = ConnectOptions::new().socket(fake.socket());
+    let options = options.reply_grace(Duration::from_millis(20));
+    let client = AsyncClient::connect_with(&options).await.expect("connects");
+    let error = client
+        .open_within("m", Duration::ZERO)
+        .await
+        .expect_err("nobody answers");
+    assert_eq!(error.name(), "reply_timed_out");
+    assert_eq!(
+        client.stat("m").await.expect_err("nobody answers").name(),
+        "reply_timed_out"
+    );
+}
