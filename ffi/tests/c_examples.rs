@@ -12,8 +12,9 @@ mod fake;
 
 use fake::{Content, Fake};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 const MODEL: &str = "fake/model";
 
@@ -100,6 +101,90 @@ fn stdout_of(output: &Output) -> String {
 
 fn fake() -> Fake {
     Fake::start(|_, session| session.serve(&Content::sample(100_000)))
+}
+
+/// A real daemon, killed when dropped.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts `mrmd` (of `MRMD`, or the one that cargo built) with one model, and waits until it is
+/// ready; `None` where there is none.
+fn real_daemon(runtime: &Path, model: &Path) -> Option<Daemon> {
+    let built = library_dir().parent().map(|profile| profile.join("mrmd"));
+    let binary = std::env::var_os("MRMD").map(PathBuf::from).or(built)?;
+    if !binary.exists() {
+        eprintln!(
+            "SKIPPED: {} is missing; run cargo build -p mrm-daemon",
+            binary.display()
+        );
+        return None;
+    }
+    let notify = UnixDatagram::bind(runtime.join("notify")).expect("binds");
+    notify.set_read_timeout(Some(fake::PATIENCE)).expect("sets");
+    let child = Command::new(binary)
+        .arg("--runtime-dir")
+        .arg(runtime)
+        .arg("--model")
+        .arg(format!("{MODEL}={}", model.display()))
+        .env("NOTIFY_SOCKET", runtime.join("notify"))
+        .spawn()
+        .expect("the daemon runs");
+    let daemon = Daemon(child);
+    let mut message = [0; 4096];
+    loop {
+        let got = notify
+            .recv(&mut message)
+            .expect("the daemon says that it is ready");
+        if String::from_utf8_lossy(&message[..got]).contains("READY=1") {
+            return Some(daemon);
+        }
+    }
+}
+
+#[test]
+fn the_examples_read_a_model_of_a_real_daemon() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(open_model) = compile("c/open_model.c", directory.path()) else {
+        return;
+    };
+    let Some(raii) = compile("cpp/raii.cpp", directory.path()) else {
+        return;
+    };
+    let file = directory.path().join("one.safetensors");
+    let header = br#"{"ones":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}    "#;
+    let mut image = (header.len() as u64).to_le_bytes().to_vec();
+    image.extend_from_slice(header);
+    image.extend_from_slice(&[1.0f32.to_le_bytes(); 4].concat());
+    std::fs::write(&file, image).expect("writes");
+    let Some(_daemon) = real_daemon(directory.path(), &file) else {
+        return;
+    };
+    let socket = directory.path().join("mrmd.sock");
+
+    let by_name = stdout_of(&run(&open_model, &socket, MODEL));
+    assert!(
+        by_name.contains("ones F32 [2, 2] 16 bytes, sum 764\n"),
+        "{by_name}"
+    );
+    let by_path = stdout_of(&run(&open_model, &socket, file.to_str().expect("UTF-8")));
+    assert!(
+        by_path.contains("ones F32 [2, 2] 16 bytes, sum 764\n"),
+        "{by_path}"
+    );
+    let text = stdout_of(&run(&raii, &socket, MODEL));
+    assert!(
+        text.contains("largest: ones [2, 2]\nits first element: 1\n"),
+        "{text}"
+    );
+    let refused = run(&raii, &socket, "no/such/model");
+    let complaint = String::from_utf8_lossy(&refused.stderr);
+    assert!(complaint.contains("(model_not_found, 201)"), "{complaint}");
 }
 
 #[test]
