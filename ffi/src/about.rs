@@ -1,4 +1,8 @@
 //! Which library this is.
+//!
+//! ```
+//! assert_eq!(mrm::about::mrm_abi_version(), mrm::types::MRM_ABI_VERSION);
+//! ```
 
 use crate::types::MRM_ABI_VERSION;
 use std::ffi::c_char;

@@ -1,4 +1,13 @@
 //! Clients: connect, open, list, stat, close.
+//!
+//! ```
+//! use mrm::client::mrm_client_connect;
+//! let mut client = std::ptr::null_mut();
+//! // SAFETY: the path is NUL-terminated, and `client` may be written.
+//! let number = unsafe { mrm_client_connect(c"/nonexistent/mrmd.sock".as_ptr(), &raw mut client) };
+//! assert_eq!(number, mrm::number::mrm_error_e::NoDaemon as i32);
+//! assert!(client.is_null());
+//! ```
 
 use crate::error::Failure;
 use crate::guard;

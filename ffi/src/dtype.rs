@@ -1,4 +1,10 @@
 //! Element types: the numbers of `mrm_tensor_t.dtype`.
+//!
+//! ```
+//! use mrm::dtype::{mrm_dtype_bits, mrm_dtype_e};
+//! assert_eq!(mrm_dtype_bits(mrm_dtype_e::BF16 as u32), 16);
+//! assert_eq!(mrm_dtype_bits(0), 0); // not a type
+//! ```
 
 use crate::pointer::text_of;
 use crate::types::mrm_text_t;

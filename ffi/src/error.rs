@@ -1,4 +1,16 @@
 //! The last error of each thread.
+//!
+//! ```
+//! use mrm::{error::mrm_last_error, model::mrm_model_close, number::mrm_error_e};
+//! // SAFETY: NULL is an error like any other, and `error` may be written.
+//! let error = unsafe {
+//!     let mut error = std::mem::zeroed::<mrm::types::mrm_error_t>();
+//!     assert_ne!(mrm_model_close(std::ptr::null_mut()), 0);
+//!     assert_eq!(mrm_last_error(&raw mut error), 0);
+//!     error
+//! };
+//! assert_eq!(error.number, mrm_error_e::NullArgument as u32);
+//! ```
 
 use crate::guard;
 use crate::number::Local;

@@ -2,10 +2,10 @@
 //!
 //! Programs see [`include/mrm.h`](../include/mrm.h), which cbindgen makes from this crate; a test
 //! keeps the two in step. This crate has no logic of its own: it turns pointers into references
-//! ([`pointer`]), panics and errors into numbers ([`guard`], [`error`]), and calls `mrm-client`.
+//! (`pointer.rs`), panics and errors into numbers (`guard.rs`, [`error`]), and calls `mrm-client`.
 //!
-//! Unsafe code is in [`pointer`], and at the entry of each function in [`client`] and [`model`],
-//! where the caller's promises are passed on to it.
+//! Unsafe code is in `pointer.rs`, and at the entry of each function in [`client`], [`model`] and
+//! [`error`], where the caller's promises are passed on to it.
 //!
 //! ```
 //! use std::ffi::CStr;

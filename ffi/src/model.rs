@@ -1,4 +1,17 @@
 //! Models: what they are, their tensors, metadata and segments.
+//!
+//! ```no_run
+//! # let client: mrm::client::mrm_client_h = std::ptr::null_mut();
+//! use mrm::{client::mrm_client_open, model::*, types::mrm_segment_t};
+//! let mut model = std::ptr::null_mut();
+//! // SAFETY: the client is open, and everything else may be read or written as its type says.
+//! unsafe {
+//!     assert_eq!(mrm_client_open(client, c"bert".as_ptr(), std::ptr::null(), &raw mut model), 0);
+//!     let mut segment = std::mem::zeroed::<mrm_segment_t>();
+//!     assert_eq!(mrm_model_segment_at(model, 0, &raw mut segment), 0);
+//!     mrm_model_close(model);
+//! }
+//! ```
 
 use crate::error::Failure;
 use crate::guard;

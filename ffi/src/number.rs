@@ -1,4 +1,10 @@
-//! Error numbers: those of the daemon, and those of this library.
+//! Error numbers: those of the daemon, of the client library, and of this interface.
+//!
+//! ```
+//! use mrm::number::mrm_error_e;
+//! use mrm_proto::error::ErrorCode;
+//! assert_eq!(mrm_error_e::NoRoom as u32, u32::from(ErrorCode::NoRoom.number()));
+//! ```
 
 /// What went wrong, as a number that keeps its meaning forever.
 ///

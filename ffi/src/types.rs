@@ -1,5 +1,17 @@
 //! The structs and enums of the header. Everything here is plain data.
 //!
+//! ```
+//! use mrm::types::{MRM_WAIT_DEFAULT, mrm_open_options_t};
+//! // What MRM_OPEN_OPTIONS_INIT is in C.
+//! let options = mrm_open_options_t {
+//!     size: size_of::<mrm_open_options_t>(),
+//!     wait_ms: MRM_WAIT_DEFAULT,
+//!     progress: None,
+//!     user: std::ptr::null_mut(),
+//! };
+//! assert_eq!(options.size, 32);
+//! ```
+//!
 //! Enums are never taken as arguments or stored in structs: a number that a newer library sends
 //! must not be undefined behaviour in an older program. They name the numbers.
 
