@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -101,14 +102,12 @@ def make_models(directory: Path) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="session")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon of the tests' own, stopped at their end."""
+@contextlib.contextmanager
+def run_daemon(runtime: Path, models: Path) -> Iterator[Daemon]:
+    """Starts a daemon, waits until it is ready, and stops it in the end."""
     binary = Path(os.environ.get("MRMD", ROOT / "target" / "debug" / "mrmd"))
     if not binary.exists():
         pytest.skip(f"{binary} is not there: run `cargo build -p mrm-daemon`, or set MRMD")
-    models = tmp_path_factory.mktemp("models")
-    runtime = tmp_path_factory.mktemp("runtime")
     command = [str(binary), "--runtime-dir", str(runtime)]
     for name, path in make_models(models).items():
         command += ["--model", f"{name}={path}"]
@@ -121,8 +120,25 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
             said = b""
             while b"READY=1" not in said:
                 said = notify.recv(4096)
-            os.environ["MRM_SOCKET"] = str(runtime / "mrmd.sock")
             yield Daemon(runtime / "mrmd.sock", models, process)
         finally:
             process.terminate()
             process.wait(READY_TIMEOUT_S)
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for all tests, where the functions of the module find it."""
+    directories = tmp_path_factory.mktemp("runtime"), tmp_path_factory.mktemp("models")
+    with run_daemon(*directories) as running:
+        os.environ["MRM_SOCKET"] = str(running.socket)
+        yield running
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon of one test, which may kill it."""
+    for name in ("runtime", "models"):
+        (tmp_path / name).mkdir()
+    with run_daemon(tmp_path / "runtime", tmp_path / "models") as running:
+        yield running

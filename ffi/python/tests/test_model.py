@@ -243,3 +243,18 @@ def _sum_of_large(_: int) -> float:
 def test_multiprocessing_workers_open_for_themselves(daemon: Daemon, method: str) -> None:
     with mrm.open("large"), multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(_sum_of_large, range(4)) == [float(1 << 20)] * 4
+
+
+def test_what_is_mapped_survives_the_daemon(mortal: Daemon) -> None:
+    client = mrm.Client(mortal.socket)
+    model = client.open("large")
+    array = model["part.0"]
+    mortal.process.kill()
+    mortal.process.wait(20)
+    assert array.sum() == 1 << 20
+    assert model.tensor("part.0", raw=True).any()
+    with pytest.raises(mrm.NoDaemon) as gone:
+        client.open("small", wait=1)
+    assert gone.value.retryable
+    model.close()
+    assert array[-1] == 1.0
