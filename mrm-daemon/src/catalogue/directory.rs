@@ -101,11 +101,7 @@ impl Listing {
 }
 
 /// Lists the directory `rel`, at most `entries_max` entries of it.
-pub(super) fn list(
-    root: &RootDir,
-    rel: &Path,
-    entries_max: usize,
-) -> Result<Listing, SourceError> {
+pub(super) fn list(root: &RootDir, rel: &Path, entries_max: usize) -> Result<Listing, SourceError> {
     let failed = |errno: Errno| SourceError::Unreadable {
         name: root.path().join(rel).display().to_string(),
         action: "list",
@@ -139,13 +135,25 @@ mod tests {
         let single = |name: &str| Weights::Single(name.to_owned());
         let sharded = |name: &str| Weights::Sharded(name.to_owned());
         assert_eq!(of(&["config.json", "README.md"]), Weights::None);
-        assert_eq!(of(&["a.safetensors", "config.json"]), single("a.safetensors"));
-        assert_eq!(of(&[MAIN_INDEX, "x.safetensors", SINGLE_FILE]), single(SINGLE_FILE));
-        assert_eq!(of(&["a.safetensors", "b.safetensors", MAIN_INDEX]), sharded(MAIN_INDEX));
+        assert_eq!(
+            of(&["a.safetensors", "config.json"]),
+            single("a.safetensors")
+        );
+        assert_eq!(
+            of(&[MAIN_INDEX, "x.safetensors", SINGLE_FILE]),
+            single(SINGLE_FILE)
+        );
+        assert_eq!(
+            of(&["a.safetensors", "b.safetensors", MAIN_INDEX]),
+            sharded(MAIN_INDEX)
+        );
         let other = "other.safetensors.index.json";
         assert_eq!(of(&[other, "a.safetensors"]), sharded(other));
         assert_eq!(of(&[other, MAIN_INDEX]), sharded(MAIN_INDEX));
         let several = ["a.safetensors", "b.safetensors"];
-        assert_eq!(of(&several), Weights::Ambiguous(several.map(String::from).to_vec()));
+        assert_eq!(
+            of(&several),
+            Weights::Ambiguous(several.map(String::from).to_vec())
+        );
     }
 }

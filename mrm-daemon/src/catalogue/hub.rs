@@ -16,7 +16,9 @@ const REF_BYTES_MAX: usize = 256;
 
 /// The name `org/name` (or `name`) of the repository in a directory of this name.
 pub(super) fn repo_name(directory: &str) -> Option<String> {
-    let rest = directory.strip_prefix(REPO_PREFIX).filter(|rest| !rest.is_empty())?;
+    let rest = directory
+        .strip_prefix(REPO_PREFIX)
+        .filter(|rest| !rest.is_empty())?;
     Some(match rest.split_once("--") {
         Some((org, name)) if !org.is_empty() && !name.is_empty() => format!("{org}/{name}"),
         Some(_) | None => rest.to_owned(),
@@ -37,12 +39,20 @@ pub(super) fn candidates(rest: &str) -> Vec<(PathBuf, Option<&str>)> {
         Some(_) | None => (rest, None),
     };
     let mut out = Vec::new();
-    let (parent, name) = path.rsplit_once('/').map_or(("", path), |(parent, name)| (parent, name));
+    let (parent, name) = path
+        .rsplit_once('/')
+        .map_or(("", path), |(parent, name)| (parent, name));
     if !parent.is_empty() {
         let (above, org) = parent.rsplit_once('/').unwrap_or(("", parent));
-        out.push((Path::new(above).join(format!("{REPO_PREFIX}{org}--{name}")), revision));
+        out.push((
+            Path::new(above).join(format!("{REPO_PREFIX}{org}--{name}")),
+            revision,
+        ));
     }
-    out.push((Path::new(parent).join(format!("{REPO_PREFIX}{name}")), revision));
+    out.push((
+        Path::new(parent).join(format!("{REPO_PREFIX}{name}")),
+        revision,
+    ));
     out
 }
 
@@ -80,7 +90,9 @@ fn read_ref(root: &RootDir, reference: &Path) -> Result<String, CatalogueError> 
     let file = FileSource::beneath(root, reference)?;
     let mut text = [0; REF_BYTES_MAX];
     let length = file.read_at(0, &mut text)?;
-    let revision = std::str::from_utf8(&text[..length]).map(str::trim).unwrap_or_default();
+    let revision = std::str::from_utf8(&text[..length])
+        .map(str::trim)
+        .unwrap_or_default();
     if is_component(revision) {
         return Ok(revision.to_owned());
     }
@@ -100,7 +112,10 @@ mod tests {
 
     #[test]
     fn repository_directories_have_names() {
-        assert_eq!(repo_name("models--org--bert-base").as_deref(), Some("org/bert-base"));
+        assert_eq!(
+            repo_name("models--org--bert-base").as_deref(),
+            Some("org/bert-base")
+        );
         assert_eq!(repo_name("models--gpt2").as_deref(), Some("gpt2"));
         assert_eq!(repo_name("models--").as_deref(), None);
         assert_eq!(repo_name("datasets--org--x").as_deref(), None);

@@ -55,7 +55,9 @@ impl Catalogue {
     ) -> Result<OpenFiles, CatalogueError> {
         let mut absent_root = None;
         for (number, rest) in below {
-            let Some(root) = self.roots.get(*number) else { continue };
+            let Some(root) = self.roots.get(*number) else {
+                continue;
+            };
             let root = match RootDir::open(&root.path) {
                 Ok(root) => root,
                 Err(error) => {
@@ -63,7 +65,10 @@ impl Catalogue {
                     continue;
                 }
             };
-            let opener = Opener { root, degraded: &self.degraded };
+            let opener = Opener {
+                root,
+                degraded: &self.degraded,
+            };
             if let Some(files) = opener.below(rest)? {
                 return Ok(files);
             }
@@ -78,16 +83,30 @@ impl Catalogue {
 
     /// Keeps the names of `scan` for suggestions.
     pub(super) fn remember(&self, scan: &Scan) {
-        let list = scan.models.iter().filter(|m| !m.entry).map(|m| m.name.clone()).collect();
+        let list = scan
+            .models
+            .iter()
+            .filter(|m| !m.entry)
+            .map(|m| m.name.clone())
+            .collect();
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        *names = Names { list, taken: Some(Instant::now()) };
+        *names = Names {
+            list,
+            taken: Some(Instant::now()),
+        };
     }
 
     fn refresh_names(&self) {
-        let taken = self.names.lock().unwrap_or_else(PoisonError::into_inner).taken;
+        let taken = self
+            .names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .taken;
         if taken.is_none_or(|taken| taken.elapsed() > SUGGEST_KEPT) {
-            let bounds =
-                scan::Bounds { entries_max: SUGGEST_ENTRIES_MAX, ..scan::Bounds::default() };
+            let bounds = scan::Bounds {
+                entries_max: SUGGEST_ENTRIES_MAX,
+                ..scan::Bounds::default()
+            };
             self.remember(&scan::scan(self, bounds));
         }
     }
@@ -135,7 +154,10 @@ impl Opener<'_> {
             Ok(kind) => Ok(Some(kind)),
             Err(
                 SourceError::Missing { .. }
-                | SourceError::Unreadable { errno: Errno::NAMETOOLONG, .. },
+                | SourceError::Unreadable {
+                    errno: Errno::NAMETOOLONG,
+                    ..
+                },
             ) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -151,7 +173,10 @@ impl Opener<'_> {
         }
         match Weights::find(&self.root, rel)? {
             Weights::None => Err(CatalogueError::NotAModel { path: path() }),
-            Weights::Ambiguous(files) => Err(CatalogueError::Ambiguous { path: path(), files }),
+            Weights::Ambiguous(files) => Err(CatalogueError::Ambiguous {
+                path: path(),
+                files,
+            }),
             Weights::Single(file) => {
                 let name = file_name(Path::new(&file))?;
                 self.single(&rel.join(file), name)
@@ -178,13 +203,17 @@ impl Opener<'_> {
         let index = read_index(&name, index_source.as_ref())?;
         let mut files: OpenFiles = Vec::with_capacity(index.shards.len() + 1);
         for shard in index.shards {
-            let source = self.open(&rel.join(shard.as_str())).map_err(|error| match error {
-                CatalogueError::Source(SourceError::Missing { .. }) => {
-                    let problem = IndexProblem::Missing { shard: shard.clone() };
-                    FormatError::Index { file: name.clone(), problem }.into()
+            let source = match self.open(&rel.join(shard.as_str())) {
+                Err(CatalogueError::Source(SourceError::Missing { .. })) => {
+                    let problem = IndexProblem::Missing { shard };
+                    return Err(FormatError::Index {
+                        file: name,
+                        problem,
+                    }
+                    .into());
                 }
-                error => error,
-            })?;
+                opened => opened?,
+            };
             files.push((shard, source));
         }
         files.push((name, index_source));
@@ -207,7 +236,9 @@ impl Opener<'_> {
 /// What the files of the directory `real` must stay below: the directory itself, or the whole
 /// repository where it is a snapshot of a hub cache, since those link into `blobs`.
 fn base_of(real: &Path) -> Result<(RootDir, PathBuf), CatalogueError> {
-    let snapshots = real.parent().filter(|p| p.file_name() == Some(OsStr::new("snapshots")));
+    let snapshots = real
+        .parent()
+        .filter(|p| p.file_name() == Some(OsStr::new("snapshots")));
     let repo = snapshots.and_then(Path::parent);
     if let Some(repo) = repo.filter(|repo| repo.file_name().is_some_and(hub::is_repo)) {
         let rel = Path::new("snapshots").join(real.file_name().unwrap_or_default());
@@ -224,7 +255,10 @@ fn base_of(real: &Path) -> Result<(RootDir, PathBuf), CatalogueError> {
 }
 
 fn file_name(path: &Path) -> Result<FileName, CatalogueError> {
-    let bad = |reason: String| CatalogueError::BadFileName { path: path.to_owned(), reason };
+    let bad = |reason: String| CatalogueError::BadFileName {
+        path: path.to_owned(),
+        reason,
+    };
     let name = path.file_name().and_then(OsStr::to_str);
     let name = name.ok_or_else(|| bad("the name is not UTF-8".to_owned()))?;
     FileName::new(name).map_err(|e| bad(e.to_string()))
@@ -233,9 +267,14 @@ fn file_name(path: &Path) -> Result<FileName, CatalogueError> {
 fn not_resolved(path: &Path, error: &std::io::Error) -> SourceError {
     let name = path.display().to_string();
     match Errno::from_io_error(error) {
-        Some(Errno::NOENT | Errno::NOTDIR) | None => {
-            SourceError::Missing { name, root: path.parent().unwrap_or(path).to_owned() }
-        }
-        Some(errno) => SourceError::Unreadable { name, action: "resolve", errno },
+        Some(Errno::NOENT | Errno::NOTDIR) | None => SourceError::Missing {
+            name,
+            root: path.parent().unwrap_or(path).to_owned(),
+        },
+        Some(errno) => SourceError::Unreadable {
+            name,
+            action: "resolve",
+            errno,
+        },
     }
 }

@@ -115,7 +115,10 @@ impl Catalogue {
         roots: Vec<Root>,
         degraded: Degraded,
     ) -> Result<Self, CatalogueError> {
-        let paths = entries.iter().map(|e| &e.path).chain(roots.iter().map(|r| &r.path));
+        let paths = entries
+            .iter()
+            .map(|e| &e.path)
+            .chain(roots.iter().map(|r| &r.path));
         if let Some(path) = paths.into_iter().find(|path| !path.is_absolute()) {
             return Err(CatalogueError::NotAbsolute { path: path.clone() });
         }
@@ -126,7 +129,12 @@ impl Catalogue {
                 return Err(CatalogueError::DuplicateName { name });
             }
         }
-        Ok(Self { entries: by_name, roots, degraded, names: Mutex::default() })
+        Ok(Self {
+            entries: by_name,
+            roots,
+            degraded,
+            names: Mutex::default(),
+        })
     }
 
     /// What `name` may stand for: an entry, or a path below roots that nobody has looked at yet.
@@ -168,7 +176,11 @@ impl Catalogue {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let scanned = Arc::clone(&names.list);
         drop(names);
-        let known = self.entries.keys().chain(scanned.iter()).map(ModelName::as_str);
+        let known = self
+            .entries
+            .keys()
+            .chain(scanned.iter())
+            .map(ModelName::as_str);
         CatalogueError::NotFound {
             name: name.clone(),
             similar: similar::closest(name.as_str(), known),
@@ -200,9 +212,9 @@ impl Catalogue {
     pub fn path_of(&self, spec: &ModelSpec) -> Option<PathBuf> {
         match &spec.place {
             Place::Entry(path) => Some(path.clone()),
-            Place::Roots(below) => {
-                below.first().and_then(|(i, rest)| Some(self.roots.get(*i)?.path.join(rest)))
-            }
+            Place::Roots(below) => below
+                .first()
+                .and_then(|(i, rest)| Some(self.roots.get(*i)?.path.join(rest))),
         }
     }
 
@@ -221,7 +233,10 @@ impl Root {
     fn rest<'n>(&self, name: &'n ModelName) -> Option<&'n str> {
         let rest = match &self.prefix {
             None => name.as_str(),
-            Some(prefix) => name.as_str().strip_prefix(prefix.as_str())?.strip_prefix('/')?,
+            Some(prefix) => name
+                .as_str()
+                .strip_prefix(prefix.as_str())?
+                .strip_prefix('/')?,
         };
         let hidden = rest.split('/').any(|part| part.starts_with('.'));
         (!hidden && !rest.is_empty()).then_some(rest)

@@ -82,7 +82,10 @@ pub(super) struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { entries_max: SCAN_ENTRIES_MAX, depth_max: SCAN_DEPTH_MAX }
+        Self {
+            entries_max: SCAN_ENTRIES_MAX,
+            depth_max: SCAN_DEPTH_MAX,
+        }
     }
 }
 

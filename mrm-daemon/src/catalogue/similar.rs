@@ -20,7 +20,10 @@ pub(super) fn closest<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) ->
         .collect();
     near.sort_unstable();
     near.dedup();
-    near.into_iter().take(SUGGESTED_MAX).map(|(_, name)| name.to_owned()).collect()
+    near.into_iter()
+        .take(SUGGESTED_MAX)
+        .map(|(_, name)| name.to_owned())
+        .collect()
 }
 
 /// How far apart, if near enough to be a mistake. A forgotten organisation, and the name of a
@@ -64,7 +67,10 @@ mod tests {
     fn mistakes_find_what_was_meant() {
         let known = ["org/bert-base", "org/bert-large", "whisper"];
         let ask = |name| closest(name, known.into_iter());
-        assert_eq!(ask("org/bert-bsae"), ["org/bert-base", "org/bert-large"][..1]);
+        assert_eq!(
+            ask("org/bert-bsae"),
+            ["org/bert-base", "org/bert-large"][..1]
+        );
         assert_eq!(ask("bert-base"), ["org/bert-base"]);
         assert_eq!(ask("Whisper"), ["whisper"]);
         assert_eq!(ask("org"), ["org/bert-base", "org/bert-large"]);

@@ -49,7 +49,10 @@ impl Header {
             return Err(HeaderProblem::Length { header_bytes });
         }
         if header_bytes > file_bytes.saturating_sub(8) {
-            return Err(HeaderProblem::Truncated { needs_bytes: 8 + header_bytes, file_bytes });
+            return Err(HeaderProblem::Truncated {
+                needs_bytes: 8 + header_bytes,
+                file_bytes,
+            });
         }
         Ok(header_bytes)
     }
@@ -59,10 +62,13 @@ impl Header {
     /// # Errors
     /// Says which rule of the format is broken, and by which tensor.
     pub fn parse(text: &[u8], data_bytes: u64) -> Result<Self, HeaderProblem> {
-        let text = std::str::from_utf8(text)
-            .map_err(|e| HeaderProblem::NotUtf8 { at: e.valid_up_to() })?;
+        let text = std::str::from_utf8(text).map_err(|e| HeaderProblem::NotUtf8 {
+            at: e.valid_up_to(),
+        })?;
         if !text.starts_with('{') {
-            return Err(HeaderProblem::Malformed { reason: "it does not begin with `{`".into() });
+            return Err(HeaderProblem::Malformed {
+                reason: "it does not begin with `{`".into(),
+            });
         }
         if deeper_than(text.as_bytes(), JSON_DEPTH_MAX) {
             return Err(HeaderProblem::TooDeep);
@@ -71,7 +77,9 @@ impl Header {
         for tensor in &header.tensors {
             check_tensor(tensor, data_bytes)?;
         }
-        header.tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
+        header
+            .tensors
+            .sort_by_key(|tensor| (tensor.begin, tensor.end));
         check_cover(&header.tensors, data_bytes)?;
         Ok(header)
     }
@@ -81,20 +89,34 @@ fn check_tensor(tensor: &TensorFact, data_bytes: u64) -> Result<(), HeaderProble
     let name = || shorten(&tensor.name);
     let (begin, end) = (tensor.begin, tensor.end);
     let Some(range_bytes) = end.checked_sub(begin) else {
-        let reason = format!("tensor {:?} ends at {end}, before it begins at {begin}", name());
+        let reason = format!(
+            "tensor {:?} ends at {end}, before it begins at {begin}",
+            name()
+        );
         return Err(HeaderProblem::Malformed { reason });
     };
-    let elements = tensor.shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
+    let elements = tensor
+        .shape
+        .iter()
+        .try_fold(1u64, |n, &dim| n.checked_mul(dim));
     let bits = elements.and_then(|n| n.checked_mul(tensor.dtype.bits()));
     let Some(bits) = bits else {
         return Err(HeaderProblem::Overflow { tensor: name() });
     };
     if !bits.is_multiple_of(8) || bits / 8 != range_bytes {
         let needs_bytes = bits.div_ceil(8);
-        return Err(HeaderProblem::Size { tensor: name(), needs_bytes, range_bytes });
+        return Err(HeaderProblem::Size {
+            tensor: name(),
+            needs_bytes,
+            range_bytes,
+        });
     }
     if end > data_bytes {
-        return Err(HeaderProblem::OutOfBounds { tensor: name(), end, data_bytes });
+        return Err(HeaderProblem::OutOfBounds {
+            tensor: name(),
+            end,
+            data_bytes,
+        });
     }
     Ok(())
 }
@@ -106,12 +128,19 @@ fn check_cover(tensors: &[TensorFact], data_bytes: u64) -> Result<(), HeaderProb
         if tensor.begin != covered {
             let tensor_name = shorten(&tensor.name);
             let (begin, expected) = (tensor.begin, covered);
-            return Err(HeaderProblem::Overlap { tensor: tensor_name, begin, expected });
+            return Err(HeaderProblem::Overlap {
+                tensor: tensor_name,
+                begin,
+                expected,
+            });
         }
         covered = tensor.end;
     }
     if covered != data_bytes {
-        return Err(HeaderProblem::Trailing { covered_bytes: covered, data_bytes });
+        return Err(HeaderProblem::Trailing {
+            covered_bytes: covered,
+            data_bytes,
+        });
     }
     Ok(())
 }

@@ -127,7 +127,10 @@ pub(super) fn load(
     source: &dyn Source,
     bytes: u64,
 ) -> Result<(Index, HeaderCheck), FormatError> {
-    let failed = |problem| FormatError::Index { file: name.clone(), problem };
+    let failed = |problem| FormatError::Index {
+        file: name.clone(),
+        problem,
+    };
     if bytes == 0 {
         return Err(FormatError::Empty { file: name.clone() });
     }
@@ -147,11 +150,15 @@ impl Index {
     /// # Errors
     /// Says which rule of the format is broken.
     pub fn parse(text: &[u8]) -> Result<Self, IndexProblem> {
-        let malformed = |reason: String| IndexProblem::Malformed { reason: shorten(&reason) };
+        let malformed = |reason: String| IndexProblem::Malformed {
+            reason: shorten(&reason),
+        };
         let text = std::str::from_utf8(text)
             .map_err(|e| malformed(format!("it is not UTF-8 (byte {})", e.valid_up_to())))?;
         if deeper_than(text.as_bytes(), JSON_DEPTH_MAX) {
-            return Err(malformed(format!("it is nested deeper than {JSON_DEPTH_MAX} levels")));
+            return Err(malformed(format!(
+                "it is nested deeper than {JSON_DEPTH_MAX} levels"
+            )));
         }
         let index = parse::parse(text)?;
         if index.shards.is_empty() {

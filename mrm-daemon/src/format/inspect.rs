@@ -54,16 +54,29 @@ impl FileSet {
         let wrong = |reason: String| Err(FormatError::FileSet { reason });
         if files.len() > SEGMENTS_PER_MODEL_MAX {
             let count = files.len();
-            return wrong(format!("{count} files, at most {SEGMENTS_PER_MODEL_MAX} make a model"));
+            return wrong(format!(
+                "{count} files, at most {SEGMENTS_PER_MODEL_MAX} make a model"
+            ));
         }
         let mut names = HashSet::new();
-        let twice = files.iter().map(|(name, _)| name).find(|name| !names.insert(*name));
-        let mut indexes = files.iter().enumerate().filter(|(_, f)| index::is_index(f.0.as_str()));
+        let twice = files
+            .iter()
+            .map(|(name, _)| name)
+            .find(|name| !names.insert(*name));
+        let mut indexes = files
+            .iter()
+            .enumerate()
+            .filter(|(_, f)| index::is_index(f.0.as_str()));
         match (files, twice, indexes.next(), indexes.next()) {
             ([], ..) => wrong("no file was given".to_owned()),
             (_, Some(name), Some((_, (index, _))), None) if name != index => {
-                let problem = IndexProblem::Twice { shard: name.clone() };
-                Err(FormatError::Index { file: index.clone(), problem })
+                let problem = IndexProblem::Twice {
+                    shard: name.clone(),
+                };
+                Err(FormatError::Index {
+                    file: index.clone(),
+                    problem,
+                })
             }
             (_, Some(name), ..) => wrong(format!("two files are called `{name}`")),
             (_, None, Some((_, (a, _))), Some((_, (b, _)))) => {
@@ -76,7 +89,9 @@ impl FileSet {
             ([_], None, None, _) => Ok(Self::Opaque),
             ([(a, _), (b, _), ..], None, None, _) => {
                 let count = files.len();
-                wrong(format!("{count} files (`{a}`, `{b}`, ...) without an index of shards"))
+                wrong(format!(
+                    "{count} files (`{a}`, `{b}`, ...) without an index of shards"
+                ))
             }
         }
     }
@@ -101,14 +116,20 @@ impl Input<'_> {
     }
 
     fn failed(&self, problem: HeaderProblem) -> FormatError {
-        FormatError::Header { file: self.name.clone(), problem }
+        FormatError::Header {
+            file: self.name.clone(),
+            problem,
+        }
     }
 
     /// The header, unless it takes more than `header_bytes_left`.
     fn header(&self, header_bytes_left: u64) -> Result<(Header, HeaderCheck), FormatError> {
         let file_bytes = self.identity.bytes;
         if file_bytes < 8 {
-            return Err(self.failed(HeaderProblem::Truncated { needs_bytes: 8, file_bytes }));
+            return Err(self.failed(HeaderProblem::Truncated {
+                needs_bytes: 8,
+                file_bytes,
+            }));
         }
         let mut prefix = [0; 8];
         self.source.read_exact_at(0, &mut prefix)?;
@@ -130,7 +151,9 @@ impl Input<'_> {
 
 fn opaque(file: &Input<'_>) -> Result<Layout, FormatError> {
     if file.identity.bytes == 0 {
-        return Err(FormatError::Empty { file: file.name.clone() });
+        return Err(FormatError::Empty {
+            file: file.name.clone(),
+        });
     }
     let mut table = TableBuilder::new(ModelKind::Opaque);
     table.segment(file.name.as_str());
@@ -149,19 +172,35 @@ fn single(file: &Input<'_>) -> Result<Layout, FormatError> {
 
 fn sharded(files: &[Input<'_>], index_at: usize) -> Result<Layout, FormatError> {
     let index_file = &files[index_at];
-    let (index, index_check) =
-        index::load(index_file.name, index_file.source, index_file.identity.bytes)?;
-    let wrong = |problem| FormatError::Index { file: index_file.name.clone(), problem };
+    let (index, index_check) = index::load(
+        index_file.name,
+        index_file.source,
+        index_file.identity.bytes,
+    )?;
+    let wrong = |problem| FormatError::Index {
+        file: index_file.name.clone(),
+        problem,
+    };
 
-    let mut by_name: BTreeMap<&FileName, &Input<'_>> =
-        files.iter().filter(|f| f.position != index_at).map(|f| (f.name, f)).collect();
+    let mut by_name: BTreeMap<&FileName, &Input<'_>> = files
+        .iter()
+        .filter(|f| f.position != index_at)
+        .map(|f| (f.name, f))
+        .collect();
     let mut shards = Vec::with_capacity(index.shards.len());
     for shard in &index.shards {
-        let missing = || wrong(IndexProblem::Missing { shard: shard.clone() });
+        let missing = || {
+            wrong(IndexProblem::Missing {
+                shard: shard.clone(),
+            })
+        };
         shards.push(by_name.remove(shard).ok_or_else(missing)?);
     }
     if let Some((name, _)) = by_name.first_key_value() {
-        let reason = format!("the index `{}` does not name the file `{name}`", index_file.name);
+        let reason = format!(
+            "the index `{}` does not name the file `{name}`",
+            index_file.name
+        );
         return Err(FormatError::FileSet { reason });
     }
 
@@ -171,7 +210,10 @@ fn sharded(files: &[Input<'_>], index_at: usize) -> Result<Layout, FormatError> 
     for (number, shard) in shards.iter().enumerate() {
         let (header, check) = shard.header(header_bytes_left)?;
         header_bytes_left = header_bytes_left.saturating_sub(check.bytes);
-        let misplaced = header.tensors.iter().find(|t| index.tensors.get(&t.name) != Some(&number));
+        let misplaced = header
+            .tensors
+            .iter()
+            .find(|t| index.tensors.get(&t.name) != Some(&number));
         if let Some(tensor) = misplaced {
             let (tensor, found) = (super::json::shorten(&tensor.name), shard.name.clone());
             return Err(wrong(IndexProblem::Misplaced { tensor, found }));
@@ -189,7 +231,11 @@ fn sharded(files: &[Input<'_>], index_at: usize) -> Result<Layout, FormatError> 
 }
 
 fn absent(index: &Index, found: &HashSet<String>) -> IndexProblem {
-    let missing = index.tensors.iter().filter(|(name, _)| !found.contains(*name)).min();
+    let missing = index
+        .tensors
+        .iter()
+        .filter(|(name, _)| !found.contains(*name))
+        .min();
     let (tensor, shard) = missing.map_or(("", 0), |(name, &shard)| (name.as_str(), shard));
     IndexProblem::Absent {
         tensor: super::json::shorten(tensor),
@@ -234,7 +280,14 @@ impl Model {
         }
         for tensor in header.tensors {
             let (offset, bytes) = (check.bytes + tensor.begin, tensor.end - tensor.begin);
-            self.table.tensor(&tensor.name, tensor.dtype, &tensor.shape, segment, offset, bytes);
+            self.table.tensor(
+                &tensor.name,
+                tensor.dtype,
+                &tensor.shape,
+                segment,
+                offset,
+                bytes,
+            );
             self.names.insert(tensor.name);
         }
         self.files.push(file.layout(Some(check)));
@@ -243,6 +296,10 @@ impl Model {
 
     fn finish(self) -> Result<Layout, FormatError> {
         let table = self.table.build()?;
-        Ok(Layout { kind: ModelKind::Safetensors, files: self.files, table })
+        Ok(Layout {
+            kind: ModelKind::Safetensors,
+            files: self.files,
+            table,
+        })
     }
 }

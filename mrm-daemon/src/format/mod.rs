@@ -88,13 +88,18 @@ impl HeaderCheck {
     /// The check of a file that begins with `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.len() as u64, digest: *blake3::hash(bytes).as_bytes() }
+        Self {
+            bytes: bytes.len() as u64,
+            digest: *blake3::hash(bytes).as_bytes(),
+        }
     }
 
     /// Whether `image`, a whole file, begins with what was parsed.
     #[must_use]
     pub fn holds(&self, image: &[u8]) -> bool {
-        let start = usize::try_from(self.bytes).ok().and_then(|n| image.get(..n));
+        let start = usize::try_from(self.bytes)
+            .ok()
+            .and_then(|n| image.get(..n));
         start.is_some_and(|start| Self::of(start) == *self)
     }
 }

@@ -30,13 +30,16 @@ pub(crate) struct Builder {
 impl Builder {
     pub(crate) fn metadata(mut self, pairs: &[(&str, &str)]) -> Self {
         let pairs: Vec<_> = pairs.iter().map(|(k, v)| format!("{k:?}:{v:?}")).collect();
-        self.fields.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
+        self.fields
+            .push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
         self
     }
 
     pub(crate) fn tensor(mut self, name: &str, dtype: DType, shape: &[u64]) -> Self {
         let begin = self.data_bytes;
-        self.data_bytes += dtype.byte_len_of_shape(shape).expect("a test's shape is whole");
+        self.data_bytes += dtype
+            .byte_len_of_shape(shape)
+            .expect("a test's shape is whole");
         let name = serde_json::to_string(name).expect("text is JSON");
         let end = self.data_bytes;
         let mut field = String::new();
@@ -54,7 +57,10 @@ impl Builder {
     }
 
     pub(crate) fn image(&self) -> Vec<u8> {
-        image(&self.header(), usize::try_from(self.data_bytes).expect("a test's file is small"))
+        image(
+            &self.header(),
+            usize::try_from(self.data_bytes).expect("a test's file is small"),
+        )
     }
 }
 
@@ -65,8 +71,15 @@ pub(crate) fn one_tensor(name: &str) -> Vec<u8> {
 
 /// An index that puts each tensor in a shard.
 pub(crate) fn index(weights: &[(&str, &str)]) -> Vec<u8> {
-    let pairs: Vec<_> = weights.iter().map(|(t, s)| format!("{t:?}:{s:?}")).collect();
-    format!(r#"{{"metadata":{{"total_size":8}},"weight_map":{{{}}}}}"#, pairs.join(",")).into()
+    let pairs: Vec<_> = weights
+        .iter()
+        .map(|(t, s)| format!("{t:?}:{s:?}"))
+        .collect();
+    format!(
+        r#"{{"metadata":{{"total_size":8}},"weight_map":{{{}}}}}"#,
+        pairs.join(",")
+    )
+    .into()
 }
 
 /// Bytes that pretend to be a file, of any length: what lies after them reads as the file's end.
@@ -82,11 +95,19 @@ impl Source for Memory {
     }
 
     fn identity(&self) -> Result<Identity, SourceError> {
-        Ok(Identity { dev: 1, ino: 1, bytes: self.said_bytes, mtime_ns: 0, ctime_ns: 0 })
+        Ok(Identity {
+            dev: 1,
+            ino: 1,
+            bytes: self.said_bytes,
+            mtime_ns: 0,
+            ctime_ns: 0,
+        })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, SourceError> {
-        let rest = usize::try_from(offset).ok().and_then(|at| self.bytes.get(at..));
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.bytes.get(at..));
         let rest = rest.unwrap_or_default();
         let n = rest.len().min(buf.len());
         buf[..n].copy_from_slice(&rest[..n]);
@@ -104,7 +125,10 @@ pub(crate) fn set(files: &[(&str, Vec<u8>)]) -> Vec<(FileName, Arc<dyn Source>)>
         .iter()
         .map(|(name, bytes)| {
             let said_bytes = bytes.len() as u64;
-            let source = Memory { bytes: bytes.clone(), said_bytes };
+            let source = Memory {
+                bytes: bytes.clone(),
+                said_bytes,
+            };
             let name = FileName::new(*name).expect("a test's file has a name");
             (name, Arc::new(source) as Arc<dyn Source>)
         })

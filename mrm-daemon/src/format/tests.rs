@@ -34,7 +34,11 @@ fn assert_refused(error: &FormatError, code: ErrorCode, words: &[&str]) {
 
 #[track_caller]
 fn assert_header(bytes: Vec<u8>, code: ErrorCode, words: &[&str]) {
-    assert_refused(&refusal(&[(FILE, bytes)]), code, &[&["`m.safetensors`"], words].concat());
+    assert_refused(
+        &refusal(&[(FILE, bytes)]),
+        code,
+        &[&["`m.safetensors`"], words].concat(),
+    );
 }
 
 fn tensor(fields: &str) -> String {
@@ -52,9 +56,15 @@ fn one_file_is_described() {
     let header_bytes = 8 + builder.header().len() as u64;
     let layout = inspect(&set(&[(FILE, image.clone())])).expect("a good file");
     let table = Table::parse(&layout.table).expect("own table");
-    assert_eq!((layout.kind, table.kind()), (ModelKind::Safetensors, ModelKind::Safetensors));
-    let tensors: Vec<_> =
-        table.iter().map(|t| t.expect("whole")).map(|t| (t.name, t.offset, t.bytes)).collect();
+    assert_eq!(
+        (layout.kind, table.kind()),
+        (ModelKind::Safetensors, ModelKind::Safetensors)
+    );
+    let tensors: Vec<_> = table
+        .iter()
+        .map(|t| t.expect("whole"))
+        .map(|t| (t.name, t.offset, t.bytes))
+        .collect();
     assert_eq!(
         tensors,
         [
@@ -75,7 +85,10 @@ fn one_file_is_described() {
 
 #[test]
 fn what_the_reference_accepts_is_accepted() {
-    let padded = format!("{}   ", Builder::default().tensor("w", DType::U8, &[1]).header());
+    let padded = format!(
+        "{}   ",
+        Builder::default().tensor("w", DType::U8, &[1]).header()
+    );
     let extra = r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"note":[1,{"x":2}]}}"#;
     let unsorted = r#"{"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},
         "a":{"data_offsets":[0,1],"shape":[1],"dtype":"U8"}}"#;
@@ -100,7 +113,11 @@ fn any_other_file_is_opaque() {
     assert_eq!(table.segment_names(), ["model.gguf"]);
     assert_eq!(layout.files[0].check, None);
     let empty = refusal(&[("model.gguf", vec![])]);
-    assert_refused(&empty, ErrorCode::EmptyFile, &["`model.gguf`", "write it anew"]);
+    assert_refused(
+        &empty,
+        ErrorCode::EmptyFile,
+        &["`model.gguf`", "write it anew"],
+    );
 }
 
 #[test]
@@ -121,19 +138,31 @@ fn lengths_of_zero_and_gigantic_ones_are_refused() {
     for length in [0, SAFETENSORS_HEADER_BYTES_MAX + 1, u64::MAX] {
         let mut bytes = length.to_le_bytes().to_vec();
         bytes.extend_from_slice(b"{}");
-        assert_header(bytes, ErrorCode::HeaderLength, &["header is said to have", "download"]);
+        assert_header(
+            bytes,
+            ErrorCode::HeaderLength,
+            &["header is said to have", "download"],
+        );
     }
     // Said to be just within the bound, by a file that is too short for it: nothing is allocated.
     let mut bytes = SAFETENSORS_HEADER_BYTES_MAX.to_le_bytes().to_vec();
     bytes.extend_from_slice(b"{}");
-    assert_header(bytes, ErrorCode::HeaderTruncated, &["10 bytes", "cut short"]);
+    assert_header(
+        bytes,
+        ErrorCode::HeaderTruncated,
+        &["10 bytes", "cut short"],
+    );
 }
 
 #[test]
 fn overlong_files_are_refused() {
     let mut bytes = one_tensor("w");
     bytes.push(0);
-    assert_header(bytes, ErrorCode::TensorOutOfBounds, &["take 4 bytes", "file has 5"]);
+    assert_header(
+        bytes,
+        ErrorCode::TensorOutOfBounds,
+        &["take 4 bytes", "file has 5"],
+    );
 }
 
 #[test]
@@ -146,18 +175,33 @@ fn malformed_headers_are_refused() {
         ("{}x", "trailing"),
         (r#"{"w":1}"#, "invalid type"),
         (&tensor(r#""shape":[1],"data_offsets":[0,1]"#), "no `dtype`"),
-        (&tensor(r#""dtype":"U8","data_offsets":[0,1]"#), "no `shape`"),
+        (
+            &tensor(r#""dtype":"U8","data_offsets":[0,1]"#),
+            "no `shape`",
+        ),
         (&tensor(r#""dtype":"U8","shape":[1]"#), "no `data_offsets`"),
         (&tensor(&good.replace("[1]", "[1.0]")), "floating point"),
         (&tensor(&good.replace("[1]", "[-1]")), "integer"),
-        (&tensor(&good.replace("[1]", "[18446744073709551616]")), "floating point"),
+        (
+            &tensor(&good.replace("[1]", "[18446744073709551616]")),
+            "floating point",
+        ),
         (&tensor(&good.replace("[0,1]", "[0,1,2]")), "trailing"),
         (&tensor(&good.replace("[0,1]", "[1,0]")), "before it begins"),
-        (&tensor(&format!("{good},\"shape\":[1]")), "`shape` is twice"),
-        (&tensor(&format!("{good},\"dtype\":\"U8\"")), "`dtype` is twice"),
+        (
+            &tensor(&format!("{good},\"shape\":[1]")),
+            "`shape` is twice",
+        ),
+        (
+            &tensor(&format!("{good},\"dtype\":\"U8\"")),
+            "`dtype` is twice",
+        ),
         (r#"{"__metadata__":{"a":1}}"#, "invalid type"),
         (r#"{"__metadata__":{"a":"1","a":"2"}}"#, "\"a\" twice"),
-        (r#"{"__metadata__":{},"__metadata__":{}}"#, "`__metadata__` is there twice"),
+        (
+            r#"{"__metadata__":{},"__metadata__":{}}"#,
+            "`__metadata__` is there twice",
+        ),
         ("{\"\u{0}\":{}}", "control character"),
     ] {
         let words = [reason, "write the file anew"];
@@ -178,16 +222,26 @@ fn deep_headers_are_refused_without_recursion() {
         format!("{{\"w\":{}", "{\"a\":".repeat(1_000_000)),
     ] {
         let bytes = image(&header, 0);
-        assert_header(bytes, ErrorCode::HeaderTooDeep, &["deeper than 8", "write the file anew"]);
+        assert_header(
+            bytes,
+            ErrorCode::HeaderTooDeep,
+            &["deeper than 8", "write the file anew"],
+        );
     }
 }
 
 #[test]
 fn duplicate_tensors_are_refused() {
     let one = r#""w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}"#;
-    let escaped = one.replace("\"w\"", "\"\\u0077\"").replace("[0,1]", "[1,2]");
+    let escaped = one
+        .replace("\"w\"", "\"\\u0077\"")
+        .replace("[0,1]", "[1,2]");
     let bytes = image(&format!("{{{one},{escaped}}}"), 2);
-    assert_header(bytes, ErrorCode::DuplicateTensor, &["\"w\"", "write the file anew"]);
+    assert_header(
+        bytes,
+        ErrorCode::DuplicateTensor,
+        &["\"w\"", "write the file anew"],
+    );
 }
 
 #[test]
@@ -217,9 +271,15 @@ fn tensors_that_overlap_or_leave_holes_are_refused() {
 #[test]
 fn tensors_outside_the_file_are_refused() {
     let header = tensor(r#""dtype":"U8","shape":[100],"data_offsets":[0,100]"#);
-    assert_header(image(&header, 10), ErrorCode::TensorOutOfBounds, &["\"w\"", "cut short"]);
+    assert_header(
+        image(&header, 10),
+        ErrorCode::TensorOutOfBounds,
+        &["\"w\"", "cut short"],
+    );
     let far = u64::MAX;
-    let header = tensor(&format!(r#""dtype":"U8","shape":[{far}],"data_offsets":[0,{far}]"#));
+    let header = tensor(&format!(
+        r#""dtype":"U8","shape":[{far}],"data_offsets":[0,{far}]"#
+    ));
     assert_header(image(&header, 10), ErrorCode::TensorOverflow, &["\"w\""]);
 }
 
@@ -233,26 +293,46 @@ fn shapes_that_disagree_with_their_range_are_refused() {
         ("F64", "[4611686018427387904]", ErrorCode::TensorOverflow),
     ] {
         let fields = format!(r#""dtype":"{dtype}","shape":{shape},"data_offsets":[0,4]"#);
-        assert_header(image(&tensor(&fields), 4), code, &["\"w\"", "write the file anew"]);
+        assert_header(
+            image(&tensor(&fields), 4),
+            code,
+            &["\"w\"", "write the file anew"],
+        );
     }
 }
 
 #[test]
 fn unknown_types_are_refused() {
     let header = tensor(r#""dtype":"F128","shape":[1],"data_offsets":[0,16]"#);
-    assert_header(image(&header, 16), ErrorCode::UnknownDtype, &["\"F128\"", "newer mrmd"]);
+    assert_header(
+        image(&header, 16),
+        ErrorCode::UnknownDtype,
+        &["\"F128\"", "newer mrmd"],
+    );
 }
 
 #[test]
 fn what_exceeds_a_bound_is_refused() {
     let ones = vec!["1"; 65].join(",");
-    let rank = tensor(&format!(r#""dtype":"U8","shape":[{ones}],"data_offsets":[0,1]"#));
+    let rank = tensor(&format!(
+        r#""dtype":"U8","shape":[{ones}],"data_offsets":[0,1]"#
+    ));
     let name = "n".repeat(TENSOR_NAME_BYTES_MAX + 1);
     let name = Builder::default().tensor(&name, DType::U8, &[1]).header();
-    let pairs: Vec<_> = (0..=METADATA_PAIRS_MAX).map(|i| format!("\"{i}\":\"\"")).collect();
+    let pairs: Vec<_> = (0..=METADATA_PAIRS_MAX)
+        .map(|i| format!("\"{i}\":\"\""))
+        .collect();
     let metadata = format!("{{\"__metadata__\":{{{}}}}}", pairs.join(","));
-    for (header, what) in [(&rank, "dimensions"), (&name, "name"), (&metadata, "metadata")] {
-        assert_header(image(header, 1), ErrorCode::TooManyTensors, &[what, "split the model"]);
+    for (header, what) in [
+        (&rank, "dimensions"),
+        (&name, "name"),
+        (&metadata, "metadata"),
+    ] {
+        assert_header(
+            image(header, 1),
+            ErrorCode::TooManyTensors,
+            &[what, "split the model"],
+        );
     }
 }
 
@@ -270,20 +350,43 @@ fn long_names_are_cut_in_messages() {
 fn shards_are_described_in_order_of_their_names() {
     let files = [
         ("b.safetensors", one_tensor("x")),
-        (INDEX, index(&[("x", "b.safetensors"), ("y", "a.safetensors")])),
-        ("a.safetensors", Builder::default().metadata(&[("k", "v")]).tensor("y", DType::F32, &[1]).image()),
+        (
+            INDEX,
+            index(&[("x", "b.safetensors"), ("y", "a.safetensors")]),
+        ),
+        (
+            "a.safetensors",
+            Builder::default()
+                .metadata(&[("k", "v")])
+                .tensor("y", DType::F32, &[1])
+                .image(),
+        ),
     ];
     let layout = inspect(&set(&files)).expect("a good set");
     let table = Table::parse(&layout.table).expect("own table");
     let order = ["a.safetensors", "b.safetensors", INDEX];
     assert_eq!(table.segment_names(), order);
-    assert_eq!(layout.files.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), order);
-    assert_eq!(layout.files.iter().map(|f| f.position).collect::<Vec<_>>(), [2, 0, 1]);
+    assert_eq!(
+        layout
+            .files
+            .iter()
+            .map(|f| f.name.as_str())
+            .collect::<Vec<_>>(),
+        order
+    );
+    assert_eq!(
+        layout.files.iter().map(|f| f.position).collect::<Vec<_>>(),
+        [2, 0, 1]
+    );
     assert_eq!(table.find("x").map(|t| t.segment), Some(1));
     assert_eq!(table.find("y").map(|t| t.segment), Some(0));
     assert_eq!(table.metadata(), [("k", "v")]);
     for file in &layout.files {
-        assert!(file.check.expect("each was parsed").holds(&files[file.position].1));
+        assert!(
+            file.check
+                .expect("each was parsed")
+                .holds(&files[file.position].1)
+        );
     }
 }
 
@@ -291,14 +394,28 @@ fn shards_are_described_in_order_of_their_names() {
 fn sets_that_are_no_model_are_refused() {
     let shard = || one_tensor("w");
     let map = || index(&[("w", FILE)]);
-    let many: Vec<_> = (0..=SEGMENTS_PER_MODEL_MAX).map(|_| ("x", vec![1])).collect();
+    let many: Vec<_> = (0..=SEGMENTS_PER_MODEL_MAX)
+        .map(|_| ("x", vec![1]))
+        .collect();
     for (files, word) in [
         (vec![], "no file was given"),
-        (vec![("a.safetensors", shard()), ("b.safetensors", shard())], "without an index"),
-        (vec![("a", shard()), ("a", shard())], "two files are called `a`"),
+        (
+            vec![("a.safetensors", shard()), ("b.safetensors", shard())],
+            "without an index",
+        ),
+        (
+            vec![("a", shard()), ("a", shard())],
+            "two files are called `a`",
+        ),
         (vec![(INDEX, map()), (INDEX, map())], "two files are called"),
-        (vec![(INDEX, map()), ("o.safetensors.index.json", map())], "both an index"),
-        (vec![(INDEX, map()), (FILE, shard()), ("extra", shard())], "`extra`"),
+        (
+            vec![(INDEX, map()), ("o.safetensors.index.json", map())],
+            "both an index",
+        ),
+        (
+            vec![(INDEX, map()), (FILE, shard()), ("extra", shard())],
+            "`extra`",
+        ),
         (many, "251 files"),
     ] {
         assert_refused(&refusal(&files), ErrorCode::BadFileSet, &[word, "pass one"]);
@@ -312,16 +429,36 @@ fn indexes_that_do_not_fit_their_shards_are_refused() {
     let map = |pairs: &[(&str, &str)]| (INDEX, index(pairs));
     let both = [("x", "a.safetensors"), ("y", "b.safetensors")];
     for (files, code, word) in [
-        (vec![map(&both), a()], ErrorCode::ShardMissing, "`b.safetensors` is not there"),
-        (vec![map(&both)], ErrorCode::ShardMissing, "`a.safetensors` is not there"),
-        (vec![map(&both[..1]), a(), a()], ErrorCode::ShardMismatch, "given twice"),
-        (vec![map(&both), a(), b()], ErrorCode::ShardMismatch, "\"x\" is in `b.safetensors`"),
+        (
+            vec![map(&both), a()],
+            ErrorCode::ShardMissing,
+            "`b.safetensors` is not there",
+        ),
+        (
+            vec![map(&both)],
+            ErrorCode::ShardMissing,
+            "`a.safetensors` is not there",
+        ),
+        (
+            vec![map(&both[..1]), a(), a()],
+            ErrorCode::ShardMismatch,
+            "given twice",
+        ),
+        (
+            vec![map(&both), a(), b()],
+            ErrorCode::ShardMismatch,
+            "\"x\" is in `b.safetensors`",
+        ),
         (
             vec![map(&[("x", "a.safetensors"), ("y", "a.safetensors")]), a()],
             ErrorCode::ShardMismatch,
             "\"y\" should be in `a.safetensors`",
         ),
-        (vec![map(&[("z", "a.safetensors")]), a()], ErrorCode::ShardMismatch, "\"x\" is in"),
+        (
+            vec![map(&[("z", "a.safetensors")]), a()],
+            ErrorCode::ShardMismatch,
+            "\"x\" is in",
+        ),
     ] {
         assert_refused(&refusal(&files), code, &[INDEX, word]);
     }
@@ -329,9 +466,19 @@ fn indexes_that_do_not_fit_their_shards_are_refused() {
 
 #[test]
 fn shards_outside_the_directory_are_refused() {
-    for shard in ["../a.safetensors", "/etc/passwd", "..", ".", "sub/a.safetensors"] {
+    for shard in [
+        "../a.safetensors",
+        "/etc/passwd",
+        "..",
+        ".",
+        "sub/a.safetensors",
+    ] {
         let error = refusal(&[(INDEX, index(&[("w", shard)]))]);
-        assert_refused(&error, ErrorCode::ShardOutside, &[INDEX, shard, "beside the index"]);
+        assert_refused(
+            &error,
+            ErrorCode::ShardOutside,
+            &[INDEX, shard, "beside the index"],
+        );
     }
 }
 
@@ -359,15 +506,24 @@ fn malformed_indexes_are_refused() {
     let text = br#"{"weight_map":{"w":"a","w":"b"}}"#;
     let error = refusal(&[(INDEX, text.to_vec())]);
     assert_refused(&error, ErrorCode::DuplicateTensor, &[INDEX, "\"w\" twice"]);
-    let shards: Vec<_> = (0..SEGMENTS_PER_MODEL_MAX).map(|i| format!("\"{i}\":\"{i}\"")).collect();
+    let shards: Vec<_> = (0..SEGMENTS_PER_MODEL_MAX)
+        .map(|i| format!("\"{i}\":\"{i}\""))
+        .collect();
     let text = format!("{{\"weight_map\":{{{}}}}}", shards.join(","));
     let error = refusal(&[(INDEX, text.into_bytes())]);
-    assert_refused(&error, ErrorCode::TooManyTensors, &[INDEX, "249 shards", "fewer shards"]);
+    assert_refused(
+        &error,
+        ErrorCode::TooManyTensors,
+        &[INDEX, "249 shards", "fewer shards"],
+    );
 }
 
 #[test]
 fn gigantic_indexes_are_refused_unread() {
-    let source = Memory { bytes: vec![], said_bytes: INDEX_BYTES_MAX + 1 };
+    let source = Memory {
+        bytes: vec![],
+        said_bytes: INDEX_BYTES_MAX + 1,
+    };
     let name = FileName::new(INDEX).expect("a name");
     let error = inspect(&[(name, Arc::new(source) as Arc<dyn Source>)]).expect_err("too long");
     assert_refused(&error, ErrorCode::IndexMalformed, &[INDEX, "are allowed"]);
@@ -377,9 +533,16 @@ fn gigantic_indexes_are_refused_unread() {
 fn a_file_that_shrinks_while_its_header_is_read_has_changed() {
     let bytes = one_tensor("w");
     for cut in [0, 4, 20] {
-        let source = Memory { bytes: bytes[..cut].to_vec(), said_bytes: bytes.len() as u64 };
+        let source = Memory {
+            bytes: bytes[..cut].to_vec(),
+            said_bytes: bytes.len() as u64,
+        };
         let name = FileName::new(FILE).expect("a name");
         let error = inspect(&[(name, Arc::new(source) as Arc<dyn Source>)]).expect_err("shrank");
-        assert_refused(&error, ErrorCode::SourceChanged, &["changed while it was read"]);
+        assert_refused(
+            &error,
+            ErrorCode::SourceChanged,
+            &["changed while it was read"],
+        );
     }
 }

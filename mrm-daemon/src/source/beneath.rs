@@ -7,8 +7,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 /// Flags of every open here: none may block, change a terminal, or outlive an `exec`.
-const OPEN: OFlags =
-    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+const OPEN: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOCTTY);
 /// `openat2` gives up with `EAGAIN` when a rename races with it.
 const RETRIES_MAX: u32 = 16;
 
@@ -38,11 +40,19 @@ impl RootDir {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let name = path.display().to_string();
         match open(path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
-            Err(Errno::NOENT) => {
-                Err(SourceError::Missing { name, root: path.parent().unwrap_or(path).to_owned() })
-            }
-            Err(errno) => Err(SourceError::Unreadable { name, action: "open root", errno }),
+            Ok(fd) => Ok(Self {
+                fd,
+                path: path.to_owned(),
+            }),
+            Err(Errno::NOENT) => Err(SourceError::Missing {
+                name,
+                root: path.parent().unwrap_or(path).to_owned(),
+            }),
+            Err(errno) => Err(SourceError::Unreadable {
+                name,
+                action: "open root",
+                errno,
+            }),
         }
     }
 
@@ -60,7 +70,9 @@ impl RootDir {
         let (fd, resolution) = self.open_beneath(rel, OPEN)?;
         let opened = self.regular(&fd, rel)?;
         if (seen.st_dev, seen.st_ino) != (opened.st_dev, opened.st_ino) {
-            return Err(SourceError::Changed { name: rel.display().to_string() });
+            return Err(SourceError::Changed {
+                name: rel.display().to_string(),
+            });
         }
         Ok((fd, resolution))
     }
@@ -70,8 +82,13 @@ impl RootDir {
     /// # Errors
     /// When it is no directory, not there, outside, or may not be read.
     pub fn open_dir(&self, rel: &Path) -> Result<OwnedFd, SourceError> {
-        let rel = if rel.as_os_str().is_empty() { Path::new(".") } else { rel };
-        self.open_beneath(rel, OPEN | OFlags::DIRECTORY).map(|(fd, _)| fd)
+        let rel = if rel.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            rel
+        };
+        self.open_beneath(rel, OPEN | OFlags::DIRECTORY)
+            .map(|(fd, _)| fd)
     }
 
     /// What `rel` is, with links followed as far as they stay below the root.
@@ -79,7 +96,11 @@ impl RootDir {
     /// # Errors
     /// As [`open_dir`](Self::open_dir).
     pub fn file_type(&self, rel: &Path) -> Result<FileType, SourceError> {
-        let rel = if rel.as_os_str().is_empty() { Path::new(".") } else { rel };
+        let rel = if rel.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            rel
+        };
         let (fd, _) = self.open_beneath(rel, OFlags::PATH | OFlags::CLOEXEC)?;
         let stat = fstat(&fd).map_err(|errno| self.failed(rel, "stat", errno))?;
         Ok(FileType::from_raw_mode(stat.st_mode))
@@ -87,13 +108,14 @@ impl RootDir {
 
     fn regular(&self, fd: &OwnedFd, rel: &Path) -> Result<Stat, SourceError> {
         let stat = fstat(fd).map_err(|errno| self.failed(rel, "stat", errno))?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok(stat),
-            other => {
-                let name = rel.display().to_string();
-                Err(SourceError::NotRegular { name, kind: kind_name(other) })
-            }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::RegularFile {
+            return Ok(stat);
         }
+        Err(SourceError::NotRegular {
+            name: rel.display().to_string(),
+            kind: kind_name(kind),
+        })
     }
 
     fn open_beneath(
@@ -105,11 +127,12 @@ impl RootDir {
         for _ in 0..RETRIES_MAX {
             match openat2(&self.fd, rel, flags, Mode::empty(), resolve) {
                 Ok(fd) => return Ok((fd, Resolution::Kernel)),
-                Err(Errno::AGAIN) if !flags.contains(OFlags::NONBLOCK) => {}
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 // Kernels before 5.6, and sandboxes that do not know the call.
                 Err(Errno::NOSYS) => {
-                    return self.open_walked(rel, flags).map(|fd| (fd, Resolution::Walked));
+                    return self
+                        .open_walked(rel, flags)
+                        .map(|fd| (fd, Resolution::Walked));
                 }
                 Err(errno) => return Err(self.failed(rel, "open", errno)),
             }
@@ -129,9 +152,8 @@ impl RootDir {
         }
         let real = |path: &Path| {
             let error = |e: std::io::Error| {
-                Errno::from_io_error(&e).map_or_else(outside, |errno| {
-                    self.failed(rel, "resolve", errno)
-                })
+                Errno::from_io_error(&e)
+                    .map_or_else(outside, |errno| self.failed(rel, "resolve", errno))
             };
             path.canonicalize().map_err(error)
         };
@@ -143,15 +165,29 @@ impl RootDir {
             .map_err(|errno| self.failed(rel, "open", errno))?;
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
         let opened = std::fs::read_link(link).map_err(|_| outside())?;
-        if opened.starts_with(&root) { Ok(fd) } else { Err(outside()) }
+        if opened.starts_with(&root) {
+            Ok(fd)
+        } else {
+            Err(outside())
+        }
     }
 
     fn failed(&self, rel: &Path, action: &'static str, errno: Errno) -> SourceError {
         let name = rel.display().to_string();
         match errno {
-            Errno::NOENT | Errno::NOTDIR => SourceError::Missing { name, root: self.path.clone() },
-            Errno::XDEV => SourceError::OutsideRoot { name, root: self.path.clone() },
-            errno => SourceError::Unreadable { name, action, errno },
+            Errno::NOENT | Errno::NOTDIR => SourceError::Missing {
+                name,
+                root: self.path.clone(),
+            },
+            Errno::XDEV => SourceError::OutsideRoot {
+                name,
+                root: self.path.clone(),
+            },
+            errno => SourceError::Unreadable {
+                name,
+                action,
+                errno,
+            },
         }
     }
 }

@@ -30,7 +30,11 @@ impl FileSource {
     /// The same.
     pub fn beneath(root: &RootDir, rel: &Path) -> Result<Self, SourceError> {
         let (fd, resolution) = root.open_file(rel)?;
-        Ok(Self { fd, label: root.path().join(rel).display().to_string(), resolution })
+        Ok(Self {
+            fd,
+            label: root.path().join(rel).display().to_string(),
+            resolution,
+        })
     }
 
     /// Takes a descriptor that a client opened; `label` is what messages call it. Asks only what
@@ -40,7 +44,11 @@ impl FileSource {
     /// When it is not open for reading, not a regular file, or on a filesystem that could hang.
     pub fn foreign(fd: OwnedFd, label: &str) -> Result<Self, SourceError> {
         let name = || label.to_owned();
-        let failed = |action, errno| SourceError::Unreadable { name: name(), action, errno };
+        let failed = |action, errno| SourceError::Unreadable {
+            name: name(),
+            action,
+            errno,
+        };
         let flags = fcntl_getfl(&fd).map_err(|errno| failed("ask about", errno))?;
         let how = if flags.contains(OFlags::PATH) {
             Some("as a path only (O_PATH)")
@@ -54,18 +62,32 @@ impl FileSource {
         if let Some(how) = how {
             return Err(SourceError::NotReadable { name: name(), how });
         }
-        match filesystem::file_type(fd.as_fd()).map_err(|errno| failed("stat", errno))? {
-            FileType::RegularFile => {}
-            other => return Err(SourceError::NotRegular { name: name(), kind: kind_name(other) }),
-        }
-        match filesystem::check(fd.as_fd()).map_err(|errno| failed("statfs", errno))? {
-            Ok(()) => Ok(Self { fd, label: name(), resolution: Resolution::Kernel }),
-            Err(refused) => Err(SourceError::Filesystem {
+        let kind = filesystem::file_type(fd.as_fd());
+        if let Ok(kind) = kind
+            && kind != FileType::RegularFile
+        {
+            return Err(SourceError::NotRegular {
                 name: name(),
-                filesystem: refused.name,
-                magic: refused.magic,
-            }),
+                kind: kind_name(kind),
+            });
         }
+        // FUSE refuses even a stat to whom its owner did not let in, so it comes before the error.
+        let verdict = filesystem::check(fd.as_fd())
+            .map_err(|errno| failed("ask the filesystem of", errno))?;
+        if let Err(refused) = verdict {
+            let (filesystem, magic) = (refused.name, refused.magic);
+            return Err(SourceError::Filesystem {
+                name: name(),
+                filesystem,
+                magic,
+            });
+        }
+        kind.map_err(|errno| failed("stat", errno))?;
+        Ok(Self {
+            fd,
+            label: name(),
+            resolution: Resolution::Kernel,
+        })
     }
 
     /// Who made sure that the path stayed below its root.
@@ -75,7 +97,11 @@ impl FileSource {
     }
 
     fn failed(&self, action: &'static str, errno: Errno) -> SourceError {
-        SourceError::Unreadable { name: self.label.clone(), action, errno }
+        SourceError::Unreadable {
+            name: self.label.clone(),
+            action,
+            errno,
+        }
     }
 }
 

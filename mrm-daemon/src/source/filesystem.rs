@@ -70,7 +70,10 @@ pub(super) fn check(fd: BorrowedFd<'_>) -> Result<Result<(), Refused>, Errno> {
     // Even statfs(2) asks the owner of a FUSE filesystem. The kernel lists its FUSE connections by
     // device number, and a stat that may be answered from memory gives that number.
     if fuse_by_device(fd)? {
-        return Ok(Err(Refused { name: "FUSE", magic: FUSE_MAGIC }));
+        return Ok(Err(Refused {
+            name: "FUSE",
+            magic: FUSE_MAGIC,
+        }));
     }
     Ok(verdict(magic_of(fd)?))
 }
@@ -80,7 +83,10 @@ fn verdict(magic: u64) -> Result<(), Refused> {
         return Ok(());
     }
     let known = REFUSED.iter().find(|&&(refused, _)| refused == magic);
-    Err(Refused { name: known.map_or("an unknown filesystem", |&(_, name)| name), magic })
+    Err(Refused {
+        name: known.map_or("an unknown filesystem", |&(_, name)| name),
+        magic,
+    })
 }
 
 fn magic_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
@@ -90,9 +96,28 @@ fn magic_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
 }
 
 fn fuse_by_device(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let Some(stat) = stat_from_memory(fd)? else { return Ok(false) };
-    let listed = || Path::new(&format!("/sys/fs/fuse/connections/{}", stat.stx_dev_minor)).exists();
-    Ok(stat.stx_dev_major == 0 && listed())
+    let stat = match stat_from_memory(fd) {
+        Ok(Some(stat)) => stat,
+        // Whom FUSE does not even let stat, it answers statfs(2) without asking its owner.
+        Ok(None) | Err(Errno::ACCESS) => return Ok(false),
+        Err(errno) => return Err(errno),
+    };
+    let (major, minor) = (stat.stx_dev_major, stat.stx_dev_minor);
+    if Path::new(&format!("/sys/fs/fuse/connections/{minor}")).exists() && major == 0 {
+        return Ok(true);
+    }
+    // That list has to be mounted. Without it, the mounts that we can see have to do.
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    Ok(major == 0 && mounted_as_fuse(&mounts(), &format!("{major}:{minor}")))
+}
+
+/// Whether `mountinfo`, as in `proc_pid_mountinfo(5)`, has `device` as FUSE.
+fn mounted_as_fuse(mountinfo: &str, device: &str) -> bool {
+    mountinfo.lines().any(|line| {
+        let is_it = line.split(' ').nth(2) == Some(device);
+        let kind = line.split_once(" - ").map_or("", |(_, rest)| rest);
+        is_it && kind.starts_with("fuse")
+    })
 }
 
 /// `None` where the kernel has no such call.
@@ -111,11 +136,24 @@ mod tests {
 
     #[test]
     fn what_an_unprivileged_owner_can_make_hang_is_refused_by_name() {
-        for (magic, name) in [(FUSE_MAGIC, "FUSE"), (0x0102_1997, "9p"), (0xFF53_4D42, "cifs")] {
+        for (magic, name) in [
+            (FUSE_MAGIC, "FUSE"),
+            (0x0102_1997, "9p"),
+            (0xFF53_4D42, "cifs"),
+        ] {
             assert_eq!(verdict(magic), Err(Refused { name, magic }));
         }
         let unknown = verdict(0x1234).expect_err("not on the list");
         assert_eq!(unknown.name, "an unknown filesystem");
+    }
+
+    #[test]
+    fn fuse_is_found_among_the_mounts() {
+        let text = "29 1 0:39 / /mnt/x\\040y rw,relatime shared:1 - fuse.sshfs s rw,user_id=0\n\
+                    30 1 0:40 / /tmp rw - tmpfs fuse rw\n\
+                    damaged line";
+        assert!(mounted_as_fuse(text, "0:39"));
+        assert!(!mounted_as_fuse(text, "0:40") && !mounted_as_fuse(text, "0:3"));
     }
 
     #[test]

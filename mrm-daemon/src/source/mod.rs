@@ -80,7 +80,11 @@ pub trait Source: Send + Sync {
         let mut done = 0;
         while done < buf.len() {
             match self.read_at(offset.saturating_add(done as u64), &mut buf[done..])? {
-                0 => return Err(SourceError::Changed { name: self.label().to_owned() }),
+                0 => {
+                    return Err(SourceError::Changed {
+                        name: self.label().to_owned(),
+                    });
+                }
                 n => done += n,
             }
         }

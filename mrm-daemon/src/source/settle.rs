@@ -34,8 +34,14 @@ pub fn settle(sources: &[&dyn Source]) -> Result<Vec<Identity>, SourceError> {
         known = fresh;
     }
     let now_ns = now_ns();
-    match sources.iter().zip(&known).find(|(_, identity)| !is_old(identity, now_ns)) {
-        Some((source, _)) => Err(SourceError::Changed { name: source.label().to_owned() }),
+    match sources
+        .iter()
+        .zip(&known)
+        .find(|(_, identity)| !is_old(identity, now_ns))
+    {
+        Some((source, _)) => Err(SourceError::Changed {
+            name: source.label().to_owned(),
+        }),
         None => Ok(known),
     }
 }
@@ -49,6 +55,8 @@ fn is_old(identity: &Identity, now_ns: i128) -> bool {
 }
 
 fn now_ns() -> i128 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i128::try_from(since.as_nanos()).unwrap_or(i128::MAX)
 }

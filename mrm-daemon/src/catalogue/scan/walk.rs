@@ -40,12 +40,23 @@ impl Walk {
 
     /// Adds a model. The first of a name counts, as it does for an open.
     pub(super) fn add(&mut self, name: ModelName, path: PathBuf, entry: bool) {
-        self.models.entry(name.clone()).or_insert(Scanned { name, path, entry });
+        self.models
+            .entry(name.clone())
+            .or_insert(Scanned { name, path, entry });
     }
 
     pub(super) fn finish(self) -> Scan {
-        let Self { models, cuts, cuts_unlisted, .. } = self;
-        Scan { models: models.into_values().collect(), cuts, cuts_unlisted }
+        let Self {
+            models,
+            cuts,
+            cuts_unlisted,
+            ..
+        } = self;
+        Scan {
+            models: models.into_values().collect(),
+            cuts,
+            cuts_unlisted,
+        }
     }
 
     /// Adds what is below `root`.
@@ -54,10 +65,20 @@ impl Walk {
             Ok(dir) => dir,
             Err(error) => return self.unreadable(&root.path, &error),
         };
-        let mut below = Below { walk: self, root, dir, pending: Vec::new() };
-        below.pending.push(Pending { rel: PathBuf::new(), depth: 0 });
+        let mut below = Below {
+            walk: self,
+            root,
+            dir,
+            pending: Vec::new(),
+        };
+        below.pending.push(Pending {
+            rel: PathBuf::new(),
+            depth: 0,
+        });
         while !below.walk.is_over {
-            let Some(next) = below.pending.pop() else { break };
+            let Some(next) = below.pending.pop() else {
+                break;
+            };
             below.look_into(&next);
         }
     }
@@ -71,7 +92,10 @@ impl Walk {
     }
 
     fn unreadable(&mut self, path: &Path, error: &SourceError) {
-        self.cut(Cut::Unreadable { path: path.to_owned(), reason: error.to_string() });
+        self.cut(Cut::Unreadable {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        });
     }
 }
 
@@ -89,7 +113,9 @@ impl Below<'_> {
             let (path, depth_max) = (self.path(&at.rel), self.walk.bounds.depth_max);
             return self.walk.cut(Cut::Depth { path, depth_max });
         }
-        let Some(listing) = self.list(&at.rel) else { return };
+        let Some(listing) = self.list(&at.rel) else {
+            return;
+        };
         let is_root = at.depth == 0;
         if !is_root && is_model(&listing) {
             self.add(&at.rel, at.rel.to_str());
@@ -108,7 +134,10 @@ impl Below<'_> {
             match kind {
                 FileType::Directory => match hub::repo_name(text) {
                     Some(repo) => self.repository(&rel, &at.rel.join(repo), at.depth),
-                    None => self.pending.push(Pending { rel, depth: at.depth + 1 }),
+                    None => self.pending.push(Pending {
+                        rel,
+                        depth: at.depth + 1,
+                    }),
                 },
                 FileType::RegularFile => self.add(&rel, rel.to_str()),
                 FileType::Symlink | FileType::Unknown => self.follow(rel, at.depth),
@@ -120,7 +149,10 @@ impl Below<'_> {
         }
         if unnameable > 0 {
             let path = self.path(&at.rel);
-            self.walk.cut(Cut::Unnameable { path, files: unnameable });
+            self.walk.cut(Cut::Unnameable {
+                path,
+                files: unnameable,
+            });
         }
     }
 
@@ -133,7 +165,10 @@ impl Below<'_> {
                     self.add(&rel, rel.to_str());
                 }
             }
-            Ok(FileType::Directory) => self.pending.push(Pending { rel, depth: depth + 1 }),
+            Ok(FileType::Directory) => self.pending.push(Pending {
+                rel,
+                depth: depth + 1,
+            }),
             Ok(_) => {}
             Err(error) => {
                 let path = self.path(&rel);
@@ -144,23 +179,35 @@ impl Below<'_> {
 
     fn is_link(&self, rel: &Path) -> bool {
         // Only its own type is asked for; nothing is opened through it.
-        self.path(rel).symlink_metadata().is_ok_and(|meta| meta.file_type().is_symlink())
+        self.path(rel)
+            .symlink_metadata()
+            .is_ok_and(|meta| meta.file_type().is_symlink())
     }
 
     /// A repository of a hub cache: its current revision and each of its snapshots.
     fn repository(&mut self, repo: &Path, name: &Path, depth: usize) {
         let snapshots = repo.join("snapshots");
         let Ok(FileType::Directory) = self.dir.file_type(&snapshots) else {
-            return self.pending.push(Pending { rel: repo.to_owned(), depth: depth + 1 });
+            return self.pending.push(Pending {
+                rel: repo.to_owned(),
+                depth: depth + 1,
+            });
         };
-        let Some(revisions) = self.list(&snapshots) else { return };
+        let Some(revisions) = self.list(&snapshots) else {
+            return;
+        };
         let current = hub::snapshot(&self.dir, repo, None).ok();
         for (revision, _) in revisions.entries {
             let snapshot = snapshots.join(&revision);
-            if !self.list(&snapshot).is_some_and(|listing| is_model(&listing)) {
+            if !self
+                .list(&snapshot)
+                .is_some_and(|listing| is_model(&listing))
+            {
                 continue;
             }
-            let (Some(name), Some(revision)) = (name.to_str(), revision.to_str()) else { continue };
+            let (Some(name), Some(revision)) = (name.to_str(), revision.to_str()) else {
+                continue;
+            };
             self.add(&snapshot, Some(&format!("{name}@{revision}")));
             if current.as_deref() == Some(&snapshot) {
                 self.add(&snapshot, Some(name));

@@ -16,16 +16,24 @@ use std::fmt;
 pub(super) fn parse(text: &str) -> Result<Header, HeaderProblem> {
     let mut problem = None;
     let mut json = serde_json::Deserializer::from_str(text);
-    let parsed = TopLevel { problem: &mut problem }.deserialize(&mut json);
+    let parsed = TopLevel {
+        problem: &mut problem,
+    }
+    .deserialize(&mut json);
     let header = match parsed.and_then(|header| json.end().map(|()| header)) {
         Ok(header) => header,
         Err(e) => return Err(problem.unwrap_or_else(|| malformed(e.to_string()))),
     };
     if let Some(name) = first_twice(header.tensors.iter().map(|tensor| tensor.name.as_str())) {
-        return Err(HeaderProblem::Duplicate { tensor: shorten(name) });
+        return Err(HeaderProblem::Duplicate {
+            tensor: shorten(name),
+        });
     }
     match first_twice(header.metadata.iter().map(|(key, _)| key.as_str())) {
-        Some(key) => Err(malformed(format!("metadata has the key {:?} twice", shorten(key)))),
+        Some(key) => Err(malformed(format!(
+            "metadata has the key {:?} twice",
+            shorten(key)
+        ))),
         None => Ok(header),
     }
 }
@@ -36,7 +44,9 @@ fn first_twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> 
 }
 
 fn malformed(reason: impl AsRef<str>) -> HeaderProblem {
-    HeaderProblem::Malformed { reason: shorten(reason.as_ref()) }
+    HeaderProblem::Malformed {
+        reason: shorten(reason.as_ref()),
+    }
 }
 
 /// Errors of serde carry text only, so a typed problem travels beside them.
@@ -74,7 +84,9 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
                 if metadata.is_some() {
                     return raise(problem, malformed("`__metadata__` is there twice"));
                 }
-                metadata = Some(map.next_value_seed(Metadata { problem: &mut *problem })?);
+                metadata = Some(map.next_value_seed(Metadata {
+                    problem: &mut *problem,
+                })?);
                 continue;
             }
             if header.tensors.len() == TENSORS_PER_MODEL_MAX {
@@ -85,7 +97,10 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
                 let (what, max) = ("bytes in a tensor's name", TENSOR_NAME_BYTES_MAX);
                 return raise(problem, HeaderProblem::TooMany { what, max });
             }
-            let tensor = map.next_value_seed(Tensor { name, problem: &mut *problem })?;
+            let tensor = map.next_value_seed(Tensor {
+                name,
+                problem: &mut *problem,
+            })?;
             header.tensors.push(tensor);
         }
         header.metadata = metadata.unwrap_or_default();
@@ -162,7 +177,9 @@ impl<'de> Visitor<'de> for Tensor<'_> {
                     };
                     dtype.replace(known).is_some()
                 }
-                "shape" => shape.replace(map.next_value_seed(Shape { problem })?).is_some(),
+                "shape" => shape
+                    .replace(map.next_value_seed(Shape { problem })?)
+                    .is_some(),
                 "data_offsets" => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -175,9 +192,13 @@ impl<'de> Visitor<'de> for Tensor<'_> {
             }
         }
         match (dtype, shape, offsets) {
-            (Some(dtype), Some(shape), Some([begin, end])) => {
-                Ok(TensorFact { name, dtype, shape, begin, end })
-            }
+            (Some(dtype), Some(shape), Some([begin, end])) => Ok(TensorFact {
+                name,
+                dtype,
+                shape,
+                begin,
+                end,
+            }),
             (dtype, shape, _) => {
                 let field = match (dtype, shape) {
                     (None, _) => "dtype",

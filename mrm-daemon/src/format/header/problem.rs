@@ -78,7 +78,9 @@ pub enum HeaderProblem {
         data_bytes: u64,
     },
     /// Shape and range disagree.
-    #[error("tensor {tensor:?} needs {needs_bytes} bytes by its shape, its range has {range_bytes}")]
+    #[error(
+        "tensor {tensor:?} needs {needs_bytes} bytes by its shape, its range has {range_bytes}"
+    )]
     Size {
         /// The tensor.
         tensor: String,

@@ -15,10 +15,17 @@ const SHARDS_MAX: usize = SEGMENTS_PER_MODEL_MAX - 1;
 pub(super) fn parse(text: &str) -> Result<Index, IndexProblem> {
     let mut problem = None;
     let mut json = serde_json::Deserializer::from_str(text);
-    let parsed = TopLevel { problem: &mut problem }.deserialize(&mut json);
-    parsed.and_then(|index| json.end().map(|()| index)).map_err(|e| {
-        problem.unwrap_or_else(|| IndexProblem::Malformed { reason: shorten(&e.to_string()) })
-    })
+    let parsed = TopLevel {
+        problem: &mut problem,
+    }
+    .deserialize(&mut json);
+    parsed
+        .and_then(|index| json.end().map(|()| index))
+        .map_err(|e| {
+            problem.unwrap_or_else(|| IndexProblem::Malformed {
+                reason: shorten(&e.to_string()),
+            })
+        })
 }
 
 /// Errors of serde carry text only, so a typed problem travels beside them.
@@ -58,7 +65,9 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
                 let reason = "`weight_map` is there twice".to_owned();
                 return raise(self.problem, IndexProblem::Malformed { reason });
             }
-            index = Some(map.next_value_seed(WeightMap { problem: &mut *self.problem })?);
+            index = Some(map.next_value_seed(WeightMap {
+                problem: &mut *self.problem,
+            })?);
         }
         match index {
             Some(index) => Ok(index),
@@ -114,10 +123,15 @@ impl<'de> Visitor<'de> for WeightMap<'_> {
 
 fn tensor_problem(tensor: &str, known: &HashMap<String, usize>) -> Option<IndexProblem> {
     if known.contains_key(tensor) {
-        return Some(IndexProblem::Duplicate { tensor: shorten(tensor) });
+        return Some(IndexProblem::Duplicate {
+            tensor: shorten(tensor),
+        });
     }
     if known.len() == TENSORS_PER_MODEL_MAX {
-        return Some(IndexProblem::TooMany { what: "tensors", max: TENSORS_PER_MODEL_MAX });
+        return Some(IndexProblem::TooMany {
+            what: "tensors",
+            max: TENSORS_PER_MODEL_MAX,
+        });
     }
     (tensor.len() > TENSOR_NAME_BYTES_MAX).then_some(IndexProblem::TooMany {
         what: "bytes in a tensor's name",
@@ -130,7 +144,9 @@ fn shard_name(text: Cow<'_, str>) -> Result<FileName, IndexProblem> {
     FileName::new(text).map_err(|error| match error {
         NameError::Slash | NameError::NotPlain => IndexProblem::Outside { shard: shown },
         NameError::Empty | NameError::TooLong { .. } | NameError::Control(_) => {
-            IndexProblem::Malformed { reason: format!("the shard name {shown:?}: {error}") }
+            IndexProblem::Malformed {
+                reason: format!("the shard name {shown:?}: {error}"),
+            }
         }
     })
 }
@@ -147,5 +163,8 @@ fn in_order_of_names(
     for shard in tensors.values_mut() {
         *shard = place_of[*shard];
     }
-    Index { shards: numbers.into_keys().collect(), tensors }
+    Index {
+        shards: numbers.into_keys().collect(),
+        tensors,
+    }
 }

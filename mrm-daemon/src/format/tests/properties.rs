@@ -5,19 +5,27 @@ use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
 fn dtypes() -> impl Strategy<Value = DType> {
-    let whole: Vec<_> = DType::ALL.iter().copied().filter(|d| d.bits() >= 8).collect();
+    let whole: Vec<_> = DType::ALL
+        .iter()
+        .copied()
+        .filter(|d| d.bits() >= 8)
+        .collect();
     proptest::sample::select(whole)
 }
 
 /// Tensors in the order of their bytes.
 fn tensors() -> impl Strategy<Value = Vec<(String, DType, Vec<u64>)>> {
-    btree_set("[a-z.\"\\\\é]{1,12}", 0..12).prop_shuffle_names().prop_flat_map(|names| {
-        let shapes = vec((dtypes(), vec(0u64..5, 0..4)), names.len());
-        shapes.prop_map(move |shapes| {
-            let named = names.iter().cloned().zip(shapes);
-            named.map(|(name, (dtype, shape))| (name, dtype, shape)).collect()
+    btree_set("[a-z.\"\\\\é]{1,12}", 0..12)
+        .prop_shuffle_names()
+        .prop_flat_map(|names| {
+            let shapes = vec((dtypes(), vec(0u64..5, 0..4)), names.len());
+            shapes.prop_map(move |shapes| {
+                let named = names.iter().cloned().zip(shapes);
+                named
+                    .map(|(name, (dtype, shape))| (name, dtype, shape))
+                    .collect()
+            })
         })
-    })
 }
 
 trait ShuffleNames: Strategy {
@@ -26,14 +34,17 @@ trait ShuffleNames: Strategy {
 
 impl<S: Strategy<Value = std::collections::BTreeSet<String>>> ShuffleNames for S {
     fn prop_shuffle_names(self) -> impl Strategy<Value = Vec<String>> {
-        self.prop_map(|names| names.into_iter().collect::<Vec<_>>()).prop_shuffle()
+        self.prop_map(|names| names.into_iter().collect::<Vec<_>>())
+            .prop_shuffle()
     }
 }
 
 fn built(tensors: &[(String, DType, Vec<u64>)]) -> Builder {
-    tensors.iter().fold(Builder::default(), |builder, (name, dtype, shape)| {
-        builder.tensor(name, *dtype, shape)
-    })
+    tensors
+        .iter()
+        .fold(Builder::default(), |builder, (name, dtype, shape)| {
+            builder.tensor(name, *dtype, shape)
+        })
 }
 
 /// Either refused with a message, or every tensor lies within its file.
