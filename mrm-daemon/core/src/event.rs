@@ -54,14 +54,14 @@ pub enum Event {
         /// The open to give up.
         target: RequestId,
     },
-    /// The operator asks to drop a model from memory.
+    /// The operator asks to drop a version from memory. One that is not known has nothing there.
     Evict {
         /// Who asks.
         session: SessionId,
         /// What to answer to, once the memory is free.
         request: RequestId,
         /// What to drop.
-        model: ModelId,
+        version: VersionId,
     },
     /// The operator's wishes for a model. Not answered: it always takes effect.
     Configure {

@@ -196,8 +196,8 @@ impl Core {
             Event::Evict {
                 session,
                 request,
-                model,
-            } => self.evict_model(turn, (session, request), model),
+                version,
+            } => self.evict_version(turn, (session, request), version),
             Event::Configure { model, wishes } => self.configure(turn, model, wishes),
             Event::ModelChanged { model } => self.model_changed(turn, model),
             Event::SetLimit { limit } => self.set_limit(limit),

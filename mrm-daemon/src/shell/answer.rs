@@ -269,11 +269,9 @@ impl State {
             ),
         };
         let reply = ErrorReply::new(code, model + &text);
-        match code {
-            // The load goes on.
-            ErrorCode::TimedOut => reply.with_effect(),
-            _ => reply,
-        }
+        // A load that was started for it goes on.
+        let goes_on = code == ErrorCode::TimedOut;
+        if goes_on { reply.with_effect() } else { reply }
     }
 
     fn list_holders(&self, holders: &[Holder]) -> String {

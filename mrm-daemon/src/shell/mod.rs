@@ -285,9 +285,10 @@ impl State {
     /// The events that answers gave rise to.
     fn follow_up(&mut self) {
         while let Some(event) = self.followups.pop_front() {
-            let changed = match event {
-                Event::ModelChanged { model } => Some(model),
-                _ => None,
+            let changed = if let Event::ModelChanged { model } = event {
+                Some(model)
+            } else {
+                None
             };
             self.step(event);
             if let Some(model) = changed {
@@ -375,12 +376,12 @@ impl State {
         let Some(record) = self.sessions.remove(&session) else {
             return;
         };
-        if let Who::Client { peer, .. } = &record.who {
-            if let Some(count) = self.sessions_of_uid.get_mut(&peer.uid) {
-                *count -= 1;
-                if *count == 0 {
-                    self.sessions_of_uid.remove(&peer.uid);
-                }
+        if let Who::Client { peer, .. } = &record.who
+            && let Some(count) = self.sessions_of_uid.get_mut(&peer.uid)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.sessions_of_uid.remove(&peer.uid);
             }
         }
         self.progress_waiters -= record.pending.values().filter(|p| p.progress).count();

@@ -156,10 +156,10 @@ impl Names {
     }
 
     pub(super) fn forget_model(&mut self, model: ModelId) {
-        if let Some(record) = self.models.remove(&model) {
-            if self.by_name.get(&record.name) == Some(&model) {
-                self.by_name.remove(&record.name);
-            }
+        if let Some(record) = self.models.remove(&model)
+            && self.by_name.get(&record.name) == Some(&model)
+        {
+            self.by_name.remove(&record.name);
         }
     }
 
@@ -254,10 +254,10 @@ impl Names {
     }
 
     fn retain_source(&mut self, source: SourceId) {
-        if let Some(key) = self.source_keys.get(&source) {
-            if let Some((_, count)) = self.sources.get_mut(key) {
-                *count += 1;
-            }
+        if let Some(key) = self.source_keys.get(&source)
+            && let Some((_, count)) = self.sources.get_mut(key)
+        {
+            *count += 1;
         }
     }
 

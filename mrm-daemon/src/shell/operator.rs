@@ -258,7 +258,7 @@ impl State {
     }
 
     fn evict(&mut self, name: ModelName, reply: ReplyTo<Evicted>) {
-        let Some(_version) = self.version_named(&name) else {
+        let Some(version) = self.version_named(&name) else {
             let known = self.is_registered(&name);
             let nothing = Evicted {
                 name: name.as_str().to_owned(),
@@ -276,7 +276,7 @@ impl State {
         self.step(Event::Evict {
             session,
             request: THE_REQUEST,
-            model,
+            version,
         });
     }
 
@@ -329,13 +329,17 @@ impl State {
                     (None, Ok(_)) => {}
                 }
             }
-            Waiting::Evict { name, reply } => reply.send(match answer {
-                CoreReply::Evicted { freed } => Ok(Evicted {
-                    name: name.as_str().to_owned(),
-                    freed_bytes: freed.0,
-                }),
-                other => Err(self.operator_error(other, name.as_str())),
-            }),
+            Waiting::Evict { name, reply } => {
+                let outcome = if let CoreReply::Evicted { freed } = answer {
+                    Ok(Evicted {
+                        name: name.as_str().to_owned(),
+                        freed_bytes: freed.0,
+                    })
+                } else {
+                    Err(self.operator_error(answer, name.as_str()))
+                };
+                reply.send(outcome);
+            }
         }
         self.after_answer(&pending);
     }
@@ -348,31 +352,28 @@ impl State {
         answer: CoreReply,
     ) -> Result<Warmed, ErrorReply> {
         let took = pending.began.elapsed();
-        match answer {
-            CoreReply::Opened {
-                version, origin, ..
-            } => {
-                let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                self.record_open(session, pending, origin, took_us);
-                let record = self.names.version_of(version);
-                let parts = record.map_or(&[][..], |record| &record.parts);
-                Ok(Warmed {
-                    name: name.as_str().to_owned(),
-                    origin: match origin {
-                        Origin::Hit => OriginView::Hit,
-                        Origin::Loaded => OriginView::Loaded,
-                        Origin::Joined => OriginView::Joined,
-                    },
-                    bytes: parts.iter().skip(1).map(|part| part.bytes).sum(),
-                    took_ms: took.as_secs_f64() * 1e3,
-                })
-            }
-            other => {
-                let error = self.operator_error(other, name.as_str());
-                self.record_refusal(session, pending, &error);
-                Err(error)
-            }
-        }
+        let CoreReply::Opened {
+            version, origin, ..
+        } = answer
+        else {
+            let error = self.operator_error(answer, name.as_str());
+            self.record_refusal(session, pending, &error);
+            return Err(error);
+        };
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.record_open(session, pending, origin, took_us);
+        let record = self.names.version_of(version);
+        let parts = record.map_or(&[][..], |record| &record.parts);
+        Ok(Warmed {
+            name: name.as_str().to_owned(),
+            origin: match origin {
+                Origin::Hit => OriginView::Hit,
+                Origin::Loaded => OriginView::Loaded,
+                Origin::Joined => OriginView::Joined,
+            },
+            bytes: parts.iter().skip(1).map(|part| part.bytes).sum(),
+            took_ms: took.as_secs_f64() * 1e3,
+        })
     }
 
     fn operator_error(&self, answer: CoreReply, name: &str) -> ErrorReply {

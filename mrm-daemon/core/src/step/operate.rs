@@ -11,23 +11,18 @@ use crate::residency::State;
 use crate::violation::Violation;
 
 impl Core {
-    pub(crate) fn evict_model(
+    pub(crate) fn evict_version(
         &mut self,
         turn: &mut Turn<'_>,
         key: Key,
-        model: ModelId,
+        version: VersionId,
     ) -> Result<(), Violation> {
         self.leases.session(key.0)?;
         self.expect_new(key)?;
-        let current = self
-            .catalogue
-            .models
-            .get(&model)
-            .and_then(|model| model.current);
-        let Some(version) = current.map(|current| current.version) else {
+        if !self.catalogue.versions.contains_key(&version) {
             turn.reply(key, Reply::Evicted { freed: Bytes::ZERO });
             return Ok(());
-        };
+        }
         if let Some(user) = self.in_use(version)? {
             let holder = self.holder(user)?;
             turn.reply(key, Reply::Refused(Refusal::InUse(holder)));

@@ -50,8 +50,12 @@ impl Core {
             return Ok(());
         }
         match fresh {
-            Some(current) => self.place(turn, key, model, current.version, deadline),
-            None => {
+            Some(current) if self.catalogue.need(current.version)?.missing_segments == 0 => {
+                self.place(turn, key, model, current.version, deadline)
+            }
+            // What must be loaded is resolved first, however fresh: the shell keeps files open
+            // only for those who wait.
+            Some(_) | None => {
                 self.resolve(turn, model);
                 self.wait(key, model, deadline, Target::Model(model))
             }

@@ -233,10 +233,16 @@ impl World {
     fn evict(&mut self, who: u8, model: ModelId) {
         let Some(session) = self.who(who) else { return };
         let request = self.request(session, Asked::Evict);
+        let current = self
+            .core
+            .view()
+            .model(model)
+            .and_then(|model| model.version);
+        let version = current.unwrap_or(VersionId(99));
         self.handle(Event::Evict {
             session,
             request,
-            model,
+            version,
         });
     }
 

@@ -99,7 +99,7 @@ fn one_content_from_two_files_is_kept_once() {
          free op6 s3
          1.2 opened l2 v2 loaded [s2]
          > close 1 l1
-         > evict 1.3 m1
+         > evict 1.3 v1
          free op7 s1
          > open 1.4 m2
          1.4 opened l3 v2 hit [s2]
@@ -125,7 +125,7 @@ fn two_files_of_one_content_in_one_version_share_a_segment() {
          1.1 opened l1 v1 loaded [s2 s2]
          > freed op4
          > close 1 l1
-         > evict 1.2 m1
+         > evict 1.2 v1
          free op5 s2
          > freed op5
          1.2 evicted 4
@@ -149,7 +149,7 @@ fn a_content_that_is_on_its_way_out_is_not_shared() {
          > resolved op3 v2 b:4
          load op4 s2 b:4 v2
          > close 1 l1
-         > evict 1.3 m1
+         > evict 1.3 v1
          free op5 s1
          > loaded op4 c1
          1.2 opened l2 v2 loaded [s2]
@@ -266,8 +266,10 @@ fn a_failed_load_fails_every_version_that_needs_it_and_no_other() {
          1.3 opened l1 v3 joined [s1]
          > loaded op5 c3
          > open 1.4 m2
-         load op7 s4 b:4 v2
-         > loaded op7 c2
+         resolve op7 m2
+         > resolved op7 v2 b:4 c:4
+         load op8 s4 b:4 v2
+         > loaded op8 c2
          1.4 opened l2 v2 loaded [s4 s3]",
     );
     assert_eq!(end.core.view().ledger().charged.0, 12);
@@ -354,4 +356,28 @@ fn what_an_open_waits_for_can_be_seen() {
     assert_eq!(pending(&script, 2), None);
     let waiting = script.core.view().waiting();
     assert_eq!((waiting.resolve, waiting.room, waiting.load), (0, 0, 1));
+}
+
+#[test]
+fn what_must_be_loaded_is_resolved_first_however_fresh_but_a_load_in_flight_is_joined() {
+    script(
+        20,
+        "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 a:4 b:4
+         load op2 s1 a:4 v1
+         load op3 s2 b:4 v1
+         > open 1.2 m1
+         > loaded op2 c1
+         > loaded op3 fails 303
+         1.1 failed 303
+         1.2 failed 303
+         > open 1.3 m1
+         resolve op4 m1
+         > resolved op4 v1 a:4 b:4
+         load op5 s3 b:4 v1
+         > loaded op5 c2
+         1.3 opened l1 v1 loaded [s1 s3]",
+    );
 }

@@ -91,7 +91,7 @@ fn a_pin_keeps_and_its_end_lets_go() {
     script(10, ONE_LEASED).run(
         "> wish m1 pinned
          > close 1 l1
-         > evict 1.2 m1
+         > evict 1.2 v1
          1.2 refused in_use v1=4+pinned
          > open 1.3 m2
          resolve op3 m2
@@ -247,31 +247,31 @@ fn an_eviction_is_refused_while_in_use_and_answered_after_the_last_free() {
     script(
         10,
         "> session 1
-         > evict 1.1 m1
+         > evict 1.1 v1
          1.1 evicted 0
          > open 1.2 m1
          resolve op1 m1
          > resolved op1 v1 a:1 b:4
          load op2 s1 a:1 v1
          load op3 s2 b:4 v1
-         > evict 1.3 m1
+         > evict 1.3 v1
          1.3 refused in_use v1=5+loading
          > loaded op2 c1
          > loaded op3 c2
          1.2 opened l1 v1 loaded [s1 s2]
-         > evict 1.3 m1
+         > evict 1.3 v1
          1.3 refused in_use v1=5+1leases
          > close 1 l1
-         > evict 1.3 m1
+         > evict 1.3 v1
          free op4 s1
          free op5 s2
-         > evict 1.4 m1
+         > evict 1.4 v1
          > freed op5
          > freed op4
          1.3 evicted 5
          1.4 evicted 5
          forget v1
-         > evict 1.5 m1
+         > evict 1.5 v1
          1.5 evicted 0",
     );
 }
@@ -280,13 +280,15 @@ fn an_eviction_is_refused_while_in_use_and_answered_after_the_last_free() {
 fn an_open_during_an_eviction_loads_anew_into_another_segment() {
     script(10, ONE_LEASED).run(
         "> close 1 l1
-         > evict 1.2 m1
+         > evict 1.2 v1
          free op3 s1
          > open 1.3 m1
-         load op4 s2 a:4 v1
+         resolve op4 m1
+         > resolved op4 v1 a:4
+         load op5 s2 a:4 v1
          > freed op3
          1.2 evicted 4
-         > loaded op4 c1
+         > loaded op5 c1
          1.3 opened l2 v1 loaded [s2]",
     );
 }
@@ -301,11 +303,11 @@ fn what_is_shared_with_a_held_version_stays_at_an_eviction() {
          > loaded op4 c2
          1.2 opened l2 v2 loaded [s1 s2]
          > close 1 l2
-         > evict 1.3 m2
+         > evict 1.3 v2
          free op5 s2
          > freed op5
          1.3 evicted 4
-         > evict 1.4 m2
+         > evict 1.4 v2
          1.4 refused in_use v1=4+1leases",
     );
 }

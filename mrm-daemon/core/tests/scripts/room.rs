@@ -44,7 +44,7 @@ fn the_least_recently_used_goes_and_the_load_waits_for_its_room() {
 #[test]
 fn bytes_that_are_being_freed_count_before_more_victims_are_chosen() {
     script(10, TWO_IDLE).run(
-        "> evict 1.9 m2
+        "> evict 1.9 v2
          free op5 s2
          > open 1.3 m3
          resolve op6 m3
@@ -265,11 +265,13 @@ fn a_want_keeps_what_it_has_while_it_waits() {
          at 20
          > close 1 l1
          > open 1.3 m1
-         free op6 s3
-         > freed op6
-         load op7 s4 b:2 v1
+         resolve op6 m1
+         > resolved op6 v1 a:4 b:2
+         free op7 s3
+         > freed op7
+         load op8 s4 b:2 v1
          forget v2
-         > loaded op7 c2
+         > loaded op8 c2
          1.3 opened l2 v1 loaded [s1 s4]",
     );
 }

@@ -6,7 +6,7 @@
 //! > open 1.7 m2 [by 500]         session 1, request 7, model 2, deadline
 //! > close 1.8 l1   > close 1 l1  with and without an answer
 //! > cancel 1.8 of 7
-//! > evict 1.7 m2   > wish m2 pinned eager   > changed m2   > limit 10   > drain   > tick
+//! > evict 1.7 v2   > wish m2 pinned eager   > changed m2   > limit 10   > drain   > tick
 //! > resolved op1 v1 a:4 b:2      sources are letters, charges are bytes
 //! > resolved op1 fails 303       > loaded op2 c1   > loaded op2 fails 303   > freed op3
 //! ```
@@ -154,7 +154,7 @@ fn parse(line: &str) -> Event {
         ["evict", who, what] => Event::Evict {
             session: key(who).0,
             request: key(who).1.unwrap(),
-            model: model(what),
+            version: VersionId(number(what, "v")),
         },
         ["wish", what, rest @ ..] => Event::Configure {
             model: model(what),
