@@ -12,6 +12,7 @@
     reason = "a harness fails loudly"
 )]
 
+pub mod holder;
 pub mod http;
 pub mod model;
 pub mod node;
@@ -68,4 +69,13 @@ impl Random {
             chunk.copy_from_slice(&word[..chunk.len()]);
         }
     }
+}
+
+/// FNV-1a over words (Fowler, Noll, Vo), to compare bytes between processes.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, |sum, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -54,19 +54,22 @@ pub struct Node {
 
 /// Where the programs under test are: `MRM_BIN_DIR`, or the directory of this test's own build.
 pub fn program(name: &str) -> PathBuf {
-    let dir = std::env::var_os("MRM_BIN_DIR").map_or_else(
-        || {
-            let own = std::env::current_exe().expect("own path");
-            let deps = own.parent().expect("a directory");
-            if deps.ends_with("deps") || deps.ends_with("examples") {
-                deps.parent().expect("target/PROFILE").to_owned()
-            } else {
-                deps.to_owned()
-            }
-        },
-        PathBuf::from,
-    );
-    let path = dir.join(name);
+    let Some(dir) = std::env::var_os("MRM_BIN_DIR") else {
+        return beside(name);
+    };
+    built(PathBuf::from(dir).join(name))
+}
+
+/// A program of this test's own build.
+pub fn beside(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("own path");
+    let deps = own.parent().expect("a directory");
+    let is_nested = deps.ends_with("deps") || deps.ends_with("examples");
+    let dir = if is_nested { deps.parent().expect("target/PROFILE") } else { deps };
+    built(dir.join(name))
+}
+
+fn built(path: PathBuf) -> PathBuf {
     assert!(
         path.exists(),
         "{} is not built: run `cargo build --workspace` first (scripts/test does)",

@@ -1,0 +1,172 @@
+//! `mrm-hold SOCKET`: a client that does what it reads from standard input and prints what came of
+//! it, one line of JSON each. For tests that need clients that can be killed.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a tool of tests fails loudly"
+)]
+
+use mrm_client::{Client, Fault, Model, OpenOptions};
+use mrm_tests::{Random, checksum};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::time::Duration;
+
+fn main() {
+    let socket = std::env::args_os().nth(1).expect("usage: mrm-hold SOCKET");
+    let mut holder = Holder { socket: socket.into(), client: None, models: BTreeMap::new() };
+    for line in std::io::stdin().lock().lines() {
+        let command: Vec<Value> = serde_json::from_str(&line.expect("text")).expect("an array");
+        println!("{}", holder.obey(&command));
+    }
+}
+
+struct Holder {
+    socket: std::path::PathBuf,
+    client: Option<Client>,
+    models: BTreeMap<String, Model>,
+}
+
+impl Holder {
+    fn obey(&mut self, command: &[Value]) -> Value {
+        let text = |i: usize| command[i].as_str().expect("text");
+        match text(0) {
+            "open" => self.open(text(1), text(2), command[3].as_u64().expect("ms"), false),
+            "path" => self.open(text(1), text(2), 60_000, true),
+            "equal" => equal(&self.models[text(1)], &paths(&command[2])),
+            "tensors" => tensors(&self.models[text(1)]),
+            "close" => json!({"ok": self.models.remove(text(1)).is_some()}),
+            "churn" => self.churn(&command[1..]),
+            "fork-idle" => fork_idle(),
+            "fork-open" => self.fork_open(text(1), text(2), &paths(&command[3])),
+            other => panic!("no such command: {other}"),
+        }
+    }
+
+    fn client(&mut self) -> Result<Client, mrm_client::ConnectError> {
+        if self.client.is_none() {
+            self.client = Some(Client::connect_to(&self.socket)?);
+        }
+        Ok(self.client.clone().expect("was made"))
+    }
+
+    fn open(&mut self, alias: &str, name: &str, wait_ms: u64, is_path: bool) -> Value {
+        let options = OpenOptions::new().wait(Duration::from_millis(wait_ms));
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(error) => return failure(&error),
+        };
+        let opened = match is_path {
+            true => client.open_path_with(name, &options),
+            false => client.open_with(name, &options),
+        };
+        match opened {
+            Ok(model) => {
+                let reply = json!({
+                    "ok": true, "version": model.version().0, "bytes": model.bytes_total(),
+                    "origin": format!("{:?}", model.origin()).to_lowercase(),
+                });
+                self.models.insert(alias.to_owned(), model);
+                reply
+            }
+            Err(error) => failure(&error),
+        }
+    }
+
+    /// Opens, compares and closes at random: `[rounds, seed, [[name, path], ...]]`.
+    fn churn(&mut self, arguments: &[Value]) -> Value {
+        let rounds = arguments[0].as_u64().expect("a number");
+        let mut random = Random(arguments[1].as_u64().expect("a number"));
+        let models = arguments[2].as_array().expect("a list");
+        for _ in 0..rounds {
+            let chosen = random.below(models.len() as u64);
+            let model = &models[usize::try_from(chosen).expect("fits")];
+            let opened = self.open("churn", model[0].as_str().expect("a name"), 60_000, false);
+            if opened["ok"] != true {
+                return opened;
+            }
+            let same = equal(&self.models["churn"], &paths(&json!([model[1]])));
+            if same["ok"] != true {
+                return same;
+            }
+            self.models.remove("churn");
+        }
+        json!({"ok": true})
+    }
+
+    /// A child uses the inherited model and client; the parent waits for it.
+    fn fork_open(&mut self, inherited: &str, name: &str, files: &[String]) -> Value {
+        // SAFETY: this process has one thread, so that no lock is held by another.
+        match unsafe { fork() }.expect("forks") {
+            ForkResult::Child => {
+                let inherits = self.models.contains_key(inherited);
+                let opened = self.open("child", name, 60_000, false);
+                let same = opened["ok"] == true && equal(&self.models["child"], files)["ok"] == true;
+                // What was inherited is the parent's to give back: dropping it here must do nothing.
+                self.models.clear();
+                std::process::exit(i32::from(!(inherits && same)))
+            }
+            ForkResult::Parent { child } => {
+                let status = waitpid(child, None).expect("waits");
+                json!({"ok": status == WaitStatus::Exited(child, 0), "status": format!("{status:?}")})
+            }
+        }
+    }
+}
+
+/// A child that keeps a copy of every descriptor until it is killed.
+fn fork_idle() -> Value {
+    // SAFETY: this process has one thread, so that no lock is held by another.
+    match unsafe { fork() }.expect("forks") {
+        ForkResult::Child => loop {
+            nix::unistd::pause();
+        },
+        ForkResult::Parent { child } => json!({"ok": true, "pid": child.as_raw()}),
+    }
+}
+
+fn paths(list: &Value) -> Vec<String> {
+    let list = list.as_array().expect("a list").iter();
+    list.map(|path| path.as_str().expect("a path").to_owned()).collect()
+}
+
+/// Whether each segment is the image of its file.
+fn equal(model: &Model, files: &[String]) -> Value {
+    if model.segments().len() != files.len() {
+        return json!({"ok": false, "segments": model.segments().len(), "files": files.len()});
+    }
+    for (segment, file) in model.segments().zip(files) {
+        let expected = std::fs::read(file).expect("readable");
+        if segment.bytes() != expected {
+            let at = segment.bytes().iter().zip(&expected).position(|(a, b)| a != b);
+            return json!({"ok": false, "file": file, "differs_at": at});
+        }
+    }
+    json!({"ok": true})
+}
+
+/// Name, type, shape and checksum of every tensor.
+fn tensors(model: &Model) -> Value {
+    let tensors = model.tensors().expect("a table");
+    let list: BTreeMap<String, Value> = tensors
+        .iter()
+        .map(|tensor| {
+            let sum = checksum(tensor.bytes());
+            (tensor.name().to_owned(), json!([tensor.dtype().name(), tensor.shape(), sum]))
+        })
+        .collect();
+    json!({"ok": true, "tensors": list})
+}
+
+fn failure(error: &impl Fault) -> Value {
+    json!({
+        "ok": false, "code": error.name(), "message": error.to_string(),
+        "retryable": error.retryable(),
+    })
+}
