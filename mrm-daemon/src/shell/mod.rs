@@ -105,7 +105,7 @@ struct State {
     serving: bool,
     draining: bool,
     /// Models of the configuration file, whose wishes a reload may take back.
-    configured: std::collections::BTreeSet<ModelName>,
+    configured: std::collections::BTreeMap<ModelName, mrm_core::event::Wishes>,
     completed: mpsc::UnboundedSender<Completed>,
     followups: VecDeque<Event>,
     effects: Vec<Effect>,
@@ -183,7 +183,7 @@ impl Shell {
             progress_waiters: 0,
             serving: false,
             draining: false,
-            configured: std::collections::BTreeSet::new(),
+            configured: std::collections::BTreeMap::new(),
             completed,
             followups: VecDeque::new(),
             effects: Vec::new(),

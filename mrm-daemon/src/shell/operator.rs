@@ -18,7 +18,7 @@ use mrm_core::id::{Bytes, ModelId, RequestId, SessionId, Tenant};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::name::ModelName;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -159,11 +159,24 @@ impl State {
     }
 
     fn apply_wishes(&mut self, models: &[ModelEntry]) {
-        let named: BTreeSet<&ModelName> = models.iter().map(|model| &model.name).collect();
+        let wishes_of = |entry: &ModelEntry| Wishes {
+            pinned: entry.pin,
+            eager: entry.eager,
+        };
+        let now: BTreeMap<ModelName, Wishes> = models
+            .iter()
+            .map(|entry| (entry.name.clone(), wishes_of(entry)))
+            .collect();
+        // Pins of the operator's verbs survive a reload of what the file says nothing new about.
+        let taken_back = |name: &ModelName| match (self.configured.get(name), now.get(name)) {
+            (Some(before), Some(after)) => before != after && *after == Wishes::default(),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
         let gone: Vec<ModelId> = self
             .names
             .registered_models()
-            .filter(|(name, _)| !named.contains(name) && self.configured.contains(*name))
+            .filter(|(name, _)| taken_back(name))
             .map(|(_, model)| model)
             .collect();
         for model in gone {
@@ -173,13 +186,10 @@ impl State {
             });
             self.forget_if_unknown(model);
         }
-        self.configured = models.iter().map(|model| model.name.clone()).collect();
+        self.configured = now;
         for entry in models.iter().filter(|entry| entry.pin || entry.eager) {
             let model = self.names.registered(&entry.name);
-            let wishes = Wishes {
-                pinned: entry.pin,
-                eager: entry.eager,
-            };
+            let wishes = wishes_of(entry);
             self.step(Event::Configure { model, wishes });
             if entry.pin {
                 self.warm(entry.name.clone(), WAIT_MS_MAX, None);
