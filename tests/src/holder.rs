@@ -41,7 +41,12 @@ impl Holder {
                 }
             }
         });
-        Self { child, commands, replies, children: Vec::new() }
+        Self {
+            child,
+            commands,
+            replies,
+            children: Vec::new(),
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -54,7 +59,9 @@ impl Holder {
     }
 
     pub fn receive(&mut self) -> Value {
-        self.replies.recv_timeout(DEADLINE).expect("mrm-hold answers in time")
+        self.replies
+            .recv_timeout(DEADLINE)
+            .expect("mrm-hold answers in time")
     }
 
     /// The reply, if it is there already.
@@ -89,7 +96,9 @@ impl Holder {
 
     /// Forks a child that keeps a copy of everything and does nothing.
     pub fn fork_idle(&mut self) -> Pid {
-        let pid = self.must(&json!(["fork-idle"]))["pid"].as_i64().expect("a pid");
+        let pid = self.must(&json!(["fork-idle"]))["pid"]
+            .as_i64()
+            .expect("a pid");
         let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
         self.children.push(pid);
         pid

@@ -20,7 +20,11 @@ use std::time::Duration;
 
 fn main() {
     let socket = std::env::args_os().nth(1).expect("usage: mrm-hold SOCKET");
-    let mut holder = Holder { socket: socket.into(), client: None, models: BTreeMap::new() };
+    let mut holder = Holder {
+        socket: socket.into(),
+        client: None,
+        models: BTreeMap::new(),
+    };
     for line in std::io::stdin().lock().lines() {
         let command: Vec<Value> = serde_json::from_str(&line.expect("text")).expect("an array");
         println!("{}", holder.obey(&command));
@@ -107,7 +111,8 @@ impl Holder {
             ForkResult::Child => {
                 let inherits = self.models.contains_key(inherited);
                 let opened = self.open("child", name, 60_000, false);
-                let same = opened["ok"] == true && equal(&self.models["child"], files)["ok"] == true;
+                let same =
+                    opened["ok"] == true && equal(&self.models["child"], files)["ok"] == true;
                 // What was inherited is the parent's to give back: dropping it here must do nothing.
                 self.models.clear();
                 std::process::exit(i32::from(!(inherits && same)))
@@ -133,7 +138,8 @@ fn fork_idle() -> Value {
 
 fn paths(list: &Value) -> Vec<String> {
     let list = list.as_array().expect("a list").iter();
-    list.map(|path| path.as_str().expect("a path").to_owned()).collect()
+    list.map(|path| path.as_str().expect("a path").to_owned())
+        .collect()
 }
 
 /// Whether each segment is the image of its file.
@@ -144,7 +150,11 @@ fn equal(model: &Model, files: &[String]) -> Value {
     for (segment, file) in model.segments().zip(files) {
         let expected = std::fs::read(file).expect("readable");
         if segment.bytes() != expected {
-            let at = segment.bytes().iter().zip(&expected).position(|(a, b)| a != b);
+            let at = segment
+                .bytes()
+                .iter()
+                .zip(&expected)
+                .position(|(a, b)| a != b);
             return json!({"ok": false, "file": file, "differs_at": at});
         }
     }
@@ -158,7 +168,10 @@ fn tensors(model: &Model) -> Value {
         .iter()
         .map(|tensor| {
             let sum = checksum(tensor.bytes());
-            (tensor.name().to_owned(), json!([tensor.dtype().name(), tensor.shape(), sum]))
+            (
+                tensor.name().to_owned(),
+                json!([tensor.dtype().name(), tensor.shape(), sum]),
+            )
         })
         .collect();
     json!({"ok": true, "tensors": list})
