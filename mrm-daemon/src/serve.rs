@@ -16,6 +16,7 @@ use crate::degraded::Degraded;
 use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
 use crate::session::Patience;
 use crate::shell::{Parts, Shell, ShellConfig, answer_queries};
+use crate::source::Closer;
 use crate::status::metrics::{Metrics, MetricsError};
 use crate::status::{self, Access, ServeError, ServeOptions, StatusInbox, StatusServer};
 use crate::transfer::{Lanes, LanesConfig, LanesError};
@@ -186,6 +187,7 @@ fn assemble(
         metrics,
         instance: instance(),
         announcer: inbox.announcer(),
+        closer: Closer::start()?,
     })
 }
 

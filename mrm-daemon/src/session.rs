@@ -6,6 +6,7 @@
 
 use crate::peer::Peer;
 use crate::shell::Shell;
+use crate::source::PassedFd;
 use crate::wire::{FrameReader, FrameWriter, LentFd, OutFrame, ReadStep, WireError};
 use mrm_core::id::SessionId;
 use mrm_proto::error::{ErrorCode, ErrorReply};
@@ -120,9 +121,9 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, patience: Patience) 
     };
     let mut task = Task {
         io,
+        reader: FrameReader::new(shell.closer()),
         shell,
         session,
-        reader: FrameReader::new(),
         said_hello: false,
     };
     let why = task.run(pidfd, patience).await;
@@ -264,7 +265,7 @@ async fn exited(pidfd: Option<&AsyncFd<OwnedFd>>) {
     }
 }
 
-fn read_hello(header: &Header, body: &[u8], fds: &[OwnedFd]) -> Result<ClientHello, ErrorReply> {
+fn read_hello(header: &Header, body: &[u8], fds: &[PassedFd]) -> Result<ClientHello, ErrorReply> {
     let hello = ClientHello::decode(header, body).map_err(|e| broken_frame(&e))?;
     if fds.is_empty() {
         Ok(hello)
@@ -276,7 +277,7 @@ fn read_hello(header: &Header, body: &[u8], fds: &[OwnedFd]) -> Result<ClientHel
     }
 }
 
-fn check_fds(request: &Request, fds: &[OwnedFd]) -> Result<(), ErrorReply> {
+fn check_fds(request: &Request, fds: &[PassedFd]) -> Result<(), ErrorReply> {
     let expected = request.fds_expected();
     if fds.len() == expected {
         return Ok(());

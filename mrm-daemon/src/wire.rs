@@ -5,13 +5,13 @@
 //! next one with; so what arrives is queued and each header takes its share from the front.
 //!
 //! ```
-//! use mrm_daemon::wire::{FrameReader, ReadStep};
+//! use mrm_daemon::{source::Closer, wire::{FrameReader, ReadStep}};
 //! use mrm_proto::{frame, ids::{LeaseId, RequestId}, request::{Close, Request}};
 //! use std::io::Write;
 //! let (mut client, daemon) = std::os::unix::net::UnixStream::pair()?;
 //! let close = Request::Close(Close { lease: LeaseId(1) });
 //! client.write_all(&frame::encode(RequestId(7), 0, &close)?)?;
-//! let mut reader = FrameReader::new();
+//! let mut reader = FrameReader::new(Closer::start()?);
 //! assert!(reader.fill(&daemon)? > 0);
 //! let ReadStep::Frame(header, body, fds) = reader.next()? else { panic!("one whole frame") };
 //! assert_eq!((header.request, fds.len()), (RequestId(7), 0));
@@ -19,6 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use crate::source::{Closer, PassedFd};
 use mrm_proto::frame::{FrameError, Header};
 use mrm_proto::limits::{FDS_PER_FRAME_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 use rustix::net::{
@@ -28,8 +29,7 @@ use rustix::net::{
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 /// Buffer of an idle session. Grows to the frame in hand and shrinks back.
@@ -64,7 +64,8 @@ pub struct FrameReader {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    fds: VecDeque<OwnedFd>,
+    fds: VecDeque<PassedFd>,
+    closer: Closer,
     fds_lost: bool,
 }
 
@@ -72,29 +73,25 @@ pub struct FrameReader {
 #[derive(Debug)]
 pub enum ReadStep<'a> {
     /// One whole frame, with the descriptors that it announced.
-    Frame(Header, &'a [u8], Vec<OwnedFd>),
+    Frame(Header, &'a [u8], Vec<PassedFd>),
     /// A part of a frame.
     Partial,
     /// Nothing.
     Empty,
 }
 
-impl Default for FrameReader {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl FrameReader {
-    /// An empty reader.
+    /// An empty reader, which leaves the closing of what nobody takes to `closer`.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(closer: Closer) -> Self {
         let buffer = vec![0; READ_BUFFER_BYTES];
+        let fds = VecDeque::new();
         Self {
             buffer,
             start: 0,
             end: 0,
-            fds: VecDeque::new(),
+            fds,
+            closer,
             fds_lost: false,
         }
     }
@@ -117,7 +114,8 @@ impl FrameReader {
         }
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
+                self.fds
+                    .extend(fds.map(|fd| PassedFd::new(fd, &self.closer)));
             }
         }
         self.end += got.bytes;
@@ -286,9 +284,6 @@ fn send_once(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[LentFd]) -> io::Result
     })?)
 }
 
-/// Shared by the task that reads a session and by whoever answers it.
-pub type SharedWriter = Rc<std::cell::RefCell<FrameWriter>>;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,7 +314,7 @@ mod tests {
         send(&client, &close_frame(1, 0), 0);
         send(&client, &close_frame(2, 2), 2);
         send(&client, &close_frame(3, 0), 0);
-        let mut reader = FrameReader::new();
+        let mut reader = FrameReader::new(Closer::start().expect("threads"));
         let mut seen = Vec::new();
         while seen.len() < 3 {
             match reader.next().expect("frames") {
@@ -335,7 +330,7 @@ mod tests {
     #[test]
     fn a_frame_may_arrive_byte_by_byte() {
         let (mut client, daemon) = UnixStream::pair().expect("a pair");
-        let mut reader = FrameReader::new();
+        let mut reader = FrameReader::new(Closer::start().expect("threads"));
         let bytes = close_frame(9, 0);
         for (i, byte) in bytes.iter().enumerate() {
             assert!(
@@ -353,7 +348,7 @@ mod tests {
     fn announced_but_missing_and_unannounced_descriptors_end_the_session() {
         let (client, daemon) = UnixStream::pair().expect("a pair");
         send(&client, &close_frame(1, 2), 1);
-        let mut reader = FrameReader::new();
+        let mut reader = FrameReader::new(Closer::start().expect("threads"));
         reader.fill(&daemon).expect("reads");
         assert!(matches!(
             reader.next(),
@@ -363,7 +358,7 @@ mod tests {
             })
         ));
 
-        let mut reader = FrameReader::new();
+        let mut reader = FrameReader::new(Closer::start().expect("threads"));
         send(&client, &close_frame(1, 0), 1);
         reader.fill(&daemon).expect("reads");
         assert!(matches!(reader.next(), Ok(ReadStep::Frame(..))));
@@ -392,7 +387,7 @@ mod tests {
             client.write_all(&bytes).expect("writes");
             client
         });
-        let mut reader = FrameReader::new();
+        let mut reader = FrameReader::new(Closer::start().expect("threads"));
         loop {
             match reader.next().expect("no error") {
                 ReadStep::Frame(_, body, _) => {

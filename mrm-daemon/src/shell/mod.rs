@@ -16,6 +16,7 @@ use crate::degraded::Degraded;
 use crate::memory::HostSegment;
 use crate::peer::Peer;
 use crate::session::{Ended, SessionIo};
+use crate::source::Closer;
 use crate::status::events::{Event as LogEvent, EventKind, EventLog};
 use crate::status::metrics::Metrics;
 use crate::transfer::Lanes;
@@ -78,6 +79,8 @@ pub(crate) struct Parts {
     pub(crate) instance: InstanceId,
     /// Tells followers of the event log that there is more.
     pub(crate) announcer: watch::Sender<u64>,
+    /// Closes what clients passed and nobody takes.
+    pub(crate) closer: Closer,
 }
 
 struct State {
@@ -96,6 +99,7 @@ struct State {
     metrics: Metrics,
     log: EventLog,
     log_seen: watch::Sender<u64>,
+    closer: Closer,
     next_session: u64,
     sessions: HashMap<SessionId, Session>,
     sessions_of_uid: HashMap<u32, usize>,
@@ -175,6 +179,7 @@ impl Shell {
             metrics: parts.metrics,
             log: EventLog::default(),
             log_seen: parts.announcer,
+            closer: parts.closer,
             next_session: 0,
             sessions: HashMap::new(),
             sessions_of_uid: HashMap::new(),
@@ -218,6 +223,11 @@ impl Shell {
                 () = self.0.progress_wanted.notified() => {}
             }
         }
+    }
+
+    /// What closes descriptors that nobody takes.
+    pub(crate) fn closer(&self) -> Closer {
+        self.0.state.borrow().closer.clone()
     }
 
     /// A client connected.

@@ -4,12 +4,11 @@
 //! decider has forgotten the id, so that a year of churn leaves nothing behind.
 
 use crate::format::HeaderCheck;
-use crate::source::{Identity, Source};
+use crate::source::{Identity, PassedFd, Source};
 use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::table::ModelKind;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// What a model id stands for.
@@ -24,7 +23,7 @@ pub(super) enum ModelOrigin {
     /// The operator's catalogue, by name.
     Registered,
     /// Descriptors that a client passed: present until they are resolved.
-    Passed(Option<Vec<(FileName, OwnedFd)>>),
+    Passed(Option<Vec<(FileName, PassedFd)>>),
 }
 
 /// What a source id stands for.
@@ -132,7 +131,7 @@ impl Names {
     }
 
     /// A new id for files that a client passed.
-    pub(super) fn passed(&mut self, label: ModelName, files: Vec<(FileName, OwnedFd)>) -> ModelId {
+    pub(super) fn passed(&mut self, label: ModelName, files: Vec<(FileName, PassedFd)>) -> ModelId {
         let model = ModelId(self.next());
         let text = Arc::from(label.as_str());
         let origin = ModelOrigin::Passed(Some(files));

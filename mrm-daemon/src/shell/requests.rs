@@ -1,6 +1,7 @@
 //! What clients ask.
 
 use super::{Pending, Shell, State, Who};
+use crate::source::PassedFd;
 use crate::status::events::{Event as LogEvent, EventKind};
 use mrm_core::event::Event;
 use mrm_core::id::{LeaseId, ModelId, RequestId, SessionId};
@@ -11,7 +12,6 @@ use mrm_proto::limits;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{Listed, ModelRow, Reply, Stated};
 use mrm_proto::request::{List, OpenFiles, Request};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,7 +34,7 @@ impl Shell {
         session: SessionId,
         request: ids::RequestId,
         body: Request,
-        fds: Vec<OwnedFd>,
+        fds: Vec<PassedFd>,
     ) -> Result<(), ErrorReply> {
         self.with(|state| state.request(session, request, body, fds))
     }
@@ -82,7 +82,7 @@ impl State {
         session: SessionId,
         request: ids::RequestId,
         body: Request,
-        fds: Vec<OwnedFd>,
+        fds: Vec<PassedFd>,
     ) -> Result<(), ErrorReply> {
         self.check_id(session, request, &body)?;
         let answer = (!request.wants_no_reply()).then_some(RequestId(request.0));
@@ -195,7 +195,7 @@ impl State {
         session: SessionId,
         request: ids::RequestId,
         open: OpenFiles,
-        fds: Vec<OwnedFd>,
+        fds: Vec<PassedFd>,
     ) {
         if let Err(message) = check_file_set(&open.files) {
             let error = ErrorReply::new(ErrorCode::BadFileSet, message);

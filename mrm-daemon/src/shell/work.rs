@@ -6,7 +6,7 @@ use crate::catalogue::{Catalogue, CatalogueError, OpenFiles, Scan};
 use crate::degraded::Degraded;
 use crate::format::inspect;
 use crate::memory::HostSegment;
-use crate::source::FileSource;
+use crate::source::{FileSource, PassedFd};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::{Completion, Lane, Lanes, Loaded, Lost, Order, load};
 use mrm_core::event::{Event, Fault, Resolution, SegmentFact};
@@ -14,7 +14,6 @@ use mrm_core::id::{Bytes, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::table::Table;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -323,7 +322,7 @@ fn find_registered(
     look_at(files, path, files_left)
 }
 
-fn find_passed(passed: Vec<(FileName, OwnedFd)>, files_left: usize) -> Result<Found, Fault> {
+fn find_passed(passed: Vec<(FileName, PassedFd)>, files_left: usize) -> Result<Found, Fault> {
     let mut files: OpenFiles = Vec::with_capacity(passed.len());
     for (name, fd) in passed {
         let source = FileSource::foreign(fd, name.as_str()).map_err(|e| fault(e.code(), &e))?;

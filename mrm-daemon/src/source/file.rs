@@ -1,7 +1,7 @@
 //! A regular file, opened for reading.
 
 use super::beneath::{Resolution, RootDir, kind_name};
-use super::{Identity, Source, SourceError, filesystem};
+use super::{Identity, PassedFd, Source, SourceError, filesystem};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,53 +39,19 @@ impl FileSource {
 
     /// Takes a descriptor that a client opened; `label` is what messages call it. Asks only what
     /// the kernel answers from memory, in this order: how it is open, what it is, where it lies.
+    /// One that is refused is closed elsewhere: closing it could hang.
     ///
     /// # Errors
     /// When it is not open for reading, not a regular file, or on a filesystem that could hang.
-    pub fn foreign(fd: OwnedFd, label: &str) -> Result<Self, SourceError> {
-        let name = || label.to_owned();
-        let failed = |action, errno| SourceError::Unreadable {
-            name: name(),
-            action,
-            errno,
-        };
-        let flags = fcntl_getfl(&fd).map_err(|errno| failed("ask about", errno))?;
-        let how = if flags.contains(OFlags::PATH) {
-            Some("as a path only (O_PATH)")
-        } else {
-            match flags & OFlags::RWMODE {
-                OFlags::RDONLY | OFlags::RDWR => None,
-                OFlags::WRONLY => Some("for writing only (O_WRONLY)"),
-                _ => Some("for control only"),
-            }
-        };
-        if let Some(how) = how {
-            return Err(SourceError::NotReadable { name: name(), how });
+    pub fn foreign(fd: PassedFd, label: &str) -> Result<Self, SourceError> {
+        match fd.get() {
+            Some(borrowed) => check_foreign(borrowed, label)?,
+            None => return Err(taken(label)),
         }
-        let kind = filesystem::file_type(fd.as_fd());
-        if let Ok(kind) = kind
-            && kind != FileType::RegularFile
-        {
-            return Err(SourceError::NotRegular {
-                name: name(),
-                kind: kind_name(kind),
-            });
-        }
-        // FUSE refuses even a stat to whom its owner did not let in, so it comes before the error.
-        let verdict = filesystem::check(fd.as_fd())
-            .map_err(|errno| failed("ask the filesystem of", errno))?;
-        if let Err(refused) = verdict {
-            let (filesystem, magic) = (refused.name, refused.magic);
-            return Err(SourceError::Filesystem {
-                name: name(),
-                filesystem,
-                magic,
-            });
-        }
-        kind.map_err(|errno| failed("stat", errno))?;
+        let fd = fd.into_known().ok_or_else(|| taken(label))?;
         Ok(Self {
             fd,
-            label: name(),
+            label: label.to_owned(),
             resolution: Resolution::Kernel,
         })
     }
@@ -103,6 +69,57 @@ impl FileSource {
             errno,
         }
     }
+}
+
+fn taken(label: &str) -> SourceError {
+    SourceError::Unreadable {
+        name: label.to_owned(),
+        action: "find the descriptor of",
+        errno: Errno::BADF,
+    }
+}
+
+fn check_foreign(fd: BorrowedFd<'_>, label: &str) -> Result<(), SourceError> {
+    let name = || label.to_owned();
+    let failed = |action, errno| SourceError::Unreadable {
+        name: name(),
+        action,
+        errno,
+    };
+    let flags = fcntl_getfl(fd).map_err(|errno| failed("ask about", errno))?;
+    let how = if flags.contains(OFlags::PATH) {
+        Some("as a path only (O_PATH)")
+    } else {
+        match flags & OFlags::RWMODE {
+            OFlags::RDONLY | OFlags::RDWR => None,
+            OFlags::WRONLY => Some("for writing only (O_WRONLY)"),
+            _ => Some("for control only"),
+        }
+    };
+    if let Some(how) = how {
+        return Err(SourceError::NotReadable { name: name(), how });
+    }
+    let kind = filesystem::file_type(fd);
+    if let Ok(kind) = kind
+        && kind != FileType::RegularFile
+    {
+        return Err(SourceError::NotRegular {
+            name: name(),
+            kind: kind_name(kind),
+        });
+    }
+    // FUSE refuses even a stat to whom its owner did not let in, so it comes before the error.
+    let verdict = filesystem::check(fd).map_err(|errno| failed("ask the filesystem of", errno))?;
+    if let Err(refused) = verdict {
+        let (filesystem, magic) = (refused.name, refused.magic);
+        return Err(SourceError::Filesystem {
+            name: name(),
+            filesystem,
+            magic,
+        });
+    }
+    kind.map_err(|errno| failed("stat", errno))?;
+    Ok(())
 }
 
 impl Source for FileSource {

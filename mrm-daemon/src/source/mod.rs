@@ -22,6 +22,7 @@ mod beneath;
 mod error;
 mod file;
 mod filesystem;
+mod passed;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ mod tests;
 pub use beneath::{Resolution, RootDir};
 pub use error::SourceError;
 pub use file::FileSource;
+pub use passed::{Closer, PassedFd};
 pub use settle::{SETTLE_MS, SETTLE_ROUNDS_MAX, settle};
 
 use std::os::fd::BorrowedFd;
