@@ -34,8 +34,9 @@ use std::sync::Arc;
 
 /// Buffer of an idle session. Grows to the frame in hand and shrinks back.
 const READ_BUFFER_BYTES: usize = 4096;
-/// Descriptors that may wait for their header: those of one frame.
-const FDS_QUEUED_MAX: usize = FDS_PER_FRAME_MAX;
+/// Descriptors that may wait for their header: those of the frame in hand, and those of the next,
+/// whose first bytes may come in the same read.
+const FDS_QUEUED_MAX: usize = 2 * FDS_PER_FRAME_MAX;
 /// Replies that may wait for a client to read. More than the requests it may have in flight.
 const REPLIES_QUEUED_MAX: usize = 1024;
 
