@@ -13,6 +13,7 @@
 )]
 
 pub mod holder;
+pub mod hostile;
 pub mod http;
 pub mod model;
 pub mod node;
