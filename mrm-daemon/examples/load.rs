@@ -6,7 +6,6 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
-use anyhow::{Context, Result};
 use mrm_daemon::degraded::Degraded;
 use mrm_daemon::memory::{Unsealed, charge_for};
 use mrm_daemon::source::{FileSource, Source};
@@ -16,14 +15,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let path = args.next().context("usage: load FILE [RUNS]")?;
+    let path = args.next().ok_or("usage: load FILE [RUNS]")?;
     let runs: usize = args.next().map_or(Ok(5), |runs| runs.parse())?;
     let path = Path::new(&path).canonicalize()?;
     let (root, name) = (
-        path.parent().context("a file")?,
-        path.file_name().context("a file")?,
+        path.parent().ok_or("a file")?,
+        path.file_name().ok_or("a file")?,
     );
     let source = FileSource::registered(root, Path::new(name))?;
     let bytes = source.identity()?.bytes;
@@ -32,7 +33,7 @@ fn main() -> Result<()> {
     let (mut cold, mut hot, mut allocate) = (Vec::new(), Vec::new(), Vec::new());
     let mut huge_bytes = 0;
     for _ in 0..runs {
-        let fd = source.fd().context("a descriptor")?;
+        let fd = source.fd().ok_or("a descriptor")?;
         rustix::fs::fadvise(fd, 0, None, Advice::DontNeed)?;
         cold.push(once(&source, &degraded)?.0);
         let (took, huge) = once(&source, &degraded)?;

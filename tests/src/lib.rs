@@ -24,6 +24,14 @@ use std::time::{Duration, Instant};
 /// How long anything may take on a busy machine before a test gives up.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Between two looks at what is awaited, so that looking does not starve it on two cores.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The examples of the README, compiled.
+#[doc = include_str!("../../README.md")]
+#[cfg(doctest)]
+pub struct Readme;
+
 /// Waits until `probe` says `Some`, at most [`DEADLINE`].
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + DEADLINE;
@@ -32,7 +40,8 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
             return value;
         }
         assert!(Instant::now() < until, "{what}: not within {DEADLINE:?}");
-        std::thread::yield_now();
+        // Only a pause between two looks: what is waited for decides when it ends.
+        std::thread::park_timeout(PAUSE);
     }
 }
 
