@@ -7,7 +7,10 @@
 #![allow(
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
+    clippy::should_implement_trait,
     clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
     missing_docs,
     reason = "a harness fails loudly"
 )]
@@ -47,10 +50,13 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
 
 /// A seed for this run, printed so that a failure can be repeated with `MRM_SEED`.
 pub fn seed() -> u64 {
-    let seed = std::env::var("MRM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        u64::try_from(now.expect("after 1970").as_nanos() & 0xffff_ffff).expect("fits")
-    });
+    let seed = std::env::var("MRM_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            u64::try_from(now.expect("after 1970").as_nanos() & 0xffff_ffff).expect("fits")
+        });
     println!("seed: MRM_SEED={seed}");
     seed
 }

@@ -18,7 +18,11 @@ impl Tensor {
     pub fn f32(name: &str, shape: &[u64], random: &mut Random) -> Self {
         let mut data = vec![0; usize::try_from(shape.iter().product::<u64>() * 4).unwrap()];
         random.fill(&mut data);
-        Self { name: name.to_owned(), shape: shape.to_vec(), data }
+        Self {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            data,
+        }
     }
 }
 
@@ -33,7 +37,14 @@ pub fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
         at = end;
     }
     let text = Value::Object(header).to_string();
-    with_header(text.as_bytes(), &tensors.iter().map(|t| &t.data[..]).collect::<Vec<_>>().concat())
+    with_header(
+        text.as_bytes(),
+        &tensors
+            .iter()
+            .map(|t| &t.data[..])
+            .collect::<Vec<_>>()
+            .concat(),
+    )
 }
 
 /// A file with this header, padded as the format asks, and these data.
@@ -50,8 +61,9 @@ pub fn with_header(header: &[u8], data: &[u8]) -> Vec<u8> {
 pub fn write(dir: &Path, file: &str, bytes: u64, tensors: u64, seed: u64) -> (PathBuf, Vec<u8>) {
     let mut random = Random(seed);
     let rows = (bytes / tensors / 4).max(1);
-    let tensors: Vec<Tensor> =
-        (0..tensors).map(|i| Tensor::f32(&format!("layer.{i}.weight"), &[rows], &mut random)).collect();
+    let tensors: Vec<Tensor> = (0..tensors)
+        .map(|i| Tensor::f32(&format!("layer.{i}.weight"), &[rows], &mut random))
+        .collect();
     let image = safetensors(&tensors);
     let path = dir.join(file);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -60,7 +72,12 @@ pub fn write(dir: &Path, file: &str, bytes: u64, tensors: u64, seed: u64) -> (Pa
 }
 
 /// Writes a sharded model: its directory, index and shards.
-pub fn write_sharded(dir: &Path, shards: u64, bytes_each: u64, seed: u64) -> Vec<(String, Vec<u8>)> {
+pub fn write_sharded(
+    dir: &Path,
+    shards: u64,
+    bytes_each: u64,
+    seed: u64,
+) -> Vec<(String, Vec<u8>)> {
     fs::create_dir_all(dir).unwrap();
     let mut random = Random(seed);
     let mut map = Map::new();
@@ -75,6 +92,9 @@ pub fn write_sharded(dir: &Path, shards: u64, bytes_each: u64, seed: u64) -> Vec
     }
     let index = json!({"metadata": {}, "weight_map": map}).to_string();
     fs::write(dir.join("model.safetensors.index.json"), &index).unwrap();
-    files.push(("model.safetensors.index.json".to_owned(), index.into_bytes()));
+    files.push((
+        "model.safetensors.index.json".to_owned(),
+        index.into_bytes(),
+    ));
     files
 }

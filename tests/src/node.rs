@@ -36,12 +36,14 @@ impl Setup {
     }
 
     pub fn model(mut self, name: &str, path: &Path) -> Self {
-        self.models.push((name.to_owned(), path.to_owned(), String::new()));
+        self.models
+            .push((name.to_owned(), path.to_owned(), String::new()));
         self
     }
 
     pub fn model_with(mut self, name: &str, path: &Path, lines: &str) -> Self {
-        self.models.push((name.to_owned(), path.to_owned(), lines.to_owned()));
+        self.models
+            .push((name.to_owned(), path.to_owned(), lines.to_owned()));
         self
     }
 }
@@ -65,7 +67,11 @@ pub fn beside(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("own path");
     let deps = own.parent().expect("a directory");
     let is_nested = deps.ends_with("deps") || deps.ends_with("examples");
-    let dir = if is_nested { deps.parent().expect("target/PROFILE") } else { deps };
+    let dir = if is_nested {
+        deps.parent().expect("target/PROFILE")
+    } else {
+        deps
+    };
     built(dir.join(name))
 }
 
@@ -81,7 +87,10 @@ fn built(path: PathBuf) -> PathBuf {
 impl Node {
     /// Starts a daemon and waits until it serves.
     pub fn start(setup: &Setup) -> Self {
-        let dir = tempfile::Builder::new().prefix("mrm-test-").tempdir().expect("a directory");
+        let dir = tempfile::Builder::new()
+            .prefix("mrm-test-")
+            .tempdir()
+            .expect("a directory");
         Self::start_in(dir, setup)
     }
 
@@ -131,7 +140,10 @@ impl Node {
     /// A number of `/v1/status`, by JSON pointer.
     pub fn number(&self, pointer: &str) -> u64 {
         let status = self.get("/v1/status");
-        status.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer}: {status}"))
+        status
+            .pointer(pointer)
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("{pointer}: {status}"))
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
@@ -151,14 +163,24 @@ impl Node {
 
     /// Open descriptors of the daemon.
     pub fn fds(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("is there").count()
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("is there")
+            .count()
     }
 
     /// Resident memory of the daemon without shared segments, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("is there");
-        let line = status.lines().find(|l| l.starts_with("RssAnon:")).expect("a line");
-        line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
+        let line = status
+            .lines()
+            .find(|l| l.starts_with("RssAnon:"))
+            .expect("a line");
+        line.split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse::<u64>()
+            .expect("a number")
+            * 1024
     }
 
     /// Waits until the books are empty: no session, no lease, no work.
@@ -166,7 +188,13 @@ impl Node {
         eventually("the daemon is idle", || {
             let status = self.get("/v1/status");
             let zero = |p: &str| status.pointer(p).and_then(Value::as_u64) == Some(0);
-            let all = ["/sessions", "/leases", "/waiting", "/loading", "/host/freeing_bytes"];
+            let all = [
+                "/sessions",
+                "/leases",
+                "/waiting",
+                "/loading",
+                "/host/freeing_bytes",
+            ];
             all.into_iter().all(zero).then_some(())
         });
     }
@@ -191,13 +219,20 @@ impl Drop for Node {
 pub fn command(dir: &Path, setup: &Setup) -> Command {
     let mut toml = setup.settings.clone();
     for (name, path, lines) in &setup.models {
-        write!(toml, "[[model]]\nname = {name:?}\npath = {path:?}\n{lines}\n").expect("to memory");
+        write!(
+            toml,
+            "[[model]]\nname = {name:?}\npath = {path:?}\n{lines}\n"
+        )
+        .expect("to memory");
     }
     fs::write(dir.join("mrm.toml"), toml).expect("writes");
     let mut command = Command::new(program("mrmd"));
     command.arg("--config").arg(dir.join("mrm.toml"));
     command.arg("--runtime-dir").arg(dir.join("run"));
-    command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("MRM_RUNTIME_DIR");
+    command
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("LISTEN_FDS")
+        .env_remove("MRM_RUNTIME_DIR");
     command.envs(setup.environment.iter().map(|(k, v)| (k, v)));
     command
 }
@@ -207,7 +242,11 @@ fn spawn(dir: &Path, setup: &Setup) -> Child {
     let _ = fs::remove_file(&notify);
     let socket = UnixDatagram::bind(&notify).expect("binds");
     socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-    let log = fs::File::options().create(true).append(true).open(dir.join("mrmd.log")).expect("log");
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("mrmd.log"))
+        .expect("log");
     let mut child = command(dir, setup)
         .env("NOTIFY_SOCKET", &notify)
         .stdin(Stdio::null())
@@ -215,7 +254,9 @@ fn spawn(dir: &Path, setup: &Setup) -> Child {
         .stderr(log)
         .spawn()
         .expect("starts");
-    socket.set_read_timeout(Some(std::time::Duration::from_millis(200))).expect("a timeout");
+    socket
+        .set_read_timeout(Some(std::time::Duration::from_millis(200)))
+        .expect("a timeout");
     eventually("the daemon is ready", || {
         let mut message = [0; 1024];
         if let Some(status) = child.try_wait().expect("waits") {
@@ -223,7 +264,9 @@ fn spawn(dir: &Path, setup: &Setup) -> Child {
             panic!("the daemon ended with {status} before it was ready:\n{log}");
         }
         let n = socket.recv(&mut message).ok()?;
-        String::from_utf8_lossy(&message[..n]).contains("READY=1").then_some(())
+        String::from_utf8_lossy(&message[..n])
+            .contains("READY=1")
+            .then_some(())
     });
     child
 }

@@ -54,8 +54,12 @@ impl Raw {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
         let slices = [IoSlice::new(bytes)];
-        let sent =
-            rustix::net::sendmsg(self.stream.as_fd(), &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
+        let sent = rustix::net::sendmsg(
+            self.stream.as_fd(),
+            &slices,
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
         self.stream.write_all(&bytes[sent..])
     }
 
@@ -92,11 +96,20 @@ impl Raw {
     pub fn reply(&mut self) -> Option<(RequestId, Reply, Vec<OwnedFd>)> {
         let (header, body, fds) = self.receive()?;
         assert_eq!(fds.len(), usize::from(header.fds));
-        Some((header.request, Reply::decode(&header, &body).expect("a good reply"), fds))
+        Some((
+            header.request,
+            Reply::decode(&header, &body).expect("a good reply"),
+            fds,
+        ))
     }
 
     /// Sends a request and returns its reply.
-    pub fn ask(&mut self, request: RequestId, message: &impl Message, fds: &[BorrowedFd<'_>]) -> Reply {
+    pub fn ask(
+        &mut self,
+        request: RequestId,
+        message: &impl Message,
+        fds: &[BorrowedFd<'_>],
+    ) -> Reply {
         self.send(request, message, fds);
         let (id, reply, _) = self.reply().expect("a reply");
         assert_eq!(id, request);

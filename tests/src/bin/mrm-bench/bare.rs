@@ -36,8 +36,17 @@ impl BareServer {
             .spawn()
             .expect("starts");
         let mut line = [0; 1];
-        child.stdout.take().expect("piped").read_exact(&mut line).expect("it says that it listens");
-        Self { child, socket, bytes }
+        child
+            .stdout
+            .take()
+            .expect("piped")
+            .read_exact(&mut line)
+            .expect("it says that it listens");
+        Self {
+            child,
+            socket,
+            bytes,
+        }
     }
 }
 
@@ -66,7 +75,14 @@ fn answer(stream: &UnixStream, fd: &OwnedFd) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
-        if sendmsg(stream, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL).is_err() {
+        if sendmsg(
+            stream,
+            &[IoSlice::new(&message)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .is_err()
+        {
             return;
         }
     }
@@ -76,7 +92,9 @@ fn segment(bytes: u64) -> OwnedFd {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = rustix::fs::memfd_create("bare", flags).expect("memfd");
     rustix::fs::ftruncate(&fd, bytes).expect("grows");
-    File::from(fd.try_clone().expect("dup")).write_all(&[7; 4096]).expect("writes");
+    File::from(fd.try_clone().expect("dup"))
+        .write_all(&[7; 4096])
+        .expect("writes");
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&fd, seals).expect("seals");
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
@@ -91,7 +109,13 @@ pub(crate) fn cycle(stream: &mut UnixStream, bytes: u64) -> f64 {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
-    recvmsg(&*stream, &mut [IoSliceMut::new(&mut message)], &mut ancillary, flags).expect("receives");
+    recvmsg(
+        &*stream,
+        &mut [IoSliceMut::new(&mut message)],
+        &mut ancillary,
+        flags,
+    )
+    .expect("receives");
     let fd = ancillary
         .drain()
         .find_map(|message| match message {
@@ -100,7 +124,10 @@ pub(crate) fn cycle(stream: &mut UnixStream, bytes: u64) -> f64 {
         })
         .expect("one descriptor");
     let len = usize::try_from(bytes).expect("fits");
-    let map = MmapOptions::new().len(len).map_if_safe(&fd).expect("sealed");
+    let map = MmapOptions::new()
+        .len(len)
+        .map_if_safe(&fd)
+        .expect("sealed");
     std::hint::black_box(map[0]);
     drop(map);
     drop(fd);

@@ -32,20 +32,52 @@ pub(crate) fn measure(opens: u64) -> Vec<Row> {
         let (floor_rate, mut floor) = run_floor(&server, clients, opens / 20);
         let (rate, mut ours) = run_ours(&node, clients, opens / 3);
         let latency = format!("open + close, {clients} clients");
-        rows.push(Row::of("churn", latency, "us", &mut ours, "bare cycle", &mut floor, None));
+        rows.push(Row::of(
+            "churn",
+            latency,
+            "us",
+            &mut ours,
+            "bare cycle",
+            &mut floor,
+            None,
+        ));
         let (mut each, mut floor_each) = ([1e6 / rate], [1e6 / floor_rate]);
         let case = format!("time per open, {clients} clients ({rate:.0}/s)");
-        rows.push(Row::of("churn", case, "us", &mut each, "bare cycle", &mut floor_each, None));
+        rows.push(Row::of(
+            "churn",
+            case,
+            "us",
+            &mut each,
+            "bare cycle",
+            &mut floor_each,
+            None,
+        ));
     }
     node.until_idle();
     let after = (node.resident_bytes(), node.fds());
     let case = format!("daemon's own memory after {opens} opens");
     let (mut ours, mut floor) = ([after.0 as f64 / 1e6], [before.0 as f64 / 1e6]);
     let limit = Some(GROWTH_MAX);
-    rows.push(Row::of("churn", case, "MB", &mut ours, "before them", &mut floor, limit));
+    rows.push(Row::of(
+        "churn",
+        case,
+        "MB",
+        &mut ours,
+        "before them",
+        &mut floor,
+        limit,
+    ));
     let case = format!("daemon's descriptors after {opens} opens");
     let (mut ours, mut floor) = ([after.1 as f64], [before.1 as f64]);
-    rows.push(Row::of("churn", case, "fds", &mut ours, "before them", &mut floor, Some(1.0)));
+    rows.push(Row::of(
+        "churn",
+        case,
+        "fds",
+        &mut ours,
+        "before them",
+        &mut floor,
+        Some(1.0),
+    ));
     rows
 }
 
@@ -93,8 +125,13 @@ fn run<C: FnMut() -> f64>(
             .collect();
         ready.wait();
         let began = Instant::now();
-        let samples: Vec<f64> =
-            workers.into_iter().flat_map(|worker| worker.join().expect("no panic")).collect();
-        ((each * clients) as f64 / began.elapsed().as_secs_f64(), samples)
+        let samples: Vec<f64> = workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("no panic"))
+            .collect();
+        (
+            (each * clients) as f64 / began.elapsed().as_secs_f64(),
+            samples,
+        )
     })
 }

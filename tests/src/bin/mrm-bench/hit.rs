@@ -26,7 +26,11 @@ pub(crate) fn measure() -> Vec<Row> {
     let client = node.client();
     drop(client.open("m").expect("loads"));
     let server = BareServer::start(dir.path(), MODEL_BYTES);
-    vec![connected(&client, &server), fresh_process(&node, &server), repeated(&client)]
+    vec![
+        connected(&client, &server),
+        fresh_process(&node, &server),
+        repeated(&client),
+    ]
 }
 
 fn connected(client: &Client, server: &BareServer) -> Row {
@@ -41,7 +45,15 @@ fn connected(client: &Client, server: &BareServer) -> Row {
         }
     }
     let case = "open + first byte + close, connected, 91 MB";
-    Row::of("hit", case, "us", &mut ours, "bare round trip, 1 fd, mmap", &mut floor, Some(3.0))
+    Row::of(
+        "hit",
+        case,
+        "us",
+        &mut ours,
+        "bare round trip, 1 fd, mmap",
+        &mut floor,
+        Some(3.0),
+    )
 }
 
 /// Open, read the first byte, give back: nanoseconds.
@@ -60,7 +72,11 @@ fn fresh_process(node: &Node, server: &BareServer) -> Row {
             .args(arguments)
             .output()
             .expect("runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let text = String::from_utf8(output.stdout).expect("text");
         text.trim().parse::<f64>().expect("a number") / 1e3
     };
@@ -71,7 +87,15 @@ fn fresh_process(node: &Node, server: &BareServer) -> Row {
         ours.push(run(["fresh", mrm.to_str().expect("text"), "m"]));
     }
     let case = "the same from a fresh process, with connect";
-    Row::of("hit", case, "us", &mut ours, "bare, with connect", &mut floor, Some(3.0))
+    Row::of(
+        "hit",
+        case,
+        "us",
+        &mut ours,
+        "bare, with connect",
+        &mut floor,
+        Some(3.0),
+    )
 }
 
 /// In a fresh process: from connect to the first byte.
@@ -101,8 +125,15 @@ fn repeated(client: &Client) -> Row {
     }
     drop(held);
     let case = "second open in the same process";
-    let mut row =
-        Row::of("hit", case, "ns", &mut ours, "locked hash look-up", &mut floor, None);
+    let mut row = Row::of(
+        "hit",
+        case,
+        "ns",
+        &mut ours,
+        "locked hash look-up",
+        &mut floor,
+        None,
+    );
     // The promise is absolute: under one microsecond.
     row.limit = Some(1000.0 / row.floor_p50);
     row

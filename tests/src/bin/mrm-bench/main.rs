@@ -23,7 +23,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "mrm-bench", about = "Measures mrm against floors of the same run")]
+#[command(
+    name = "mrm-bench",
+    about = "Measures mrm against floors of the same run"
+)]
 struct Cli {
     /// What to measure: hit, share, churn.
     benches: Vec<Bench>,
@@ -94,7 +97,11 @@ fn main() -> ExitCode {
 
 fn measure(benches: &[Bench], json: Option<PathBuf>, opens: u64) -> ExitCode {
     let all = [Bench::Hit, Bench::Share, Bench::Churn];
-    let benches = if benches.is_empty() { &all[..] } else { benches };
+    let benches = if benches.is_empty() {
+        &all[..]
+    } else {
+        benches
+    };
     let mut rows: Vec<Row> = Vec::new();
     for bench in benches {
         let new = match bench {
@@ -109,5 +116,9 @@ fn measure(benches: &[Bench], json: Option<PathBuf>, opens: u64) -> ExitCode {
         let text = serde_json::to_string_pretty(&rows).expect("rows are plain");
         std::fs::write(&path, text + "\n").expect("writes");
     }
-    if rows.iter().all(Row::holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if rows.iter().all(Row::holds) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

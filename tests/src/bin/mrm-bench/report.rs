@@ -58,7 +58,11 @@ pub(crate) fn percentile(samples: &mut [f64], q: f64) -> f64 {
     assert!(!samples.is_empty(), "nothing was measured");
     samples.sort_by(f64::total_cmp);
     let last = samples.len() - 1;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= q <= 1")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 <= q <= 1"
+    )]
     let at = (last as f64 * q).round() as usize;
     samples[at]
 }
@@ -70,8 +74,14 @@ pub(crate) fn print(rows: &[Row]) {
         "bench", "case", "unit", "n", "p50", "p99", "floor p50", "ratio", "limit"
     );
     for row in rows {
-        let limit = row.limit.map_or_else(|| "-".to_owned(), |limit| format!("{limit:.2}"));
-        let verdict = if row.holds() { "" } else { "  << over the limit" };
+        let limit = row
+            .limit
+            .map_or_else(|| "-".to_owned(), |limit| format!("{limit:.2}"));
+        let verdict = if row.holds() {
+            ""
+        } else {
+            "  << over the limit"
+        };
         println!(
             "{:<6} {:<40} {:>5} {:>8} {:>11} {:>11} {:>11} {:>7.2} {:>7}  {}{verdict}",
             row.bench,
@@ -90,5 +100,9 @@ pub(crate) fn print(rows: &[Row]) {
 }
 
 fn figure(value: f64) -> String {
-    if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+    if value >= 1000.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.3}")
+    }
 }

@@ -21,21 +21,39 @@ pub(crate) fn measure() -> Vec<Row> {
     drop(image);
     let node = Node::start(&Setup::new().model("m", &path).budget(4 * MODEL_BYTES));
     drop(node.client().open("m").expect("loads"));
-    [1, 8, 64].into_iter().map(|holders| held_by(&node, holders, bytes)).collect()
+    [1, 8, 64]
+        .into_iter()
+        .map(|holders| held_by(&node, holders, bytes))
+        .collect()
 }
 
 fn held_by(node: &Node, count: u64, bytes: u64) -> Row {
     let holders: Vec<Holder> = (0..count).map(|_| Holder::start(&node.socket())).collect();
     let holders: Vec<Holder> = holders.into_iter().map(Holder::until_ready).collect();
-    let total: u64 = holders.iter().map(|holder| pss_bytes(holder.child.id())).sum();
-    assert_eq!(node.number("/leases"), count, "each process holds one lease");
+    let total: u64 = holders
+        .iter()
+        .map(|holder| pss_bytes(holder.child.id()))
+        .sum();
+    assert_eq!(
+        node.number("/leases"),
+        count,
+        "each process holds one lease"
+    );
     drop(holders);
     node.until_idle();
     let mut ours = [total as f64 / 1e6];
     let mut floor = [(bytes + count * OWN_BYTES) as f64 / 1e6];
     let limit = (1.02 * bytes as f64 + (count * OWN_BYTES) as f64) / 1e6 / floor[0];
     let case = format!("sum of PSS, {count} processes hold 1 GB");
-    Row::of("share", case, "MB", &mut ours, "the model + 2 MB a process", &mut floor, Some(limit))
+    Row::of(
+        "share",
+        case,
+        "MB",
+        &mut ours,
+        "the model + 2 MB a process",
+        &mut floor,
+        Some(limit),
+    )
 }
 
 struct Holder {
@@ -55,13 +73,18 @@ impl Holder {
             .spawn()
             .expect("starts");
         let stdin = child.stdin.take().expect("piped");
-        Self { child, _stdin: stdin }
+        Self {
+            child,
+            _stdin: stdin,
+        }
     }
 
     fn until_ready(mut self) -> Self {
         let mut line = String::new();
         let stdout = self.child.stdout.take().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("it says that it holds");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("it says that it holds");
         assert_eq!(line, "holding\n");
         self
     }
@@ -90,6 +113,14 @@ pub(crate) fn hold(socket: &Path, model: &str) {
 /// Proportional set size of a process (`proc_pid_smaps_rollup(5)`).
 pub(crate) fn pss_bytes(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("is there");
-    let line = text.lines().find(|line| line.starts_with("Pss:")).expect("a line");
-    line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("Pss:"))
+        .expect("a line");
+    line.split_whitespace()
+        .nth(1)
+        .expect("a number")
+        .parse::<u64>()
+        .expect("a number")
+        * 1024
 }
