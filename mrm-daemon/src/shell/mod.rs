@@ -5,13 +5,14 @@
 //! its completions come back through a channel.
 
 mod answer;
+mod listing;
 mod names;
 mod operator;
 mod requests;
 mod views;
 mod work;
 
-use crate::catalogue::{Catalogue, Scan};
+use crate::catalogue::Catalogue;
 use crate::degraded::Degraded;
 use crate::memory::HostSegment;
 use crate::peer::Peer;
@@ -20,6 +21,7 @@ use crate::source::Closer;
 use crate::status::events::{Event as LogEvent, EventKind, EventLog};
 use crate::status::metrics::Metrics;
 use crate::transfer::Lanes;
+use listing::Listing;
 use mrm_core::Core;
 use mrm_core::effect::Effect;
 use mrm_core::event::Event;
@@ -60,10 +62,8 @@ pub(crate) struct Shell(Rc<Inner>);
 
 struct Inner {
     state: RefCell<State>,
-    /// The next deadline may have changed.
-    deadline_changed: Notify,
-    /// Somebody waits for progress frames.
-    progress_wanted: Notify,
+    /// When [`State::wake`] is due may have changed.
+    wake_changed: Notify,
     /// The last lease may be gone.
     settled: Notify,
 }
@@ -90,9 +90,7 @@ struct State {
     instance: InstanceId,
     names: Names,
     catalogue: Arc<Catalogue>,
-    scan: Arc<Scan>,
-    scan_due: Instant,
-    scanning: bool,
+    listing: Listing,
     /// `None` once they are shut down.
     lanes: Option<Lanes>,
     degraded: Degraded,
@@ -113,13 +111,17 @@ struct State {
     completed: mpsc::UnboundedSender<Completed>,
     followups: VecDeque<Event>,
     effects: Vec<Effect>,
-    last_deadline: Option<Time>,
+    last_wake: Option<Instant>,
+    /// When those who asked for progress hear the next.
+    report_at: Instant,
 }
 
 /// A segment in memory.
 struct Held {
     segment: Arc<HostSegment>,
     load_us: u64,
+    /// The model that it was loaded for; `None` for a tensor table, which is not worth a mention.
+    label: Option<Arc<str>>,
 }
 
 /// A segment on its way into memory.
@@ -127,7 +129,8 @@ struct LoadRecord {
     loaded_bytes: Arc<AtomicU64>,
     bytes: u64,
     began: Instant,
-    label: Arc<str>,
+    /// `None` for a tensor table, which is not worth a mention.
+    label: Option<Arc<str>>,
 }
 
 /// One session, as the shell knows it.
@@ -171,9 +174,7 @@ impl Shell {
             instance: parts.instance,
             names: Names::default(),
             catalogue: Arc::new(parts.catalogue),
-            scan: Arc::new(Scan::default()),
-            scan_due: Instant::now(),
-            scanning: false,
+            listing: Listing::new(),
             lanes: Some(parts.lanes),
             degraded: parts.degraded,
             metrics: parts.metrics,
@@ -192,12 +193,12 @@ impl Shell {
             completed,
             followups: VecDeque::new(),
             effects: Vec::new(),
-            last_deadline: None,
+            last_wake: None,
+            report_at: Instant::now(),
         };
         let inner = Inner {
             state: RefCell::new(state),
-            deadline_changed: Notify::new(),
-            progress_wanted: Notify::new(),
+            wake_changed: Notify::new(),
             settled: Notify::new(),
         };
         (Self(Rc::new(inner)), completions)
@@ -206,21 +207,14 @@ impl Shell {
     /// Feeds completions and the passing of time to the decider, for ever.
     pub(crate) async fn run(&self, mut completions: mpsc::UnboundedReceiver<Completed>) {
         loop {
-            let deadline = self.0.state.borrow().wake_at();
-            let reporting = self.0.state.borrow().progress_waiters > 0;
+            let wake_at = self.0.state.borrow().wake_at();
             tokio::select! {
                 completed = completions.recv() => match completed {
                     Some(completed) => self.with(|state| state.complete(completed)),
                     None => return,
                 },
-                () = sleep_until(deadline), if deadline.is_some() => {
-                    self.with(|state| state.step(Event::Tick));
-                }
-                () = tokio::time::sleep(PROGRESS_EVERY), if reporting => {
-                    self.with(|state| state.report_progress());
-                }
-                () = self.0.deadline_changed.notified() => {}
-                () = self.0.progress_wanted.notified() => {}
+                () = sleep_until(wake_at), if wake_at.is_some() => self.with(State::wake),
+                () = self.0.wake_changed.notified() => {}
             }
         }
     }
@@ -243,16 +237,12 @@ impl Shell {
     /// Runs `action` on the state, then wakes whoever its outcome concerns.
     fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.0.state.borrow_mut();
-        let waiters = state.progress_waiters;
         let outcome = action(&mut state);
         state.follow_up();
-        let deadline = state.core.next_deadline();
-        if deadline != state.last_deadline {
-            state.last_deadline = deadline;
-            self.0.deadline_changed.notify_one();
-        }
-        if state.progress_waiters > waiters {
-            self.0.progress_wanted.notify_one();
+        let wake_at = state.wake_at();
+        if wake_at != state.last_wake {
+            state.last_wake = wake_at;
+            self.0.wake_changed.notify_one();
         }
         if state.draining {
             self.0.settled.notify_waiters();
@@ -274,9 +264,25 @@ impl State {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        self.core
+        let core = self
+            .core
             .next_deadline()
-            .map(|at| self.started + Duration::from_micros(at.0))
+            .map(|at| self.started + Duration::from_micros(at.0));
+        let report = (self.progress_waiters > 0).then_some(self.report_at);
+        [core, report, self.listing.wake_at()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Some deadline has come.
+    fn wake(&mut self) {
+        if self.progress_waiters > 0 && self.report_at <= Instant::now() {
+            self.report_at = Instant::now() + PROGRESS_EVERY;
+            self.report_progress();
+        }
+        self.listing_is_late();
+        self.step(Event::Tick);
     }
 
     /// One event and its effects.

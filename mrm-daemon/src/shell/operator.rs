@@ -4,6 +4,7 @@
 //! whose lease is given back at once.
 
 use super::answer::error_of_fault;
+use super::listing::Question;
 use super::{Pending, Session, Shell, State, Who};
 use crate::catalogue::Catalogue;
 use crate::config::ModelEntry;
@@ -107,6 +108,26 @@ impl Shell {
 
 impl State {
     fn answer_query(&mut self, query: Query) {
+        let asks_listing = match &query {
+            Query::Models { .. } => true,
+            Query::Model { name, .. } => !self.is_registered(name),
+            Query::Pin { name, .. } => !self.is_registered(name),
+            Query::State { .. }
+            | Query::Status { .. }
+            | Query::Sessions { .. }
+            | Query::Events { .. }
+            | Query::Warm { .. }
+            | Query::Evict { .. }
+            | Query::Drain { .. } => false,
+        };
+        if asks_listing {
+            self.ask_listing(Question::Operator(query));
+        } else {
+            self.answer_query_now(query);
+        }
+    }
+
+    pub(super) fn answer_query_now(&mut self, query: Query) {
         match query {
             Query::State { reply } => reply.send(Ok(self.phase())),
             Query::Status { reply } => reply.send(Ok(self.status_view())),
@@ -116,11 +137,9 @@ impl State {
                 limit,
                 reply,
             } => {
-                self.refresh_scan();
                 reply.send(Ok(self.models_view(&prefix, after.as_deref(), limit)));
             }
             Query::Model { name, reply } => {
-                self.refresh_scan();
                 let detail = self
                     .model_detail(&name)
                     .ok_or_else(|| self.not_found(&name));
@@ -199,8 +218,7 @@ impl State {
 
     fn replace_catalogue(&mut self, catalogue: Catalogue, host_budget_bytes: u64) {
         self.catalogue = Arc::new(catalogue);
-        self.scan_due = Instant::now();
-        self.refresh_scan();
+        self.outdate_listing();
         self.note(LogEvent::of(EventKind::Reload));
         let models: Vec<ModelId> = self
             .names

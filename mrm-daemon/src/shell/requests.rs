@@ -1,5 +1,6 @@
 //! What clients ask.
 
+use super::listing::Question;
 use super::{Pending, Shell, State, Who};
 use crate::source::PassedFd;
 use crate::status::events::{Event as LogEvent, EventKind};
@@ -108,19 +109,8 @@ impl State {
                     target,
                 });
             }
-            Request::List(list) => {
-                self.refresh_scan();
-                let listed = self.list(&list);
-                self.send(session, request, &Reply::Listed(listed));
-            }
-            Request::Stat(stat) => {
-                self.refresh_scan();
-                let reply = match self.stat(&stat.model) {
-                    Some(stated) => Reply::Stated(stated),
-                    None => Reply::Error(self.not_found(&stat.model)),
-                };
-                self.send(session, request, &reply);
-            }
+            Request::List(list) => self.ask_listing(Question::List(session, request, list)),
+            Request::Stat(stat) => self.ask_listing(Question::Stat(session, request, stat)),
         }
         Ok(())
     }
@@ -218,7 +208,7 @@ impl State {
         ErrorReply::new(ErrorCode::ModelNotFound, message)
     }
 
-    fn list(&self, list: &List) -> Listed {
+    pub(super) fn list(&self, list: &List) -> Listed {
         let after = list.after.as_ref().map(ModelName::as_str);
         let mut rows = Vec::new();
         let mut room = limits::FRAME_BODY_BYTES_MAX - ROW_BYTES_MAX;
@@ -235,7 +225,7 @@ impl State {
         Listed { models: rows, more }
     }
 
-    fn stat(&self, name: &ModelName) -> Option<Stated> {
+    pub(super) fn stat(&self, name: &ModelName) -> Option<Stated> {
         let row: ModelRow = self.row(name)?;
         let version = self.version_named(name);
         let digests = version.map_or_else(Vec::new, |version| {

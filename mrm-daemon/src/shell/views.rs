@@ -175,7 +175,7 @@ impl State {
     fn catalogue_names(&self) -> impl Iterator<Item = &ModelName> {
         self.catalogue
             .entry_names()
-            .chain(self.scan.models.iter().map(|model| &model.name))
+            .chain(self.listing.scan.models.iter().map(|model| &model.name))
     }
 
     fn version_registered(&self, name: &ModelName) -> Option<VersionId> {

@@ -18,9 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
-/// How old a listing of the catalogue's roots may be before a look at it starts a new one.
-const SCAN_EVERY: Duration = Duration::from_secs(2);
-
 /// What a worker brings back.
 pub(crate) enum Completed {
     /// A model's files were found, opened and checked.
@@ -39,7 +36,8 @@ pub(crate) enum Completed {
     Freed {
         op: OpId,
         segment: SegmentId,
-        bytes: u64,
+        /// The model that it was loaded for and its size; `None` for a tensor table.
+        gone: Option<(Arc<str>, u64)>,
     },
     /// The catalogue's roots were listed.
     Scanned(Option<Scan>),
@@ -54,19 +52,15 @@ impl State {
                 segment,
                 outcome,
             } => self.loaded(op, segment, outcome),
-            Completed::Freed { op, segment, bytes } => {
+            Completed::Freed { op, segment, gone } => {
                 self.names.forget_segment(segment);
-                self.metrics.evicted(bytes);
-                self.note(LogEvent::of(EventKind::Evicted).bytes(bytes));
+                if let Some((label, bytes)) = gone {
+                    self.metrics.evicted(bytes);
+                    self.note(LogEvent::of(EventKind::Evicted).model(label).bytes(bytes));
+                }
                 self.step(Event::Freed { op });
             }
-            Completed::Scanned(scan) => {
-                self.scanning = false;
-                self.scan_due = Instant::now() + SCAN_EVERY;
-                if let Some(scan) = scan {
-                    self.scan = Arc::new(scan);
-                }
-            }
+            Completed::Scanned(scan) => self.listed(scan),
         }
     }
 
@@ -114,6 +108,10 @@ impl State {
         let version = outcome.as_ref().ok().map(|found| found.version);
         self.step(Event::Resolved { op, outcome });
         if let Some(version) = version {
+            // What came too late for the decider to care, it never learnt of.
+            if self.core.view().version(version).is_none() {
+                self.names.forget_version(version);
+            }
             self.drop_supplies_if_idle(version);
         }
         self.forget_if_unknown(model);
@@ -137,6 +135,7 @@ impl State {
                 .any(|fact: &SegmentFact| fact.source == part.source)
             {
                 let twice = format!("`{label}`: two of its files are one and the same file");
+                self.names.forget_version(version);
                 return Err(fault(ErrorCode::ShardMismatch, &twice));
             }
             let charge = Bytes(crate::memory::charge_for(part.bytes));
@@ -180,8 +179,9 @@ impl State {
         };
         let loaded_bytes = Arc::new(AtomicU64::new(0));
         let (progress, degraded) = (Arc::clone(&loaded_bytes), self.degraded.clone());
-        if matches!(supply, Supply::File { .. }) {
-            let event = LogEvent::of(EventKind::LoadStarted).model(Arc::clone(&label));
+        let label = matches!(supply, Supply::File { .. }).then_some(label);
+        if let Some(label) = &label {
+            let event = LogEvent::of(EventKind::LoadStarted).model(Arc::clone(label));
             self.note(event.bytes(bytes));
         }
         let began = Instant::now();
@@ -206,51 +206,48 @@ impl State {
 
     fn loaded(&mut self, op: OpId, segment: SegmentId, outcome: Result<Filled, Fault>) {
         let record = self.loads.remove(&segment);
-        let label = record.as_ref().map(|record| Arc::clone(&record.label));
+        let label = record.as_ref().and_then(|record| record.label.clone());
         let took = record.map_or(Duration::ZERO, |record| record.began.elapsed());
         let load_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let outcome = match outcome {
             Ok(loaded) => {
                 let bytes = loaded.segment.bytes();
-                self.metrics.load_done(bytes, load_us);
-                self.log_load(EventKind::LoadDone, label, bytes, &format!("{load_us} us"));
+                if let Some(label) = &label {
+                    self.metrics.load_done(bytes, load_us);
+                    let event = LogEvent::of(EventKind::LoadDone).model(Arc::clone(label));
+                    self.note(event.bytes(bytes).detail(&format!("{load_us} us")));
+                }
                 let content = self.names.content(segment, loaded.digest);
                 let held = Held {
                     segment: Arc::new(loaded.segment),
                     load_us,
+                    label,
                 };
                 self.segments.insert(segment, held);
                 Ok(content)
             }
             Err(fault) => {
                 self.metrics.load_failed();
-                self.log_load(EventKind::LoadFailed, label, 0, &fault.message);
+                let event = LogEvent::of(EventKind::LoadFailed).detail(&fault.message);
+                self.note(match label {
+                    Some(label) => event.model(label),
+                    None => event,
+                });
                 Err(fault)
             }
         };
         self.step(Event::Loaded { op, outcome });
     }
 
-    fn log_load(&mut self, kind: EventKind, label: Option<Arc<str>>, bytes: u64, detail: &str) {
-        let mut event = LogEvent::of(kind).detail(detail);
-        if bytes > 0 {
-            event = event.bytes(bytes);
-        }
-        if let Some(label) = label {
-            event = event.model(label);
-        }
-        self.note(event);
-    }
-
     /// Carries out `Effect::Free`. Unmapping gigabytes takes time: it is a worker's job.
     pub(super) fn free(&mut self, op: OpId, segment: SegmentId) {
         let held = self.segments.remove(&segment);
-        let bytes = held
+        let gone = held
             .as_ref()
-            .map_or(0, |held| held.segment.allocated_bytes());
+            .and_then(|held| Some((held.label.clone()?, held.segment.allocated_bytes())));
         let done = self.completed.clone();
         let completion = Completion::new(move |_: Result<(), Lost>| {
-            drop(done.send(Completed::Freed { op, segment, bytes }));
+            drop(done.send(Completed::Freed { op, segment, gone }));
         });
         run_in(&self.lanes, Lane::Freeing, completion, move || drop(held));
     }
@@ -267,22 +264,6 @@ impl State {
         if self.core.view().model(model).is_none() {
             self.names.forget_model(model);
         }
-    }
-
-    /// Starts listing the catalogue's roots unless the last listing is fresh.
-    pub(super) fn refresh_scan(&mut self) {
-        if self.scanning || Instant::now() < self.scan_due {
-            return;
-        }
-        self.scanning = true;
-        let done = self.completed.clone();
-        let completion = Completion::new(move |scan: Result<Scan, Lost>| {
-            drop(done.send(Completed::Scanned(scan.ok())));
-        });
-        let catalogue = Arc::clone(&self.catalogue);
-        run_in(&self.lanes, Lane::Registered, completion, move || {
-            catalogue.scan()
-        });
     }
 }
 
