@@ -1,0 +1,113 @@
+"""What the kernel says of memory: page cache of a file, proportional sizes, what is left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+#: How the kernel calls the memory of a model in lists of mappings and descriptors.
+MODEL_MAPPING = "/memfd:mrm"
+PAGE_BYTES = mmap.PAGESIZE
+
+
+def drop_from_page_cache(path: Path) -> int:
+    """Makes the kernel forget what it has read of a file; returns how many bytes it still has."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return _cached_bytes(file.fileno())
+
+
+def _cached_bytes(fd: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    # A private writable mapping, because ctypes takes no address of a read-only one.
+    with mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapping:
+        pages = (ctypes.c_ubyte * -(-len(mapping) // PAGE_BYTES))()
+        start = ctypes.c_char.from_buffer(mapping)
+        address, length = ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapping))
+        del start
+        if libc.mincore(address, length, pages):
+            raise OSError(ctypes.get_errno(), "mincore")
+    return sum(page & 1 for page in pages) * PAGE_BYTES
+
+
+def pss_bytes(pid: int | str, field: str = "Pss") -> int:
+    """Proportional set size of a process: a page that n processes map counts 1/n in each."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == field:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"/proc/{pid}/smaps_rollup has no {field}")
+
+
+def model_pss_bytes(pid: int) -> int:
+    """The part of it that is a model lent by the daemon."""
+    total, of_model = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            of_model = len(words) > 5 and words[5].startswith(MODEL_MAPPING)
+        elif of_model and words[0] == "Pss:":
+            total += int(words[1]) * 1024
+    return total
+
+
+def model_files(pid: int) -> set[tuple[int, int]]:
+    """Device and inode of each model's memory of which a process has a descriptor."""
+    found = set()
+    for link in _descriptors(pid):
+        try:
+            if os.readlink(link).startswith(MODEL_MAPPING):
+                status = os.stat(link)
+                found.add((status.st_dev, status.st_ino))
+        except OSError:
+            continue
+    return found
+
+
+def leftovers(runtime_dir: Path, memory: set[tuple[int, int]], shm_before: set[str]) -> list[str]:
+    """Whatever of a daemon is still there: processes, sockets, files, memory."""
+    left = []
+    if runtime_dir.exists():
+        left += [f"file {path}" for path in (runtime_dir, *sorted(runtime_dir.rglob("*")))]
+    sockets = Path("/proc/net/unix").read_text().splitlines()
+    left += [f"socket {line.split()[-1]}" for line in sockets if f"{runtime_dir}/" in line]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            left += _left_in_process(int(entry.name), runtime_dir, memory)
+    return left + [f"file /dev/shm/{name}" for name in sorted(shm_names() - shm_before)]
+
+
+def shm_names() -> set[str]:
+    """Named shared memory that could be ours."""
+    try:
+        return {name for name in os.listdir("/dev/shm") if "mrm" in name}
+    except FileNotFoundError:
+        return set()
+
+
+def _left_in_process(pid: int, runtime_dir: Path, memory: set[tuple[int, int]]) -> list[str]:
+    left = []
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        if os.fsencode(runtime_dir) in words:
+            left.append(f"process {pid}")
+        left += [f"memory of inode {inode} in process {pid}" for _, inode in model_files(pid) & memory]
+        inodes = {str(inode) for _, inode in memory}
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            words_of_line = line.split()
+            if MODEL_MAPPING in line and words_of_line[4] in inodes:
+                left.append(f"mapping of inode {words_of_line[4]} in process {pid}")
+    except OSError:
+        # It has ended, or it is another user's and so cannot be one of ours.
+        pass
+    return left
+
+
+def _descriptors(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return []
