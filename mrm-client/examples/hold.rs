@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let client = Client::connect()?;
     let start = Instant::now();
     let model = client.open(&name)?;
-    black_box(model.segments().next().and_then(|file| file.bytes().first()));
+    let image = model.segments().next().map_or(&[][..], |file| file.bytes());
+    black_box(image.first());
     let open_us = start.elapsed().as_secs_f64() * 1e6;
 
     let origin = match model.origin() {
