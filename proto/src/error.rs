@@ -1,7 +1,9 @@
 //! Error codes of the boundary: stable numbers, each with what a client may do next.
 //!
 //! A code keeps its number and meaning forever. The message names the object, the reason and the
-//! remedy; programs look at the code.
+//! remedy; programs look at the code. Numbers from 700 on never travel on this wire: 7xx are the
+//! client library's own errors (and, in the status socket's JSON, faults of the HTTP request), 9xx
+//! those of the C interface.
 //!
 //! ```
 //! use mrm_proto::error::ErrorCode;
