@@ -15,6 +15,7 @@ from setup import CACHE, prepare
 from story import Story
 
 INTERRUPTED = 130
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: A socket's path has 107 bytes at most.
 TEMPORARY_BYTES_MAX = 60
 
@@ -35,6 +36,8 @@ def run(speaker: Speaker) -> dict[str, object]:
     try:
         return Story(speaker, node, prepare(speaker, scratch)).tell()
     finally:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
         node.abandon()
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(sockets, ignore_errors=True)
@@ -47,14 +50,14 @@ def interrupted(*_: object) -> None:
 def main() -> int:
     as_json = "--json" in sys.argv[1:]
     speaker = Speaker(as_json)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, interrupted)
     try:
         report = run(speaker)
     except Failed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):
         print("interrupted; everything that was started is ended", file=sys.stderr)
         return INTERRUPTED
     if as_json:

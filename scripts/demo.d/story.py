@@ -22,7 +22,7 @@ LATER_CLIENTS = ["Python"] * 3 + ["C"] * 3 + ["Rust"] * 2
 PAGE_BYTES = 4096
 SHARE_LIMIT = 1.1
 RELEASE_LIMIT_MS = 100.0
-READS_COLD, READS_WARM = 3, 5
+READS_COLD, READS_WARM = 5, 5
 
 
 class Story:
