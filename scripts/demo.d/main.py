@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from node import Failed, Node
+from parts import CACHE, prepare
 from say import Speaker
-from setup import CACHE, prepare
 from story import Story
 
 INTERRUPTED = 130
@@ -35,6 +35,8 @@ def run(speaker: Speaker) -> dict[str, object]:
     node = Node(scratch, sockets / "run")
     try:
         return Story(speaker, node, prepare(speaker, scratch)).tell()
+    except Failed as failure:
+        raise Failed(f"{failure}\n{node.log_tail()}".rstrip()) from None
     finally:
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)

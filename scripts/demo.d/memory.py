@@ -91,15 +91,16 @@ def shm_names() -> set[str]:
 def _left_in_process(pid: int, runtime_dir: Path, memory: set[tuple[int, int]]) -> list[str]:
     left = []
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
-        if os.fsencode(runtime_dir) in words:
+        process = Path(f"/proc/{pid}")
+        started_with = [(process / name).read_bytes() for name in ("cmdline", "environ")]
+        if any(os.fsencode(runtime_dir) in words for words in started_with):
             left.append(f"process {pid}")
-        left += [f"memory of inode {inode} in process {pid}" for _, inode in model_files(pid) & memory]
+        held = model_files(pid) & memory
+        left += [f"memory of inode {inode} in process {pid}" for _, inode in held]
         inodes = {str(inode) for _, inode in memory}
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            words_of_line = line.split()
-            if MODEL_MAPPING in line and words_of_line[4] in inodes:
-                left.append(f"mapping of inode {words_of_line[4]} in process {pid}")
+        for line in (process / "maps").read_text().splitlines():
+            if MODEL_MAPPING in line and line.split()[4] in inodes:
+                left.append(f"mapping of inode {line.split()[4]} in process {pid}")
     except OSError:
         # It has ended, or it is another user's and so cannot be one of ours.
         pass

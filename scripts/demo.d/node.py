@@ -17,6 +17,7 @@ from typing import Any
 #: Everything is answered long before; this is for a machine that is in trouble.
 DEADLINE_S = 60.0
 POLL_S = 0.001
+LOG_LINES = 20
 
 
 class Failed(Exception):
@@ -111,7 +112,7 @@ class Node:
 
     def _notified(self, ready: socket.socket) -> bytes:
         if self.daemon.poll() is not None:
-            raise Failed(f"mrmd ended with status {self.daemon.returncode}:\n{self.log_tail()}")
+            raise Failed(f"mrmd ended with status {self.daemon.returncode}")
         try:
             return ready.recv(4096)
         except TimeoutError:
@@ -153,4 +154,8 @@ class Node:
             self.daemon.wait()
 
     def log_tail(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+        """The end of the daemon's log."""
+        if not self.log.exists():
+            return ""
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        return "\n".join(["mrmd said last:", *lines])

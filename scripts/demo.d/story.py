@@ -13,8 +13,8 @@ from typing import Any
 import memory
 from figures import show_figures
 from node import Child, Failed, Node, until
+from parts import EXAMPLES, Parts
 from say import Report, Speaker, mb, span
-from setup import EXAMPLES, Parts
 
 MODEL = "sentence/minilm"
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -94,7 +94,8 @@ class Story:
         self.report["hit_us"] = hits_us
         self.report["hit_us_p50"] = median(hits_us)
         self.report["loaded_bytes"] = counters["loaded_bytes_total"]
-        self.report["misses"], self.report["hits"] = counters["misses_total"], counters["hits_total"]
+        self.report["misses"] = counters["misses_total"]
+        self.report["hits"] = counters["hits_total"]
         self._compare([said for said in saids if "similarities" in said])
         expected = sum(self.parts.weights.read_bytes()[::PAGE_BYTES])
         wrong = [said for said in saids if said.get("checksum", expected) != expected]

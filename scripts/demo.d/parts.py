@@ -77,8 +77,7 @@ def _run(command: list[str], **environment: str) -> str:
     done = subprocess.run(
         command,
         env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode:
