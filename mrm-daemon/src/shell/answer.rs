@@ -47,7 +47,6 @@ impl State {
                 });
             }
             (CoreReply::Closed, _) => {
-                self.note_close(session);
                 self.send(session, wire, &Reply::Closed(Closed {}));
             }
             (CoreReply::Cancelled { was_pending }, _) => {

@@ -61,7 +61,9 @@ impl State {
             name, said_hello, ..
         }) = self.sessions.get_mut(&session).map(|s| &mut s.who)
         {
-            *name = Arc::from(ClientHello::new(&hello.client).client);
+            // Operators read it on a terminal.
+            let client = ClientHello::new(&hello.client).client;
+            *name = Arc::from(client.replace(char::is_control, "?"));
             *said_hello = true;
         }
         Ok(ServerHello {
@@ -95,11 +97,16 @@ impl State {
             Request::OpenFiles(open) => self.open_files(session, request, open, fds),
             Request::Close(close) => {
                 let lease = LeaseId(close.lease.0);
+                let before = self.core.view().leases_len();
                 self.step(Event::Close {
                     session,
                     request: answer,
                     lease,
                 });
+                // Most clients want no reply, so that the books say whether it was theirs.
+                if self.core.view().leases_len() < before {
+                    self.note(LogEvent::of(EventKind::Close).session(session.0));
+                }
             }
             Request::Cancel(cancel) => {
                 let target = RequestId(cancel.target.0);
@@ -257,10 +264,6 @@ impl State {
                 );
             }
         }
-    }
-
-    pub(super) fn note_close(&mut self, session: SessionId) {
-        self.note(LogEvent::of(EventKind::Close).session(session.0));
     }
 }
 
