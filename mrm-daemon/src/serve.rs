@@ -24,7 +24,7 @@ use mrm_core::Core;
 use mrm_core::id::Bytes;
 use mrm_core::policy::Lru;
 use mrm_proto::ids::InstanceId;
-use mrm_proto::limits::{LEASES_PER_SESSION_MAX, SEGMENTS_PER_MODEL_MAX};
+use mrm_proto::limits::{FDS_PER_FRAME_MAX, LEASES_PER_SESSION_MAX, SEGMENTS_PER_MODEL_MAX};
 use std::io;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -187,7 +187,7 @@ fn assemble(
         metrics,
         instance: instance(),
         announcer: inbox.announcer(),
-        closer: Closer::start()?,
+        closer: Closer::start()?.at_most(files_waiting_max / 2 + 2 * FDS_PER_FRAME_MAX),
     })
 }
 

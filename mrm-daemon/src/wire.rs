@@ -54,8 +54,12 @@ pub enum WireError {
         /// What came.
         arrived: usize,
     },
-    /// The kernel dropped descriptors: we are at our limit of open files.
-    #[error("descriptors were lost on the way: the daemon is at its limit of open files")]
+    /// The kernel dropped descriptors, or clients passed more than we hold: we are at our limit of
+    /// open files.
+    #[error(
+        "the daemon has as many descriptors open as it may have: try again later, or raise its \
+         LimitNOFILE"
+    )]
     FdsLost,
 }
 
@@ -117,6 +121,7 @@ impl FrameReader {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 self.fds
                     .extend(fds.map(|fd| PassedFd::new(fd, &self.closer)));
+                self.fds_lost |= self.closer.is_overrun();
             }
         }
         self.end += got.bytes;

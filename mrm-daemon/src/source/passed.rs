@@ -5,6 +5,7 @@
 //! one that loads: dropping it hands it to threads that do nothing else.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
@@ -22,7 +23,12 @@ const CLOSERS: usize = 4;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Closer(Sender<OwnedFd>);
+pub struct Closer {
+    sender: Sender<OwnedFd>,
+    /// Passed and not yet closed, nor known.
+    open: Arc<AtomicUsize>,
+    open_max: usize,
+}
 
 /// A descriptor that a client passed.
 #[derive(Debug)]
@@ -40,24 +46,46 @@ impl Closer {
     pub fn start() -> std::io::Result<Self> {
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
+        let open = Arc::new(AtomicUsize::new(0));
         for i in 0..CLOSERS {
-            let receiver = Arc::clone(&receiver);
+            let (receiver, open) = (Arc::clone(&receiver), Arc::clone(&open));
             Builder::new()
                 .name(format!("mrm-close-{i}"))
-                .spawn(move || close_all(&receiver))?;
+                .spawn(move || close_all(&receiver, &open))?;
         }
-        Ok(Self(sender))
+        let open_max = usize::MAX;
+        Ok(Self {
+            sender,
+            open,
+            open_max,
+        })
+    }
+
+    /// The same, for at most `open_max` descriptors at a time: clients can pass them faster than
+    /// they can be looked at.
+    #[must_use]
+    pub fn at_most(self, open_max: usize) -> Self {
+        Self { open_max, ..self }
+    }
+
+    /// Whether there are more than there may be.
+    #[must_use]
+    pub fn is_overrun(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > self.open_max
     }
 }
 
-fn close_all(receiver: &Mutex<Receiver<OwnedFd>>) {
+fn close_all(receiver: &Mutex<Receiver<OwnedFd>>, open: &AtomicUsize) {
     loop {
         let next = receiver
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .recv();
         match next {
-            Ok(fd) => drop(fd),
+            Ok(fd) => {
+                drop(fd);
+                open.fetch_sub(1, Ordering::Relaxed);
+            }
             Err(_) => return,
         }
     }
@@ -67,6 +95,7 @@ impl PassedFd {
     /// Takes charge of `fd`.
     #[must_use]
     pub fn new(fd: OwnedFd, closer: &Closer) -> Self {
+        closer.open.fetch_add(1, Ordering::Relaxed);
         Self {
             fd: Some(fd),
             closer: closer.clone(),
@@ -76,7 +105,9 @@ impl PassedFd {
     /// The descriptor, once it is known that closing it cannot hang.
     #[must_use]
     pub fn into_known(mut self) -> Option<OwnedFd> {
-        self.fd.take()
+        let fd = self.fd.take()?;
+        self.closer.open.fetch_sub(1, Ordering::Relaxed);
+        Some(fd)
     }
 
     /// The descriptor, to be looked at.
@@ -90,7 +121,7 @@ impl Drop for PassedFd {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
             // Only at the very end are the threads gone, and then so is whom a hang could hurt.
-            drop(self.closer.0.send(fd));
+            drop(self.closer.sender.send(fd));
         }
     }
 }
@@ -107,6 +138,22 @@ mod tests {
         drop(PassedFd::new(theirs.into(), &closer));
         // The end of the stream comes when the other end is closed.
         assert_eq!((&ours).read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_closed_or_known_no_longer_counts() {
+        let closer = Closer::start().unwrap().at_most(1);
+        let pass = || PassedFd::new(std::fs::File::open("/dev/null").unwrap().into(), &closer);
+        let (first, second) = (pass(), pass());
+        assert!(closer.is_overrun());
+        let known = first.into_known();
+        assert!(known.is_some() && !closer.is_overrun());
+        let third = pass();
+        assert!(closer.is_overrun());
+        drop((second, third));
+        while closer.open.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
     }
 
     #[test]
