@@ -20,7 +20,24 @@ need() {
     command -v "$1" >/dev/null 2>&1 || die "$1 is missing; get it with: $2"
 }
 
-need_rust() { need cargo "curl --proto '=https' -sSf https://sh.rustup.rs | sh"; }
+need_rust() {
+    need cargo "curl --proto '=https' -sSf https://sh.rustup.rs | sh"
+    find_toolchains
+}
+
+# A rustup that was installed under another HOME does not find its toolchains by itself.
+find_toolchains() {
+    cargo --version >/dev/null 2>&1 && return
+    local home
+    home=$(dirname "$(dirname "$(dirname "$(command -v cargo)")")")
+    if [ -d "$home/.rustup" ]; then
+        export RUSTUP_HOME=$home/.rustup
+        if [ -w "$home/.cargo" ]; then export CARGO_HOME=$home/.cargo; fi
+    fi
+    cargo --version >/dev/null 2>&1 ||
+        die "cargo is there but has no toolchain; get one with: rustup default stable"
+}
+
 need_cc() { need cc "apt-get install -y gcc g++ (Debian), dnf install gcc gcc-c++ (Fedora)"; }
 
 # The Python that made the environment below; 3.10 or newer.
