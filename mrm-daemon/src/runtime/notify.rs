@@ -1,6 +1,10 @@
 //! Tells the service manager how the daemon is (`sd_notify(3)`).
 
 use sd_notify::NotifyState;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 /// Speaks to the service manager; silent when there is none.
@@ -72,10 +76,28 @@ impl Notifier {
             return;
         }
         // The manager notices for itself when it misses a message, and we can do no more.
-        if let Err(error) = sd_notify::notify(states) {
-            tracing::debug!(%error, "the service manager was not reached");
+        let sent = match abstract_name() {
+            Some(name) => send_abstract(&name, states),
+            None => sd_notify::notify(states),
+        };
+        if let Err(error) = sent {
+            tracing::warn!(%error, "the service manager was not reached at NOTIFY_SOCKET");
         }
     }
+}
+
+/// The name of an abstract socket, which `sd_notify(3)` writes with a leading `@` and the crate
+/// takes for a path.
+fn abstract_name() -> Option<Vec<u8>> {
+    let socket = std::env::var_os("NOTIFY_SOCKET")?;
+    socket.as_bytes().strip_prefix(b"@").map(<[u8]>::to_vec)
+}
+
+fn send_abstract(name: &[u8], states: &[NotifyState<'_>]) -> io::Result<()> {
+    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    let manager = SocketAddr::from_abstract_name(name)?;
+    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &manager)?;
+    Ok(())
 }
 
 /// A newline would start another assignment of the protocol.
@@ -86,7 +108,6 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixDatagram;
     use std::process::Command;
 
     const MANAGED: &str = "MRM_TEST_MANAGED";
@@ -106,12 +127,19 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
-        let manager = UnixDatagram::bind(&path).unwrap();
+        hears_everything(&UnixDatagram::bind(&path).unwrap(), path.as_os_str());
+        let name = format!("mrm-test-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        hears_everything(&manager, std::ffi::OsStr::new(&format!("@{name}")));
+    }
+
+    fn hears_everything(manager: &UnixDatagram, socket: &std::ffi::OsStr) {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child
             .args(["--exact", TEST])
             .env(MANAGED, "1")
-            .env("NOTIFY_SOCKET", &path);
+            .env("NOTIFY_SOCKET", socket);
         let child = child
             .env("WATCHDOG_USEC", "10000000")
             .env_remove("WATCHDOG_PID")
