@@ -11,9 +11,7 @@ use mrm_proto::error::ErrorCode;
 use mrm_proto::frame::Kind;
 use mrm_proto::hello::ClientHello;
 use mrm_proto::ids::{LeaseId, RequestId};
-use mrm_proto::limits::{
-    FRAME_BODY_BYTES_MAX, LEASES_PER_SESSION_MAX, REQUESTS_IN_FLIGHT_MAX, VERSION_MAX,
-};
+use mrm_proto::limits::{FRAME_BODY_BYTES_MAX, VERSION_MAX};
 use mrm_proto::name::ModelName;
 use mrm_proto::reply::Reply;
 use mrm_proto::request::{Cancel, List, Request, Stat};
@@ -21,11 +19,11 @@ use mrm_tests::hostile::{
     Baseline, close, content, copies, encoded, ending, ends_session, framed, granted, header, open,
     open_files, refused, still_serves,
 };
+use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
-use mrm_tests::{eventually, model};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 
 const OPEN: u16 = Kind::Open as u16;
@@ -230,19 +228,14 @@ fn names_that_break_the_rules_are_refused_and_the_session_goes_on() {
         &long,
     ];
     for (i, name) in names.into_iter().enumerate() {
-        for kind in [Kind::Open, Kind::OpenFiles, Kind::Stat] {
+        let shapes: [(Kind, u8, &[u8]); 3] = [
+            (Kind::Open, 0xa3, b"\x01\x00\x02\xf4"),
+            (Kind::OpenFiles, 0xa4, b"\x01\x80\x02\x00\x03\xf4"),
+            (Kind::Stat, 0xa1, b""),
+        ];
+        for (kind, keys, rest) in shapes {
             let length = u16::try_from(name.len()).unwrap().to_be_bytes();
             let text = [&[0x79], &length[..], name.as_bytes()].concat();
-            let rest: &[u8] = match kind {
-                Kind::Open => b"\x01\x00\x02\xf4",
-                Kind::OpenFiles => b"\x01\x80\x02\x00\x03\xf4",
-                _ => b"",
-            };
-            let keys = match kind {
-                Kind::Open => 0xa3,
-                Kind::OpenFiles => 0xa4,
-                _ => 0xa1,
-            };
             let body = [&[keys, 0x00], &text[..], rest].concat();
             let id = 10 + i as u64;
             raw.send_bytes(&framed(kind as u16, 0, id, &body), &[])
@@ -427,231 +420,6 @@ fn frames_may_come_byte_by_byte_or_many_at_once() {
     raw.stream.write_all(&hello_and_more).unwrap();
     assert_eq!(raw.receive().expect("a hello").0.kind, Kind::ServerHello);
     assert!(matches!(raw.reply().expect("a list").1, Reply::Listed(_)));
-}
-
-#[test]
-fn silence_and_half_frames_are_too_slow() {
-    let (node, image) = node_with(&["limits.idle_hello_ms = 200", "limits.write_stall_ms = 200"]);
-    let baseline = Baseline::of(&node);
-    Raw::connect(&node.socket()).ends_with(ErrorCode::TooSlow);
-    let hello = encoded(1, 0, &ClientHello::new("slow"));
-    for part in [&hello[..1], &hello[..24], &hello[..hello.len() - 1]] {
-        let mut raw = Raw::connect(&node.socket());
-        raw.send_bytes(part, &[]).unwrap();
-        raw.ends_with(ErrorCode::TooSlow);
-    }
-    let open = encoded(2, 0, &open("m", 0));
-    for part in [&open[..1], &open[..24], &open[..open.len() - 1]] {
-        let mut raw = Raw::hello(&node.socket());
-        raw.send_bytes(part, &[]).unwrap();
-        raw.ends_with(ErrorCode::TooSlow);
-    }
-    // Half of a frame that brought descriptors.
-    let null = File::open("/dev/null").unwrap();
-    let mut raw = Raw::hello(&node.socket());
-    let set = encoded(2, 2, &open_files("x", &["a", "b"]));
-    raw.send_bytes(&set[..30], &copies(&null, 2)).unwrap();
-    raw.ends_with(ErrorCode::TooSlow);
-    // A session that owes nothing may be silent: it outlives one that is refused meanwhile.
-    let mut idle = Raw::hello(&node.socket());
-    Raw::connect(&node.socket()).ends_with(ErrorCode::TooSlow);
-    granted(&mut idle, 2, "m");
-    drop(idle);
-    still_serves(&node, "m", &image);
-    baseline.is_restored(&node);
-}
-
-/// Whole frames keep coming, though each read may end inside of one.
-#[test]
-fn a_busy_session_is_not_taken_for_a_slow_one() {
-    let (node, _) = node_with(&["limits.write_stall_ms = 300"]);
-    let raw = Raw::hello(&node.socket());
-    let mut reader = raw.stream.try_clone().unwrap();
-    let mut writer = raw.stream.try_clone().unwrap();
-    let silent = encoded(0, 0, &close(LeaseId(9)));
-    let burst = silent.repeat(997);
-    let feeding = std::thread::spawn(move || {
-        let until = std::time::Instant::now() + std::time::Duration::from_millis(1500);
-        while std::time::Instant::now() < until {
-            if writer.write_all(&burst).is_err() {
-                return false;
-            }
-        }
-        writer.write_all(&encoded(7, 0, &list())).is_ok()
-    });
-    let mut head = [0; 24];
-    let answered = reader.read_exact(&mut head).is_ok();
-    assert!(feeding.join().unwrap() && answered, "the session was ended");
-    let id = u64::from_le_bytes(head[16..].try_into().unwrap());
-    assert_eq!(
-        id, 7,
-        "the first frame should be the answer to the last request"
-    );
-}
-
-#[test]
-fn who_never_reads_loses_the_session_and_no_one_waits() {
-    let (node, image) = node_with(&["limits.write_stall_ms = 300"]);
-    let baseline = Baseline::of(&node);
-    let grown_from = node.resident_bytes();
-    for request in [open("m", 0), list(), open("missing", 0)] {
-        let mut raw = Raw::hello(&node.socket());
-        let one = std::time::Duration::from_secs(1);
-        raw.stream.set_write_timeout(Some(one)).unwrap();
-        let mut id = 2;
-        while id < 50_000 {
-            let burst: Vec<u8> = (id..id + 100)
-                .flat_map(|i| encoded(i, 0, &request))
-                .collect();
-            id += 100;
-            if raw.stream.write_all(&burst).is_err() {
-                break;
-            }
-        }
-        still_serves(&node, "m", &image);
-        node.until_idle();
-        drop(raw);
-    }
-    baseline.is_restored(&node);
-    let grown = node.resident_bytes().saturating_sub(grown_from);
-    assert!(grown < 16 << 20, "grew by {grown} bytes");
-}
-
-#[test]
-fn opens_in_flight_are_bounded() {
-    let dir = tempfile::Builder::new()
-        .prefix("mrm-test-")
-        .tempdir()
-        .unwrap();
-    let (held, image) = model::write(dir.path(), "held.safetensors", 1 << 20, 2, 1);
-    let (wanted, _) = model::write(dir.path(), "wanted.safetensors", 1 << 20, 2, 2);
-    let setup = Setup::new()
-        .budget(3 << 19)
-        .model("held", &held)
-        .model("wanted", &wanted);
-    let node = Node::start_in(dir, &setup);
-    still_serves(&node, "held", &image);
-    let baseline = Baseline::of(&node);
-    let mut holder = Raw::hello(&node.socket());
-    granted(&mut holder, 2, "held");
-
-    let mut raw = Raw::hello(&node.socket());
-    for id in 0..REQUESTS_IN_FLIGHT_MAX as u64 {
-        raw.send(RequestId(2 + id), &open("wanted", 600_000), &[]);
-    }
-    eventually("all of them wait", || {
-        (node.number("/waiting") == 256).then_some(())
-    });
-    // A request id that is taken, in another session that stays well below the bound.
-    let mut twice = Raw::hello(&node.socket());
-    twice.send(RequestId(2), &open("wanted", 600_000), &[]);
-    twice.send(RequestId(2), &open("wanted", 600_000), &[]);
-    twice.ends_with(ErrorCode::BadRequestId);
-    // What needs no room is answered meanwhile.
-    raw.send(RequestId(5000), &list(), &[]);
-    assert!(matches!(
-        raw.reply(),
-        Some((RequestId(5000), Reply::Listed(_), _))
-    ));
-    for id in 1000..1044 {
-        let _ = raw.send_bytes(&encoded(id, 0, &open("wanted", 600_000)), &[]);
-    }
-    raw.ends_with(ErrorCode::TooManyInFlight);
-    eventually("nobody waits", || {
-        (node.number("/waiting") == 0).then_some(())
-    });
-    drop(holder);
-    still_serves(&node, "held", &image);
-    baseline.is_restored(&node);
-}
-
-#[test]
-fn leases_of_a_session_are_bounded() {
-    let (node, image) = node_with(&[]);
-    let baseline = Baseline::of(&node);
-    let mut raw = Raw::hello(&node.socket());
-    let mut last = None;
-    let mut id = 2;
-    let mut held = 0;
-    while held < LEASES_PER_SESSION_MAX {
-        let batch = (LEASES_PER_SESSION_MAX - held).min(64);
-        let burst: Vec<u8> = (0..batch as u64)
-            .flat_map(|i| encoded(id + i, 0, &open("m", 0)))
-            .collect();
-        raw.stream.write_all(&burst).unwrap();
-        for _ in 0..batch {
-            match raw.reply().expect("a grant").1 {
-                Reply::Opened(opened) => last = Some(opened.lease),
-                other => panic!("{other:?}"),
-            }
-        }
-        id += batch as u64;
-        held += batch;
-    }
-    let error = refused(&mut raw, 90_000, &open("m", 0), &[]);
-    assert_eq!(error.code(), Some(ErrorCode::TooManyLeases));
-    assert!(
-        error.message.contains("4096") && error.message.contains("close"),
-        "{}",
-        error.message
-    );
-    assert_eq!(node.number("/leases"), 4096);
-    let closed = raw.ask(RequestId(90_001), &close(last.expect("many")), &[]);
-    assert!(matches!(closed, Reply::Closed(_)));
-    granted(&mut raw, 90_002, "m");
-    still_serves(&node, "m", &image);
-    drop(raw);
-    baseline.is_restored(&node);
-}
-
-#[test]
-fn sessions_are_bounded_in_all_and_of_one_user() {
-    for settings in [
-        &["limits.sessions_per_uid_max = 4"][..],
-        &["limits.sessions_max = 4", "limits.sessions_per_uid_max = 4"],
-    ] {
-        let (node, image) = node_with(settings);
-        let baseline = Baseline::of(&node);
-        let mut held: Vec<Raw> = (0..4).map(|_| Raw::hello(&node.socket())).collect();
-        let mut refused = Raw::connect(&node.socket());
-        let error = ending(&mut refused);
-        assert_eq!(error.code(), Some(ErrorCode::TooManySessions));
-        assert!(
-            error.retryable && error.message.contains("raise limits."),
-            "{}",
-            error.message
-        );
-        for raw in &mut held {
-            granted(raw, 2, "m");
-        }
-        held.pop();
-        eventually("a place is free", || {
-            (node.number("/sessions") == 3).then_some(())
-        });
-        still_serves(&node, "m", &image);
-        drop(held);
-        baseline.is_restored(&node);
-    }
-}
-
-#[test]
-fn a_flood_of_opens_and_closes_leaves_nothing() {
-    let (node, image) = node_with(&[]);
-    let baseline = Baseline::of(&node);
-    let mut raw = Raw::hello(&node.socket());
-    for round in 0..2000_u64 {
-        let (opened, _) = granted(&mut raw, 2 + round, "m");
-        // Given back unanswered, twice, and once more for one that never was.
-        for lease in [opened.lease, opened.lease, LeaseId(u64::MAX)] {
-            raw.send(RequestId(0), &close(lease), &[]);
-        }
-    }
-    let error = refused(&mut raw, 9_999, &close(LeaseId(1)), &[]);
-    assert_eq!(error.code(), Some(ErrorCode::UnknownLease));
-    assert_eq!(node.number("/leases"), 0);
-    still_serves(&node, "m", &image);
-    drop(raw);
-    baseline.is_restored(&node);
 }
 
 /// Any prefix of good frames with any byte changed: an answer or an end, never a hang or a crash.

@@ -186,6 +186,7 @@ fn texts() -> Vec<(&'static str, Vec<u8>, ErrorCode)> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn tensors() -> Vec<(&'static str, Vec<u8>, ErrorCode)> {
     let pair = |a: (i64, i64), b: (i64, i64)| {
         object(&[
@@ -352,6 +353,7 @@ type IndexCase = (
     &'static str,
 );
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn indexes() -> Vec<IndexCase> {
     let a = || ("a.safetensors", shard("ta"));
     let b = || ("b.safetensors", shard("tb"));

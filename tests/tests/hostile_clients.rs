@@ -1,0 +1,370 @@
+//! Many hostile clients beside an honest one, and clients in a hurry: the honest one is served
+//! throughout, and when they are gone everything is as before.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use mrm_proto::error::ErrorCode;
+use mrm_proto::frame::Kind;
+use mrm_proto::hello::ClientHello;
+use mrm_proto::ids::{LeaseId, RequestId};
+use mrm_proto::reply::Reply;
+use mrm_proto::request::{Cancel, List, Request};
+use mrm_tests::hostile::{
+    Baseline, close, content, copies, encoded, framed, granted, header, open, open_files,
+    still_serves,
+};
+use mrm_tests::node::{Node, Setup};
+use mrm_tests::raw::Raw;
+use mrm_tests::{Random, eventually, model, seed};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Memory that allocators and tables may keep.
+const GROWTH_BYTES_MAX: u64 = 8 << 20;
+
+fn node_with(settings: &[&str]) -> (Node, Vec<u8>) {
+    let dir = tempfile::Builder::new()
+        .prefix("mrm-test-")
+        .tempdir()
+        .unwrap();
+    let (path, image) = model::write(dir.path(), "m.safetensors", 256 << 10, 4, 1);
+    let broken = dir.path().join("broken.safetensors");
+    fs::write(&broken, u64::MAX.to_le_bytes()).unwrap();
+    let setup = settings
+        .iter()
+        .fold(Setup::new(), |setup, line| setup.setting(line));
+    let node = Node::start_in(dir, &setup.model("m", &path).model("broken", &broken));
+    still_serves(&node, "m", &image);
+    (node, image)
+}
+
+fn list() -> Request {
+    Request::List(List {
+        prefix: String::new(),
+        after: None,
+    })
+}
+
+/// One hostile session. Whatever the daemon does about it is right, but for the frames that it
+/// sends: those are decoded.
+fn misbehave(socket: &Path, broken: &File, random: &mut Random) {
+    let id = 2 + random.below(1000);
+    if random.below(8) == 0 {
+        let mut raw = Raw::connect(socket);
+        let whole = encoded(1, 0, &ClientHello::new("\x1b[2J\n\0"));
+        let part = usize::try_from(random.below(whole.len() as u64)).unwrap();
+        let _ = raw.send_bytes(&whole[..part], &[]);
+        return;
+    }
+    let mut raw = Raw::hello(socket);
+    let many = |request: &Request, count: u64| -> Vec<u8> {
+        (0..count)
+            .flat_map(|i| encoded(id + i, 0, request))
+            .collect()
+    };
+    let _ = match random.below(12) {
+        0 => raw.send_bytes(&[0xee; 512], &[]),
+        1 => raw.send_bytes(&header(Kind::Open as u16, 0, 0, 100_000, 0, id), &[]),
+        2 => raw.send_bytes(&framed(Kind::Open as u16, 0, id, &[0xff; 1000]), &[]),
+        3 => raw.send_bytes(&encoded(id, 3, &open("m", 0)), &copies(broken, 253)),
+        4 => {
+            raw.stream.set_nonblocking(true).unwrap();
+            raw.send_bytes(&many(&open("m", 0), 2000), &[])
+        }
+        5 => {
+            raw.stream.set_nonblocking(true).unwrap();
+            raw.send_bytes(&many(&list(), 2000), &[])
+        }
+        6 => raw.send_bytes(&many(&open("broken", 0), 100), &[]),
+        7 => {
+            let set = open_files("x", &["broken.safetensors"]);
+            (0..20).try_for_each(|i| raw.send_bytes(&encoded(id + i, 1, &set), &copies(broken, 1)))
+        }
+        8 => {
+            let cancel = |target| {
+                Request::Cancel(Cancel {
+                    target: RequestId(target),
+                })
+            };
+            (0..50).try_for_each(|i| {
+                raw.send_bytes(&encoded(id + i, 0, &open("m", 1)), &[])?;
+                raw.send_bytes(&encoded(0, 0, &cancel(id + i)), &[])?;
+                raw.send_bytes(&encoded(0, 0, &close(LeaseId(i))), &[])
+            })
+        }
+        9 => {
+            let names: Vec<String> = (0..250).map(|i| i.to_string()).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            raw.send_bytes(
+                &encoded(id, 250, &open_files("x", &names)),
+                &copies(broken, 250),
+            )
+        }
+        10 => raw.send_bytes(&encoded(id, 0, &ClientHello::new("again")), &[]),
+        _ => {
+            raw.send(RequestId(id), &open("m", 0), &[]);
+            match raw.reply() {
+                Some((_, Reply::Opened(opened), _fds)) => {
+                    raw.send_bytes(&encoded(0, 0, &close(opened.lease)), &[])
+                }
+                _ => Ok(()),
+            }
+        }
+    };
+    if random.below(2) == 0 {
+        let _ = raw.stream.shutdown(std::net::Shutdown::Write);
+        raw.stream.set_nonblocking(false).unwrap();
+        while raw.receive().is_some() {}
+    }
+}
+
+#[test]
+fn an_honest_client_does_not_notice_64_hostile_ones() {
+    let settings = ["limits.idle_hello_ms = 1000", "limits.write_stall_ms = 500"];
+    let (node, image) = node_with(&settings);
+    let broken = File::open(node.dir.path().join("broken.safetensors")).unwrap();
+    let seed = seed();
+    let baseline = Baseline::of(&node);
+    let mut settled_bytes = 0;
+    // The first round brings the daemon to its working size, the second must not add to it.
+    for round in 0..2 {
+        let left = AtomicUsize::new(64);
+        std::thread::scope(|scope| {
+            for i in 0..64_u64 {
+                let (left, broken, node) = (&left, &broken, &node);
+                scope.spawn(move || {
+                    let mut random = Random(seed ^ (i << 32) ^ (round << 48));
+                    for _ in 0..25 {
+                        misbehave(&node.socket(), broken, &mut random);
+                    }
+                    left.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            let client = node.client();
+            let mut opens = 0;
+            while opens < 20 || left.load(Ordering::Relaxed) > 0 {
+                let model = client.open("m").expect("the honest client is served");
+                assert!(model.segment(0).expect("one file").bytes() == &image[..]);
+                drop(model);
+                still_serves(&node, "m", &image);
+                opens += 1;
+                // A hostile thread that failed does not count down.
+                assert!(opens < 100_000, "the hostile clients do not end");
+            }
+        });
+        baseline.is_restored(&node);
+        if round == 0 {
+            settled_bytes = node.resident_bytes();
+        }
+    }
+    let grown = node.resident_bytes().saturating_sub(settled_bytes);
+    assert!(grown < GROWTH_BYTES_MAX, "grew by {grown} bytes");
+}
+
+#[test]
+fn fifty_thousand_opens_and_closes_leave_nothing() {
+    let (node, image) = node_with(&[]);
+    let baseline = Baseline::of(&node);
+    let mut raw = Raw::hello(&node.socket());
+    let mut settled_bytes = 0;
+    for round in 0..50_000_u64 {
+        let (opened, _fds) = granted(&mut raw, 2 + round, "m");
+        raw.send(RequestId(0), &close(opened.lease), &[]);
+        if round == 5_000 {
+            settled_bytes = node.resident_bytes();
+        }
+    }
+    assert!(matches!(
+        raw.ask(RequestId(1), &list(), &[]),
+        Reply::Listed(_)
+    ));
+    assert_eq!(node.number("/leases"), 0);
+    let grown = node.resident_bytes().saturating_sub(settled_bytes);
+    assert!(grown < GROWTH_BYTES_MAX, "grew by {grown} bytes");
+    still_serves(&node, "m", &image);
+    drop(raw);
+    baseline.is_restored(&node);
+}
+
+#[test]
+fn five_thousand_connections_leave_nothing() {
+    let (node, image) = node_with(&[]);
+    let baseline = Baseline::of(&node);
+    let mut settled_bytes = 0;
+    for round in 0..5_000 {
+        match round % 4 {
+            0 => drop(Raw::connect(&node.socket())),
+            1 => drop(Raw::hello(&node.socket())),
+            2 => drop(granted(&mut Raw::hello(&node.socket()), 2, "m")),
+            _ => {
+                let mut raw = Raw::hello(&node.socket());
+                raw.send(RequestId(2), &open("m", 0), &[]);
+            }
+        }
+        if round == 1_000 {
+            settled_bytes = node.resident_bytes();
+        }
+    }
+    baseline.is_restored(&node);
+    let grown = node.resident_bytes().saturating_sub(settled_bytes);
+    assert!(grown < GROWTH_BYTES_MAX, "grew by {grown} bytes");
+    still_serves(&node, "m", &image);
+}
+
+/// Files that change all the time keep the workers busy; what waits for them is bounded.
+#[test]
+fn passed_descriptors_that_pile_up_do_not_starve_others() {
+    let (node, image) = node_with(&[]);
+    let baseline = Baseline::of(&node);
+    let restless = File::options()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(node.dir.path().join("restless"))
+        .unwrap();
+    let names: Vec<String> = (0..249).map(|i| format!("{i}.safetensors")).collect();
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.push("model.safetensors.index.json");
+    let set = open_files("x", &names);
+    let left = AtomicUsize::new(8);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut raw = Raw::hello(&node.socket());
+                for id in 2..202 {
+                    restless.write_all_at(b"{}", 0).unwrap();
+                    // The daemon may have enough of us.
+                    let frame = encoded(id, 250, &set);
+                    if raw.send_bytes(&frame, &copies(&restless, 250)).is_err() {
+                        break;
+                    }
+                }
+                left.fetch_sub(1, Ordering::Relaxed);
+                raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+                while raw.receive().is_some() {}
+            });
+        }
+        let mut most = 0;
+        let mut opens = 0;
+        while opens < 20 || left.load(Ordering::Relaxed) > 0 {
+            still_serves(&node, "m", &image);
+            most = most.max(node.fds());
+            opens += 1;
+        }
+        println!("at most {most} descriptors were open in the daemon");
+        assert!(most < 10_000, "{most} descriptors");
+    });
+    baseline.is_restored(&node);
+}
+
+/// Half a frame keeps its descriptors until its time is over.
+#[test]
+fn descriptors_of_half_frames_do_not_starve_others() {
+    let (node, image) = node_with(&[]);
+    let baseline = Baseline::of(&node);
+    let broken = File::open(node.dir.path().join("broken.safetensors")).unwrap();
+    let frame = encoded(2, 253, &open("m", 0));
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        let mut raw = Raw::hello(&node.socket());
+        let _ = raw.send_bytes(&frame[..30], &copies(&broken, 253));
+        held.push(raw);
+    }
+    still_serves(&node, "m", &image);
+    assert!(node.fds() < 10_000, "{} descriptors", node.fds());
+    let refused = held.iter_mut().filter_map(|raw| {
+        raw.stream.set_nonblocking(true).unwrap();
+        let mut some = [0; 64];
+        (rustix::io::read(&raw.stream, &mut some).is_ok_and(|n| n > 0)).then_some(())
+    });
+    assert!(
+        refused.count() > 0,
+        "some were told that there are too many"
+    );
+    drop(held);
+    still_serves(&node, "m", &image);
+    baseline.is_restored(&node);
+}
+
+const CHILD_SOCKET: &str = "MRM_TEST_FLOODED_SOCKET";
+
+/// Not a test: the program of the client that is stopped. It fills the socket and never reads.
+#[test]
+#[ignore = "the program of another test's child process"]
+fn child_that_floods() {
+    let socket = std::env::var_os(CHILD_SOCKET).expect("started by its test");
+    let mut raw = Raw::hello(Path::new(&socket));
+    for id in 2.. {
+        if raw
+            .stream
+            .write_all(&encoded(id, 0, &open("m", 0)))
+            .is_err()
+        {
+            break;
+        }
+    }
+}
+
+fn spawn_child(node: &Node) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_floods", "--ignored"])
+        .env(CHILD_SOCKET, node.socket())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_stopped_client_with_a_full_socket_is_let_go_and_nobody_waits() {
+    let (node, image) = node_with(&["limits.write_stall_ms = 500"]);
+    let baseline = Baseline::of(&node);
+    let mut child = spawn_child(&node);
+    eventually("the child holds leases", || {
+        (node.number("/leases") > 0).then_some(())
+    });
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    for _ in 0..50 {
+        still_serves(&node, "m", &image);
+    }
+    // Its socket was full, so it is let go while it is stopped, or was before.
+    node.until_idle();
+    assert!(child.try_wait().unwrap().is_none(), "it is still there");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    baseline.is_restored(&node);
+}
+
+#[test]
+fn a_name_with_control_characters_does_not_reach_the_operators_terminal() {
+    let (node, _) = node_with(&[]);
+    let mut raw = Raw::connect(&node.socket());
+    raw.send(
+        RequestId(1),
+        &ClientHello::new("\x1b]0;owned\x07\n\r\0evil\u{9b}2J"),
+        &[],
+    );
+    assert_eq!(raw.receive().expect("a hello").0.kind, Kind::ServerHello);
+    let sessions = node.get("/v1/sessions");
+    let name = sessions["sessions"][0]["client"].as_str().expect("a name");
+    assert!(
+        name.contains("evil") && !name.chars().any(char::is_control),
+        "{name:?}"
+    );
+    let error = mrm_tests::hostile::refused(&mut raw, 2, &open("nothing", 0), &[]);
+    assert_eq!(error.code(), Some(ErrorCode::ModelNotFound));
+    let _ = content(&granted(&mut raw, 3, "m").1[0], 1);
+    assert!(raw.stream.as_fd().try_clone_to_owned().is_ok());
+}
