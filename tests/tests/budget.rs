@@ -1,5 +1,12 @@
 //! The budget: what is admitted, evicted, kept, waited for and refused.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 use mrm_client::{Fault, OpenOptions};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::ids::RequestId;

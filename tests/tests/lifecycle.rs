@@ -1,5 +1,12 @@
 //! How a daemon begins, is told things, and ends.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 use mrm_client::{Client, Fault};
 use mrm_tests::node::{Node, Setup, command, program};
 use mrm_tests::{DEADLINE, eventually, http, model};

@@ -1,5 +1,12 @@
 //! One copy on a node: whatever the route, whoever asks, whoever dies.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
 use mrm_client::{Client, Fault, ModelKind};
 use mrm_tests::holder::Holder;
 use mrm_tests::node::{Node, Setup};
