@@ -93,10 +93,9 @@ fn memory_files(node: &Node) -> (u64, u64) {
         .flatten()
     {
         let target = fs::read_link(entry.path()).unwrap_or_default();
-        if target.to_string_lossy().contains("memfd:mrm") {
-            if let Ok(metadata) = fs::metadata(entry.path()) {
-                files.insert(metadata.ino(), metadata.blocks() * 512);
-            }
+        let is_ours = target.to_string_lossy().contains("memfd:mrm");
+        if is_ours && let Ok(metadata) = fs::metadata(entry.path()) {
+            files.insert(metadata.ino(), metadata.blocks() * 512);
         }
     }
     (files.len() as u64, files.values().sum())
