@@ -118,9 +118,12 @@ pub(crate) fn cycle(stream: &mut UnixStream, bytes: u64) -> f64 {
     .expect("receives");
     let fd = ancillary
         .drain()
-        .find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
+        .find_map(|message| {
+            if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+                fds.next()
+            } else {
+                None
+            }
         })
         .expect("one descriptor");
     let len = usize::try_from(bytes).expect("fits");
