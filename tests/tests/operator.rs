@@ -9,7 +9,7 @@
 )]
 
 use mrm_tests::node::{Node, Setup, program};
-use mrm_tests::{eventually, http, model};
+use mrm_tests::{DEADLINE, eventually, http, model};
 use nix::sys::signal::Signal::SIGINT;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 const MIB: u64 = 1 << 20;
 /// Some user that is not root.
@@ -124,8 +125,10 @@ fn a_long_poll_sees_what_happens() {
     let socket = node.status_socket();
     let follower = std::thread::spawn(move || {
         let (mut next, mut seen) = (start, Vec::new());
+        let until = Instant::now() + DEADLINE;
         while !seen.iter().any(|event: &Value| event["kind"] == "close") {
-            let path = format!("/v1/events?since={next}&wait_ms=30000");
+            assert!(Instant::now() < until, "no close was seen: {seen:?}");
+            let path = format!("/v1/events?since={next}&wait_ms=5000");
             let (status, body) = http::request(&socket, "GET", &path);
             assert_eq!(status, 200, "{body}");
             let page: Value = serde_json::from_str(&body).unwrap();
