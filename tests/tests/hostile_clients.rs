@@ -130,7 +130,12 @@ fn misbehave(socket: &Path, broken: &File, random: &mut Random) {
 
 #[test]
 fn an_honest_client_does_not_notice_64_hostile_ones() {
-    let settings = ["limits.idle_hello_ms = 1000", "limits.write_stall_ms = 500"];
+    // The queue of opens is shared: here it has room for all that these sessions may have in flight.
+    let settings = [
+        "limits.idle_hello_ms = 1000",
+        "limits.write_stall_ms = 500",
+        "limits.waiting_max = 20000",
+    ];
     let (node, image) = node_with(&settings);
     let broken = File::open(node.dir.path().join("broken.safetensors")).unwrap();
     let seed = seed();
