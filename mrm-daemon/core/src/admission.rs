@@ -54,6 +54,8 @@ pub(crate) struct Admission {
     by_deadline: BTreeSet<(Time, u64, Key)>,
     wants: BTreeMap<VersionId, Want>,
     queue: BTreeMap<u64, VersionId>,
+    /// Opens that wait for a version rather than for a look at what a model stands for.
+    for_versions: usize,
 }
 
 impl Admission {
@@ -76,6 +78,7 @@ impl Admission {
         origin: Origin,
     ) {
         let seq = self.next_seq();
+        self.for_versions += usize::from(matches!(target, Target::Version(_)));
         self.waiters.insert(
             key,
             Waiter {
@@ -93,9 +96,15 @@ impl Admission {
     /// Takes an open out; its want stays, even if nobody waits for it any more.
     pub(crate) fn remove(&mut self, key: Key) -> Option<Waiter> {
         let waiter = self.waiters.remove(&key)?;
+        self.for_versions -= usize::from(matches!(waiter.target, Target::Version(_)));
         self.by_target.remove(&(waiter.target, waiter.seq));
         self.by_deadline.remove(&(waiter.deadline, waiter.seq, key));
         Some(waiter)
+    }
+
+    /// How many opens wait for what is not in memory yet.
+    pub(crate) const fn waiting_for_versions(&self) -> usize {
+        self.for_versions
     }
 
     /// The opens that wait for `target`, oldest first.

@@ -187,7 +187,17 @@ fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
 
 fn i8_waiters_are_bounded_and_have_a_target(core: &Core) -> Result<(), Violation> {
     let len = core.admission.len();
-    ensure(len <= core.waiting_max, 8, || format!("{len} opens wait"))?;
+    let bounded = core.admission.waiting_for_versions();
+    let counted = core
+        .admission
+        .all()
+        .filter(|(_, w)| matches!(w.target, Target::Version(_)));
+    ensure(bounded == counted.count(), 8, || {
+        "the count of waiting".to_owned()
+    })?;
+    ensure(bounded <= core.waiting_max, 8, || {
+        format!("{bounded} opens wait")
+    })?;
     ensure(core.admission.index_lens() == (len, len), 8, || {
         "indexes of waiting".to_owned()
     })?;

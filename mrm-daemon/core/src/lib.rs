@@ -69,7 +69,7 @@ pub struct Config {
     pub limit: Bytes,
     /// Most segments in memory: each costs the daemon a descriptor.
     pub segments_max: u64,
-    /// Most opens that may wait.
+    /// Most opens that may wait for what is not in memory.
     pub waiting_max: usize,
     /// Most leases that one session may hold.
     pub leases_per_session_max: usize,

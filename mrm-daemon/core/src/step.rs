@@ -115,6 +115,12 @@ impl Core {
         if let Some(segments) = self.whole(version)? {
             return self.grant(turn, key, Lease { model, version }, Origin::Hit, segments);
         }
+        if self.admission.waiting_for_versions() >= self.waiting_max {
+            self.touched.insert(version);
+            let waiting = self.admission.waiting_for_versions();
+            turn.reply(key, Reply::Refused(Refusal::QueueFull { waiting }));
+            return Ok(());
+        }
         if self.admission.stage(version).is_none() {
             if let Some(refusal) = self.too_large(version)? {
                 self.touched.insert(version);

@@ -44,7 +44,13 @@ impl Core {
             };
             return self.grant(turn, key, lease, crate::effect::Origin::Hit, segments);
         }
-        if self.admission.len() >= self.waiting_max {
+        // A second look at what is in memory is never turned away: those who wait for room must
+        // not be able to keep others from what needs none.
+        let in_memory = match current {
+            Some(current) => self.whole(current.version)?.is_some(),
+            None => false,
+        };
+        if !in_memory && self.admission.len() >= self.waiting_max {
             let waiting = self.admission.len();
             turn.reply(key, Reply::Refused(Refusal::QueueFull { waiting }));
             return Ok(());

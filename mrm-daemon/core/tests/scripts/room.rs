@@ -465,3 +465,37 @@ fn a_policy_that_lies_cannot_reach_what_is_held() {
          free op6 s1",
     );
 }
+
+#[test]
+fn a_full_queue_keeps_nobody_from_what_is_in_memory() {
+    let mut settings = config(10);
+    settings.waiting_max = 1;
+    settings.revalidate_ms = 1;
+    Script::new(settings).run(
+        "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 a:6
+         load op2 s1 a:6 v1
+         > loaded op2 c1
+         1.1 opened l1 v1 loaded [s1]
+         > open 1.2 m2
+         resolve op3 m2
+         > resolved op3 v2 b:6
+         at 5000
+         > open 1.3 m3
+         1.3 refused queue_full 1
+         > open 1.4 m1
+         resolve op4 m1
+         > resolved op4 v1 a:6
+         1.4 opened l2 v1 hit [s1]
+         > open 1.5 m1
+         1.5 opened l3 v1 hit [s1]
+         at 9000
+         > open 1.6 m1
+         resolve op5 m1
+         > resolved op5 v3 c:6
+         1.6 refused queue_full 1
+         forget v3",
+    );
+}
