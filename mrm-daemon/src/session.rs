@@ -3,6 +3,7 @@
 //! The task of a session only moves bytes. It ends on the first of: end of the stream, exit of
 //! the connecting process (also while a forked child keeps the socket open), a broken frame, a
 //! client that stalls in the middle of a frame or does not read its replies, or the shell's wish.
+//! While a client leaves much unread, nothing more is read from it.
 
 use crate::peer::Peer;
 use crate::shell::Shell;
@@ -13,6 +14,7 @@ use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::frame::{FrameError, Header, Message, encode_into};
 use mrm_proto::hello::ClientHello;
 use mrm_proto::ids::RequestId;
+use mrm_proto::limits::FRAME_BODY_BYTES_MAX;
 use mrm_proto::reply::Reply;
 use mrm_proto::request::Request;
 use std::cell::{Cell, RefCell};
@@ -27,7 +29,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Frames that one session may have handled before the others get their turn.
-const FRAMES_PER_TURN_MAX: usize = 64;
+const FRAMES_PER_TURN_MAX: u64 = 64;
+/// Bytes of replies that may be unread before no more requests are read: two of the largest.
+const UNREAD_BYTES_MAX: usize = 2 * FRAME_BODY_BYTES_MAX;
 
 /// The writing end of a session, shared with whoever answers it.
 pub(crate) struct SessionIo {
@@ -92,6 +96,17 @@ impl SessionIo {
         !self.writer.borrow().is_empty()
     }
 
+    /// Whether so much is unread that the answers to more requests would only pile up.
+    fn is_full(&self) -> bool {
+        self.writer.borrow().waiting_bytes() > UNREAD_BYTES_MAX
+    }
+
+    /// Nothing more is sent, and nothing is lent to what was not.
+    fn close(&self) {
+        self.ended.set(true);
+        self.writer.replace(FrameWriter::default());
+    }
+
     async fn drain(&self) -> io::Result<()> {
         self.stream
             .async_io(Interest::WRITABLE, || {
@@ -124,10 +139,11 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, patience: Patience) 
         reader: FrameReader::new(shell.closer()),
         shell,
         session,
+        frames: 0,
         said_hello: false,
     };
     let why = task.run(pidfd, patience).await;
-    task.io.ended.set(true);
+    task.io.close();
     task.shell.disconnected(session, why);
 }
 
@@ -151,12 +167,27 @@ struct Task {
     shell: Shell,
     session: SessionId,
     reader: FrameReader,
+    /// How many were handled.
+    frames: u64,
     said_hello: bool,
+}
+
+/// When the client is given up, and why.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    code: ErrorCode,
+    /// What it did by then: once it does more, it gets more time.
+    done: u64,
 }
 
 impl Task {
     async fn run(&mut self, pidfd: Option<AsyncFd<OwnedFd>>, patience: Patience) -> Ended {
-        let mut deadline = Some((Instant::now() + patience.hello, ErrorCode::TooSlow));
+        let mut deadline = Some(Deadline {
+            at: Instant::now() + patience.hello,
+            code: ErrorCode::TooSlow,
+            done: 0,
+        });
         loop {
             let partial = match self.handle_frames().await {
                 Ok(partial) => partial,
@@ -165,25 +196,15 @@ impl Task {
             if self.io.ended.get() {
                 return Ended::Dropped;
             }
-            let stalled = self.io.is_stalled();
-            deadline = match (self.said_hello, partial, stalled) {
-                (false, _, _) => deadline,
-                (true, false, false) => None,
-                (true, _, true) => deadline
-                    .filter(|(_, code)| *code == ErrorCode::NotReading)
-                    .or(Some((
-                        Instant::now() + patience.stall,
-                        ErrorCode::NotReading,
-                    ))),
-                (true, true, false) => deadline
-                    .filter(|(_, code)| *code == ErrorCode::TooSlow)
-                    .or(Some((Instant::now() + patience.stall, ErrorCode::TooSlow))),
-            };
-            let at = deadline.map_or_else(Instant::now, |(at, _)| at);
+            let (stalled, full) = (self.io.is_stalled(), self.io.is_full());
+            if self.said_hello {
+                deadline = self.deadline(deadline, partial, patience.stall);
+            }
+            let at = deadline.map_or_else(Instant::now, |deadline| deadline.at);
             let (io, reader) = (&self.io, &mut self.reader);
             tokio::select! {
                 biased;
-                read = io.stream.async_io(Interest::READABLE, || reader.fill(&io.stream)) => {
+                read = io.stream.async_io(Interest::READABLE, || reader.fill(&io.stream)), if !full => {
                     match read {
                         Ok(0) => return Ended::Closed,
                         Ok(_) => {}
@@ -198,18 +219,41 @@ impl Task {
                 }
                 () = exited(pidfd.as_ref()), if pidfd.is_some() => return Ended::PeerExited,
                 () = tokio::time::sleep_until(at), if deadline.is_some() => {
-                    let code = deadline.map_or(ErrorCode::TooSlow, |(_, code)| code);
-                    return self.refuse(late(code, self.said_hello));
+                    if self.said_hello {
+                        deadline = self.deadline(deadline, partial, patience.stall);
+                    }
+                    if let Some(Deadline { code, .. }) = deadline.filter(|d| d.at == at) {
+                        return self.refuse(late(code, self.said_hello));
+                    }
                 }
             }
         }
     }
 
+    /// When the client is given up if it goes on as now: the deadline so far, unless it did
+    /// something since.
+    fn deadline(
+        &self,
+        so_far: Option<Deadline>,
+        partial: bool,
+        stall: Duration,
+    ) -> Option<Deadline> {
+        let (code, done) = if self.io.is_stalled() {
+            (ErrorCode::NotReading, self.io.writer.borrow().sent_bytes())
+        } else if partial {
+            (ErrorCode::TooSlow, self.frames)
+        } else {
+            return None;
+        };
+        let same = so_far.filter(|deadline| (deadline.code, deadline.done) == (code, done));
+        let at = Instant::now() + stall;
+        Some(same.unwrap_or(Deadline { at, code, done }))
+    }
+
     /// Handles every whole frame; says whether a part of one is left.
     async fn handle_frames(&mut self) -> Result<bool, ErrorReply> {
-        let mut turn = 0;
         loop {
-            if self.io.ended.get() {
+            if self.io.ended.get() || self.io.is_full() {
                 return Ok(false);
             }
             match self.reader.next().map_err(|e| broken(&e))? {
@@ -237,8 +281,8 @@ impl Task {
                     self.said_hello = true;
                 }
             }
-            turn += 1;
-            if turn % FRAMES_PER_TURN_MAX == 0 {
+            self.frames += 1;
+            if self.frames.is_multiple_of(FRAMES_PER_TURN_MAX) {
                 tokio::task::yield_now().await;
             }
         }

@@ -30,7 +30,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::Weak;
 
 /// Buffer of an idle session. Grows to the frame in hand and shrinks back.
 const READ_BUFFER_BYTES: usize = 4096;
@@ -199,8 +199,9 @@ impl FrameReader {
     }
 }
 
-/// A descriptor that a reply lends: kept alive until it is sent.
-pub type LentFd = Arc<dyn AsFd + Send + Sync>;
+/// A descriptor that a reply lends, if it is still there when the reply is sent. A reply that
+/// nobody reads keeps no memory from being freed.
+pub type LentFd = Weak<dyn AsFd + Send + Sync>;
 
 /// One frame on its way out.
 pub struct OutFrame {
@@ -216,6 +217,10 @@ pub struct FrameWriter {
     queue: VecDeque<OutFrame>,
     /// Bytes of the first frame that are sent already.
     sent: usize,
+    /// Bytes of the frames in the queue.
+    queued_bytes: usize,
+    /// Bytes that were ever sent.
+    sent_bytes: u64,
     /// A buffer to use again.
     spare: Vec<u8>,
 }
@@ -239,8 +244,21 @@ impl FrameWriter {
         if self.queue.len() >= REPLIES_QUEUED_MAX {
             return Err(QueueFull);
         }
+        self.queued_bytes += frame.bytes.len();
         self.queue.push_back(frame);
         Ok(())
+    }
+
+    /// Bytes that wait to be sent.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.queued_bytes - self.sent
+    }
+
+    /// Bytes that were sent, in all.
+    #[must_use]
+    pub const fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
     /// Whether everything was sent.
@@ -252,12 +270,16 @@ impl FrameWriter {
     /// Sends as much as the socket takes.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket is full, and what the kernel says.
+    /// `WouldBlock` when the socket is full, `NotFound` when what a reply lends is gone, and what
+    /// the kernel says.
     pub fn flush(&mut self, socket: impl AsFd) -> io::Result<()> {
         while let Some(frame) = self.queue.front() {
             let fds: &[LentFd] = if self.sent == 0 { &frame.fds } else { &[] };
-            self.sent += send_once(socket.as_fd(), &frame.bytes[self.sent..], fds)?;
+            let sent = send_once(socket.as_fd(), &frame.bytes[self.sent..], fds)?;
+            self.sent += sent;
+            self.sent_bytes += sent as u64;
             if self.sent == frame.bytes.len() {
+                self.queued_bytes -= self.sent;
                 self.sent = 0;
                 if let Some(done) = self.queue.pop_front() {
                     self.spare = done.bytes;
@@ -279,7 +301,10 @@ fn send_once(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[LentFd]) -> io::Result
             sendmsg(socket, &slices, &mut none, flags)
         })?);
     }
-    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| (**fd).as_fd()).collect();
+    // Gone is what the client gave back before it was sent.
+    let held: Option<Vec<_>> = fds.iter().map(Weak::upgrade).collect();
+    let held = held.ok_or(io::ErrorKind::NotFound)?;
+    let borrowed: Vec<BorrowedFd<'_>> = held.iter().map(|fd| (**fd).as_fd()).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_FRAME_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
@@ -298,6 +323,7 @@ mod tests {
     use mrm_proto::request::{Close, Request};
     use std::io::Write;
     use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
 
     fn close_frame(request: u64, fds: u8) -> Vec<u8> {
         let close = Request::Close(Close { lease: LeaseId(3) });
@@ -305,9 +331,10 @@ mod tests {
     }
 
     fn send(socket: &UnixStream, bytes: &[u8], fds: usize) {
-        let fds: Vec<LentFd> = (0..fds)
-            .map(|_| Arc::new(std::fs::File::open("/dev/null").expect("opens")) as LentFd)
+        let files: Vec<Arc<dyn AsFd + Send + Sync>> = (0..fds)
+            .map(|_| Arc::new(std::fs::File::open("/dev/null").expect("opens")) as _)
             .collect();
+        let fds: Vec<LentFd> = files.iter().map(Arc::downgrade).collect();
         assert_eq!(
             send_once(socket.as_fd(), bytes, &fds).expect("sends"),
             bytes.len()
@@ -409,6 +436,23 @@ mod tests {
         drop(writer.join().expect("writer ends"));
         assert_eq!(reader.fill(&daemon).expect("end"), 0);
         assert_eq!(reader.buffer.len(), READ_BUFFER_BYTES);
+    }
+
+    #[test]
+    fn an_unsent_reply_keeps_nothing_alive() {
+        let (_client, daemon) = UnixStream::pair().expect("a pair");
+        let lent: Arc<dyn AsFd + Send + Sync> = Arc::new(std::io::stdin());
+        let mut writer = FrameWriter::default();
+        let frame = OutFrame {
+            bytes: vec![0; 8],
+            fds: vec![Arc::downgrade(&lent)],
+        };
+        writer.push(frame).expect("an empty queue");
+        assert_eq!((Arc::strong_count(&lent), writer.waiting_bytes()), (1, 8));
+        drop(lent);
+        let error = writer.flush(&daemon).expect_err("what it lends is gone");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(writer.sent_bytes(), 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use crate::limits::{FILE_NAME_BYTES_MAX, MODEL_NAME_BYTES_MAX};
 use minicbor::{Decode, Encode, Encoder, decode, encode};
+use std::borrow::Borrow;
 use std::fmt;
 
 /// A model's name: a relative, normalised, `/`-separated path of printable characters.
@@ -133,6 +134,13 @@ macro_rules! wire_name {
         }
     };
 }
+/// Ordered and hashed as its text, so that maps can be asked for any text.
+impl Borrow<str> for ModelName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 wire_name!(ModelName);
 wire_name!(FileName);
 

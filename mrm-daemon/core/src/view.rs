@@ -262,6 +262,14 @@ impl<'a> View<'a> {
             .map(|version| self.show(id, version))
     }
 
+    /// The models that stand for a version now.
+    pub fn models_of(&self, version: VersionId) -> impl Iterator<Item = ModelId> + 'a {
+        let version = self.core.catalogue.versions.get(&version);
+        version
+            .into_iter()
+            .flat_map(|version| version.models.iter().copied())
+    }
+
     /// All segments.
     pub fn segments(&self) -> impl Iterator<Item = SegmentView> + 'a {
         let view = *self;

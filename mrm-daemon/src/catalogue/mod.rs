@@ -47,6 +47,7 @@ use crate::degraded::Degraded;
 use crate::source::Source;
 use mrm_proto::name::{FileName, ModelName};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -164,9 +165,24 @@ impl Catalogue {
         self.entries.values().map(|entry| self.spec_of(entry))
     }
 
-    /// The name of every entry, in order.
-    pub fn entry_names(&self) -> impl Iterator<Item = &ModelName> {
-        self.entries.keys()
+    /// The names of entries from `first` on, in order.
+    pub fn entry_names(&self, first: Bound<&str>) -> impl Iterator<Item = &ModelName> {
+        let range = self.entries.range::<str, _>((first, Bound::Unbounded));
+        range.map(|(name, _)| name)
+    }
+
+    /// Whether there is an entry of this name.
+    #[must_use]
+    pub fn has_entry(&self, name: &ModelName) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Whether a name is looked up at the same places in another catalogue.
+    #[must_use]
+    pub fn agrees_on(&self, name: &ModelName, other: &Self) -> bool {
+        let (here, there) = (self.find(name), other.find(name));
+        here.zip(there)
+            .is_some_and(|(here, there)| self.paths_of(&here).eq(other.paths_of(&there)))
     }
 
     /// The error for a name that [`find`](Self::find) does not know, with what it may have meant.
@@ -210,12 +226,19 @@ impl Catalogue {
     /// The path for listings: an entry's own, or where the name would be in the first root.
     #[must_use]
     pub fn path_of(&self, spec: &ModelSpec) -> Option<PathBuf> {
-        match &spec.place {
-            Place::Entry(path) => Some(path.clone()),
-            Place::Roots(below) => below
-                .first()
-                .and_then(|(i, rest)| Some(self.roots.get(*i)?.path.join(rest))),
-        }
+        self.paths_of(spec).next()
+    }
+
+    /// Everywhere that a model is looked for, in order.
+    fn paths_of(&self, spec: &ModelSpec) -> impl Iterator<Item = PathBuf> {
+        let (entry, below) = match &spec.place {
+            Place::Entry(path) => (Some(path.clone()), &[][..]),
+            Place::Roots(below) => (None, below.as_slice()),
+        };
+        let below = below
+            .iter()
+            .filter_map(|(i, rest)| Some(self.roots.get(*i)?.path.join(rest)));
+        entry.into_iter().chain(below)
     }
 
     fn spec_of(&self, entry: &Entry) -> ModelSpec {

@@ -10,6 +10,7 @@ use mrm_core::id::{Bytes, LeaseId, RequestId, SegmentId, SessionId, VersionId};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::ids;
 use mrm_proto::reply::{self, Cancelled, Closed, Opened, Progress, Reply};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +21,8 @@ impl State {
             return;
         };
         let pending = record.pending.remove(&request);
+        let hit = matches!(&reply, CoreReply::Opened { origin, .. } if *origin == Origin::Hit);
+        self.supplies_stale |= pending.is_some() && !hit;
         if let Who::Operator(waiting) = &mut record.who {
             let waiting = waiting.take();
             return self.answer_operator(session, waiting, pending, reply);
@@ -81,7 +84,8 @@ impl State {
         for id in segments {
             if let Some(held) = self.segments.get(id) {
                 bytes.push(held.segment.bytes());
-                fds.push(Arc::clone(&held.segment) as LentFd);
+                let lent: Arc<dyn AsFd + Send + Sync> = held.segment.clone();
+                fds.push(Arc::downgrade(&lent));
             }
         }
         if fds.len() != segments.len() || bytes.is_empty() {
@@ -165,14 +169,6 @@ impl State {
     }
 
     pub(super) fn after_answer(&mut self, pending: &Pending) {
-        if let Some(version) = self
-            .core
-            .view()
-            .model(pending.model)
-            .and_then(|m| m.version)
-        {
-            self.drop_supplies_if_idle(version);
-        }
         if pending.passed {
             // The id stood for one request; without it, its version lives as long as its segments.
             self.followups.push_back(Event::ModelChanged {
@@ -203,13 +199,14 @@ impl State {
             .version_of(version)
             .map_or(&[][..], |record| &record.parts);
         for (part, segment) in parts.iter().zip(segments).skip(1) {
-            progress.total_bytes += part.bytes;
+            progress.total_bytes = progress.total_bytes.saturating_add(part.bytes);
             let Some(segment) = segment else { continue };
-            progress.loaded_bytes += match self.loads.get(&segment) {
+            let loaded_bytes = match self.loads.get(&segment) {
                 Some(load) => load.loaded_bytes.load(Ordering::Relaxed).min(load.bytes),
                 None if self.segments.contains_key(&segment) => part.bytes,
                 None => 0,
             };
+            progress.loaded_bytes = progress.loaded_bytes.saturating_add(loaded_bytes);
         }
         progress
     }

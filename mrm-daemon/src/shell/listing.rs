@@ -10,9 +10,10 @@ use crate::status::Query;
 use crate::transfer::{Completion, Lost};
 use mrm_core::id::SessionId;
 use mrm_proto::ids::RequestId;
+use mrm_proto::name::ModelName;
 use mrm_proto::reply::Reply;
 use mrm_proto::request::{List, Stat};
-use std::sync::Arc;
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 /// How old a listing may be before a question starts a new one.
@@ -24,9 +25,11 @@ const QUESTIONS_MAX: usize = 256;
 
 /// What the catalogue's roots held when they were last looked at.
 pub(super) struct Listing {
-    pub(super) scan: Arc<Scan>,
+    scan: Scan,
     due: Instant,
     running: bool,
+    /// The catalogue is another since the listing was begun.
+    outdated: bool,
     questions: Vec<Question>,
     /// When those who wait are answered without a new listing.
     patience_ends: Option<Instant>,
@@ -45,12 +48,30 @@ pub(super) enum Question {
 impl Listing {
     pub(super) fn new() -> Self {
         Self {
-            scan: Arc::new(Scan::default()),
+            scan: Scan::default(),
             due: Instant::now(),
             running: false,
+            outdated: false,
             questions: Vec::new(),
             patience_ends: None,
         }
+    }
+
+    /// The names from `first` on, in order.
+    pub(super) fn names(&self, first: Bound<&str>) -> impl Iterator<Item = &ModelName> {
+        let models = &self.scan.models;
+        let from = models.partition_point(|model| match first {
+            Bound::Included(first) => model.name.as_str() < first,
+            Bound::Excluded(after) => model.name.as_str() <= after,
+            Bound::Unbounded => false,
+        });
+        models[from..].iter().map(|model| &model.name)
+    }
+
+    /// Whether a name is listed.
+    pub(super) fn lists(&self, name: &ModelName) -> bool {
+        let found = self.names(Bound::Included(name.as_str())).next();
+        found == Some(name)
     }
 
     /// When [`State::listing_is_late`] is due.
@@ -76,6 +97,7 @@ impl State {
     /// The catalogue is another: what was listed is old.
     pub(super) fn outdate_listing(&mut self) {
         self.listing.due = Instant::now();
+        self.listing.outdated = self.listing.running;
         self.refresh_listing();
     }
 
@@ -89,7 +111,7 @@ impl State {
         let completion = Completion::new(move |scan: Result<Scan, Lost>| {
             drop(done.send(Completed::Scanned(scan.ok())));
         });
-        let catalogue = Arc::clone(&self.catalogue);
+        let catalogue = std::sync::Arc::clone(&self.catalogue);
         let thread = std::thread::Builder::new().name("mrm-scan".to_owned());
         if let Err(error) = thread.spawn(move || completion.done(catalogue.scan())) {
             // The completion was dropped with the closure, and so was sent.
@@ -99,9 +121,12 @@ impl State {
 
     pub(super) fn listed(&mut self, scan: Option<Scan>) {
         self.listing.running = false;
+        if std::mem::take(&mut self.listing.outdated) {
+            return self.refresh_listing();
+        }
         self.listing.due = Instant::now() + SCAN_EVERY;
         if let Some(scan) = scan {
-            self.listing.scan = Arc::new(scan);
+            self.listing.scan = scan;
         }
         self.answer_questions();
     }

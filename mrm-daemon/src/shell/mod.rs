@@ -110,6 +110,8 @@ struct State {
     configured: std::collections::BTreeMap<ModelName, mrm_core::event::Wishes>,
     completed: mpsc::UnboundedSender<Completed>,
     followups: VecDeque<Event>,
+    /// Opens that waited were answered: files may be open that nobody needs.
+    supplies_stale: bool,
     effects: Vec<Effect>,
     last_wake: Option<Instant>,
     /// When those who asked for progress hear the next.
@@ -192,6 +194,7 @@ impl Shell {
             configured: std::collections::BTreeMap::new(),
             completed,
             followups: VecDeque::new(),
+            supplies_stale: false,
             effects: Vec::new(),
             last_wake: None,
             report_at: Instant::now(),
@@ -311,6 +314,9 @@ impl State {
                 self.forget_if_unknown(model);
             }
         }
+        if std::mem::take(&mut self.supplies_stale) {
+            self.drop_supplies();
+        }
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -331,7 +337,10 @@ impl State {
                 request,
                 reply,
             } => self.answer(session, request, reply),
-            Effect::Forget { version } => self.names.forget_version(version),
+            Effect::Forget { version } => {
+                self.names.forget_version(version);
+                self.supplies_stale = true;
+            }
         }
     }
 
@@ -408,6 +417,7 @@ impl State {
         }
         self.note(event);
         self.step(Event::SessionClosed { session });
+        self.supplies_stale |= !record.pending.is_empty();
         for pending in record.pending.into_values() {
             self.after_answer(&pending);
         }

@@ -8,7 +8,8 @@ use crate::source::{Identity, PassedFd, Source};
 use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::table::ModelKind;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// What a model id stands for.
@@ -91,15 +92,26 @@ pub(super) enum Supply {
 #[derive(Default)]
 pub(super) struct Names {
     next: u64,
-    by_name: HashMap<ModelName, ModelId>,
+    by_name: BTreeMap<ModelName, ModelId>,
     models: HashMap<ModelId, ModelRecord>,
     sources: HashMap<SourceKey, (SourceId, usize)>,
     source_keys: HashMap<SourceId, SourceKey>,
     version_ids: HashMap<Box<[SourceId]>, VersionId>,
     versions: HashMap<VersionId, VersionRecord>,
+    by_label: BTreeSet<(Arc<str>, VersionId)>,
+    /// Versions with opened files, and how many these are in all.
+    supplied: BTreeSet<VersionId>,
     content_ids: HashMap<[u8; 32], (ContentId, usize)>,
     contents: HashMap<SegmentId, [u8; 32]>,
     files_waiting: usize,
+    /// Supplies that nobody needs: closing a file may take time.
+    dropped: Vec<Dropped>,
+}
+
+/// What was kept to load a version from, and whether clients passed it.
+pub(super) struct Dropped {
+    pub(super) foreign: bool,
+    pub(super) supplies: Vec<Supply>,
 }
 
 impl Names {
@@ -162,9 +174,13 @@ impl Names {
         }
     }
 
-    /// Every registered model that has an id.
-    pub(super) fn registered_models(&self) -> impl Iterator<Item = (&ModelName, ModelId)> {
-        self.by_name.iter().map(|(name, &model)| (name, model))
+    /// The registered models that have an id, from the name `first` on, in order.
+    pub(super) fn registered_models(
+        &self,
+        first: Bound<&str>,
+    ) -> impl Iterator<Item = (&ModelName, ModelId)> {
+        let range = self.by_name.range::<str, _>((first, Bound::Unbounded));
+        range.map(|(name, &model)| (name, model))
     }
 
     /// The version that `found` is: known, or new.
@@ -207,9 +223,10 @@ impl Names {
             self.retain_source(part.source);
         }
         self.version_ids.insert(key.clone(), version);
-        let label = Arc::clone(label);
+        self.by_label.insert((Arc::clone(label), version));
+        self.supplied.insert(version);
         let record = VersionRecord {
-            label,
+            label: Arc::clone(label),
             kind,
             tensors,
             parts,
@@ -231,10 +248,13 @@ impl Names {
         foreign: bool,
         path: Option<String>,
     ) {
+        self.drop_supplies(version);
         if let Some(record) = self.versions.get_mut(&version) {
-            self.files_waiting -= files_in(&record.parts);
+            self.supplied.insert(version);
             record.parts = parts;
             if !foreign {
+                self.by_label.remove(&(Arc::clone(&record.label), version));
+                self.by_label.insert((Arc::clone(label), version));
                 record.label = Arc::clone(label);
                 record.path = path;
                 record.foreign = false;
@@ -277,8 +297,11 @@ impl Names {
         self.versions.get(&version)
     }
 
-    pub(super) fn versions(&self) -> impl Iterator<Item = (VersionId, &VersionRecord)> {
-        self.versions.iter().map(|(&id, record)| (id, record))
+    /// The versions by what they are called, from `first` on, in order.
+    pub(super) fn labels(&self, first: &str) -> impl Iterator<Item = (&str, VersionId)> {
+        let first = (Arc::from(first), VersionId(0));
+        let range = self.by_label.range(first..);
+        range.map(|(label, version)| (&**label, *version))
     }
 
     /// Opened files that are held for loads to come, over all versions.
@@ -286,19 +309,41 @@ impl Names {
         self.files_waiting
     }
 
-    /// Lets go of a version's opened files.
-    pub(super) fn drop_supplies(&mut self, version: VersionId) {
-        if let Some(record) = self.versions.get_mut(&version) {
+    /// Lets go of the opened files of a version.
+    fn drop_supplies(&mut self, version: VersionId) {
+        let Some(record) = self.versions.get_mut(&version) else {
+            return;
+        };
+        if self.supplied.remove(&version) {
             self.files_waiting -= files_in(&record.parts);
-            for part in &mut record.parts {
-                part.supply = None;
-            }
+            let parts = record.parts.iter_mut();
+            self.dropped.push(Dropped {
+                foreign: record.foreign,
+                supplies: parts.filter_map(|part| part.supply.take()).collect(),
+            });
         }
+    }
+
+    /// Lets go of the opened files of all versions that nobody waits for.
+    pub(super) fn drop_supplies_unless(&mut self, awaited: impl Fn(VersionId) -> bool) {
+        let idle = self.supplied.iter().copied();
+        for version in idle
+            .filter(|version| !awaited(*version))
+            .collect::<Vec<_>>()
+        {
+            self.drop_supplies(version);
+        }
+    }
+
+    /// What was let go of, to be dropped where that may take time.
+    pub(super) fn take_dropped(&mut self) -> Vec<Dropped> {
+        std::mem::take(&mut self.dropped)
     }
 
     pub(super) fn forget_version(&mut self, version: VersionId) {
         self.drop_supplies(version);
         if let Some(record) = self.versions.remove(&version) {
+            self.by_label.remove(&(Arc::clone(&record.label), version));
             self.version_ids.remove(&record.key);
             for &source in &record.key {
                 self.release_source(source);
@@ -337,4 +382,68 @@ fn files_in(parts: &[Part]) -> usize {
         .iter()
         .filter(|part| matches!(part.supply, Some(Supply::File { .. })))
         .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::FileSource;
+    use std::path::Path;
+
+    fn found(dir: &Path, files: &[&str]) -> Found {
+        let opened = files.iter().map(|name| {
+            let source = FileSource::registered(dir, Path::new(name)).unwrap();
+            FoundFile {
+                name: FileName::new(*name).unwrap(),
+                identity: source.identity().unwrap(),
+                source: Arc::new(source),
+                check: None,
+            }
+        });
+        Found {
+            kind: ModelKind::Opaque,
+            table: vec![1, 2, 3],
+            tensors: 1,
+            files: opened.collect(),
+            path: None,
+        }
+    }
+
+    fn dropped_files(names: &mut Names) -> usize {
+        let supplies = names.take_dropped().into_iter().flat_map(|d| d.supplies);
+        supplies
+            .filter(|supply| matches!(supply, Supply::File { .. }))
+            .count()
+    }
+
+    #[test]
+    fn each_opened_file_is_counted_once_and_let_go_of_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let mut names = Names::default();
+        let (one, two) = (Arc::from("one"), Arc::from("two"));
+        let first = names.version(&one, true, found(dir.path(), &["a", "b"]));
+        let second = names.version(&two, false, found(dir.path(), &["c"]));
+        assert_eq!(names.files_waiting(), 3);
+
+        // Another look at the same files takes the place of the first.
+        let again = names.version(&two, false, found(dir.path(), &["a", "b"]));
+        assert_eq!((again, names.files_waiting()), (first, 3));
+        assert_eq!(dropped_files(&mut names), 2);
+        let labels: Vec<_> = names.labels("").collect();
+        assert_eq!(labels, [("two", first), ("two", second)]);
+        assert!(names.labels("u").next().is_none());
+
+        names.drop_supplies_unless(|version| version == second);
+        assert_eq!((names.files_waiting(), dropped_files(&mut names)), (1, 2));
+        names.forget_version(first);
+        names.forget_version(second);
+        names.forget_version(second);
+        assert_eq!((names.files_waiting(), dropped_files(&mut names)), (0, 1));
+        assert!(names.sources.is_empty() && names.source_keys.is_empty());
+        assert!(names.versions.is_empty() && names.version_ids.is_empty());
+        assert!(names.by_label.is_empty() && names.supplied.is_empty());
+    }
 }

@@ -20,6 +20,7 @@ use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::name::ModelName;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -194,7 +195,7 @@ impl State {
         };
         let gone: Vec<ModelId> = self
             .names
-            .registered_models()
+            .registered_models(Bound::Unbounded)
             .filter(|(name, _)| taken_back(name))
             .map(|(_, model)| model)
             .collect();
@@ -205,24 +206,51 @@ impl State {
             });
             self.forget_if_unknown(model);
         }
-        self.configured = now;
-        for entry in models.iter().filter(|entry| entry.pin || entry.eager) {
+        let before = std::mem::replace(&mut self.configured, now);
+        let news = models.iter().filter(|entry| {
+            let wishes = wishes_of(entry);
+            wishes != Wishes::default() && before.get(&entry.name) != Some(&wishes)
+        });
+        for entry in news {
             let model = self.names.registered(&entry.name);
             let wishes = wishes_of(entry);
             self.step(Event::Configure { model, wishes });
-            if entry.pin {
-                self.warm(entry.name.clone(), WAIT_MS_MAX, None);
-            }
+        }
+        self.warm_pinned();
+    }
+
+    /// Loads what is pinned and not in memory, and looks whether it changed.
+    fn warm_pinned(&mut self) {
+        let pinned = |model| {
+            self.core
+                .view()
+                .model(model)
+                .is_some_and(|m| m.wishes.pinned)
+        };
+        let names: Vec<ModelName> = self
+            .names
+            .registered_models(Bound::Unbounded)
+            .filter(|(_, model)| pinned(*model))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            self.warm(name, WAIT_MS_MAX, None);
         }
     }
 
     fn replace_catalogue(&mut self, catalogue: Catalogue, host_budget_bytes: u64) {
-        self.catalogue = Arc::new(catalogue);
+        let before = std::mem::replace(&mut self.catalogue, Arc::new(catalogue));
         self.outdate_listing();
         self.note(LogEvent::of(EventKind::Reload));
+        // A pin never lets go of what it still stands for; whether that changed is looked at next.
+        let keeps = |(name, model): &(&ModelName, ModelId)| {
+            let known = self.core.view().model(*model);
+            known.is_some_and(|m| m.wishes.pinned) && before.agrees_on(name, &self.catalogue)
+        };
         let models: Vec<ModelId> = self
             .names
-            .registered_models()
+            .registered_models(Bound::Unbounded)
+            .filter(|known| !keeps(known))
             .map(|(_, model)| model)
             .collect();
         for model in models {

@@ -219,10 +219,10 @@ impl State {
         let after = list.after.as_ref().map(ModelName::as_str);
         let mut rows = Vec::new();
         let mut room = limits::FRAME_BODY_BYTES_MAX - ROW_BYTES_MAX;
-        let mut more = false;
-        for row in self.rows(&list.prefix, after) {
+        let (page, mut more) = self.rows(&list.prefix, after, limits::LIST_ROWS_MAX);
+        for row in page {
             let bytes = row.name.as_str().len() + ROW_BYTES_MAX;
-            if rows.len() == limits::LIST_ROWS_MAX || bytes > room {
+            if bytes > room {
                 more = true;
                 break;
             }

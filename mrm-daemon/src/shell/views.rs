@@ -1,5 +1,6 @@
 //! What the operator sees: the decider's books joined with the names of things.
 
+use super::names::ModelOrigin;
 use super::{Session, State, Who};
 use crate::status::view::{
     CountersView, DaemonState, DaemonView, DegradedView, HeldView, HolderView, HostView,
@@ -13,8 +14,21 @@ use mrm_proto::limits::{VERSION_MAX, VERSION_MIN};
 use mrm_proto::name::ModelName;
 use mrm_proto::reply::{ModelRow, ModelState};
 use mrm_proto::table::ModelKind;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+
+/// A part of what there is to list.
+struct Page {
+    rows: Vec<(String, Row)>,
+    /// Whether there is more after it.
+    more: bool,
+}
+
+/// Whether a name is registered, and the version that it stands for, as far as known.
+type Row = (bool, Option<VersionId>);
+
+/// The last session that holds a version, and how many do.
+type Sessions = HashMap<VersionId, (SessionId, u64)>;
 
 impl State {
     pub(super) fn phase(&self) -> DaemonState {
@@ -135,47 +149,58 @@ impl State {
             .map(|(&id, session)| (id, session))
     }
 
-    /// One page of names with the version that each stands for, as far as known.
-    fn page<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: Option<&'a str>,
-    ) -> impl Iterator<Item = (String, bool, Option<VersionId>)> + 'a {
-        let mut names: BTreeMap<&str, (bool, Option<VersionId>)> = BTreeMap::new();
-        let wanted = |name: &str| name.starts_with(prefix) && after.is_none_or(|a| name > a);
-        let mut shown = BTreeSet::new();
-        for name in self.catalogue_names().filter(|name| wanted(name.as_str())) {
-            let version = self.version_registered(name);
-            shown.extend(version);
-            names.insert(name.as_str(), (true, version));
+    /// The first `limit` names after `after`, with the version that each stands for, as far as
+    /// known. Takes time in the number of rows, not of names.
+    fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page {
+        let first = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            Some(_) | None => Bound::Included(prefix),
+        };
+        let wanted = |name: &&ModelName| name.as_str().starts_with(prefix);
+        let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
+        let listed = self.catalogue.entry_names(first).take_while(wanted);
+        let scanned = self.listing.names(first).take_while(wanted);
+        for name in listed.take(limit + 1).chain(scanned.take(limit + 1)) {
+            rows.insert(name.as_str(), (true, self.version_registered(name)));
         }
-        for (name, model) in self.names.registered_models() {
-            let version = self.core.view().model(model).and_then(|m| m.version);
-            shown.extend(version);
-            if version.is_some() && wanted(name.as_str()) {
-                names.insert(name.as_str(), (true, version));
+        let known = self.names.registered_models(first);
+        let known = known.take_while(|(name, _)| wanted(name));
+        let shown = known.filter_map(|(name, model)| {
+            let model = self.core.view().model(model)?;
+            let worth_a_row = model.version.is_some() || model.wishes.pinned;
+            worth_a_row.then_some((name.as_str(), (true, model.version)))
+        });
+        rows.extend(shown.take(limit + 1));
+        // What clients passed comes under what they called it, as far as the page goes.
+        let last = rows.keys().nth(limit).copied();
+        for (label, version) in self.names.labels(prefix.max(after.unwrap_or_default())) {
+            if !label.starts_with(prefix) || last.is_some_and(|last| label >= last) {
+                break;
+            }
+            if after != Some(label) && !rows.contains_key(label) && !self.is_shown(version) {
+                rows.insert(label, (false, Some(version)));
+                if rows.len() > 2 * limit + 1 {
+                    break;
+                }
             }
         }
-        for (version, record) in self.names.versions() {
-            if !shown.contains(&version) && wanted(&record.label) {
-                names.entry(&record.label).or_insert((false, Some(version)));
-            }
+        Page {
+            more: rows.len() > limit,
+            rows: rows
+                .into_iter()
+                .take(limit)
+                .map(|(name, row)| (name.to_owned(), row))
+                .collect(),
         }
-        let bounds = (
-            after.map_or(Bound::Unbounded, Bound::Excluded),
-            Bound::Unbounded,
-        );
-        names
-            .range::<str, _>(bounds)
-            .map(|(name, &(registered, version))| ((*name).to_owned(), registered, version))
-            .collect::<Vec<_>>()
-            .into_iter()
     }
 
-    fn catalogue_names(&self) -> impl Iterator<Item = &ModelName> {
-        self.catalogue
-            .entry_names()
-            .chain(self.listing.scan.models.iter().map(|model| &model.name))
+    /// Whether a version has the row of a registered name.
+    fn is_shown(&self, version: VersionId) -> bool {
+        let mut models = self.core.view().models_of(version);
+        models.any(|model| {
+            let record = self.names.model(model);
+            record.is_some_and(|record| matches!(record.origin, ModelOrigin::Registered))
+        })
     }
 
     fn version_registered(&self, name: &ModelName) -> Option<VersionId> {
@@ -185,18 +210,17 @@ impl State {
     /// The version that a name or a label stands for, if it is known.
     pub(super) fn version_named(&self, name: &ModelName) -> Option<VersionId> {
         self.version_registered(name).or_else(|| {
-            let labelled = |(_, record): &(VersionId, &super::names::VersionRecord)| {
-                *record.label == *name.as_str()
-            };
-            self.names
-                .versions()
-                .find(labelled)
-                .map(|(version, _)| version)
+            let (label, version) = self.names.labels(name.as_str()).next()?;
+            (label == name.as_str()).then_some(version)
         })
     }
 
     pub(super) fn is_registered(&self, name: &ModelName) -> bool {
-        self.version_registered(name).is_some() || self.catalogue_names().any(|known| known == name)
+        let known = self.names.find(name);
+        let known = known.and_then(|model| self.core.view().model(model));
+        known.is_some_and(|model| model.version.is_some() || model.wishes.pinned)
+            || self.catalogue.has_entry(name)
+            || self.listing.lists(name)
     }
 
     pub(super) fn models_view(
@@ -205,16 +229,16 @@ impl State {
         after: Option<&str>,
         limit: usize,
     ) -> ModelsView {
-        let leases = self.sessions_of_versions();
-        let mut page = self.page(prefix, after);
-        let models = page
-            .by_ref()
-            .take(limit)
-            .map(|(name, registered, version)| self.model_view(name, registered, version, &leases))
-            .collect();
+        let sessions = self.sessions_of_versions();
+        let page = self.page(prefix, after, limit);
+        let rows = page.rows.into_iter();
         ModelsView {
-            models,
-            more: page.next().is_some(),
+            models: rows
+                .map(|(name, (registered, version))| {
+                    self.model_view(name, registered, version, &sessions)
+                })
+                .collect(),
+            more: page.more,
         }
     }
 
@@ -284,13 +308,14 @@ impl State {
     }
 
     /// How many sessions hold each version.
-    fn sessions_of_versions(&self) -> BTreeMap<VersionId, BTreeSet<SessionId>> {
-        let mut holders: BTreeMap<VersionId, BTreeSet<SessionId>> = BTreeMap::new();
+    fn sessions_of_versions(&self) -> Sessions {
+        let mut holders = Sessions::new();
+        // Leases come session by session.
         for lease in self.core.view().leases() {
-            holders
-                .entry(lease.version)
-                .or_default()
-                .insert(lease.session);
+            let (last, sessions) = holders.entry(lease.version).or_insert((lease.session, 1));
+            if *last != lease.session {
+                (*last, *sessions) = (lease.session, *sessions + 1);
+            }
         }
         holders
     }
@@ -306,13 +331,14 @@ impl State {
             *leases.entry(lease.session).or_default() += 1;
         }
         let known = |(id, leases): (SessionId, u64)| {
-            let session = self.session_view(id, self.sessions.get(&id)?);
-            let (pid, uid, client) = (session.pid, session.uid, session.client);
+            let Who::Client { peer, name, .. } = &self.sessions.get(&id)?.who else {
+                return None;
+            };
             Some(HolderView {
                 session: id.0,
-                pid,
-                uid,
-                client,
+                pid: u32::try_from(peer.pid).unwrap_or(0),
+                uid: peer.uid,
+                client: name.to_string(),
                 leases,
             })
         };
@@ -324,7 +350,7 @@ impl State {
         name: String,
         registered: bool,
         version: Option<VersionId>,
-        sessions: &BTreeMap<VersionId, BTreeSet<SessionId>>,
+        sessions: &Sessions,
     ) -> ModelView {
         let record = version.and_then(|version| self.names.version_of(version));
         let shown = version.and_then(|version| self.core.view().version(version));
@@ -356,7 +382,8 @@ impl State {
                     Presence::Partial => ModelStateView::Partial,
                 }),
             bytes: record.map_or(0, |record| {
-                record.parts.iter().skip(1).map(|p| p.bytes).sum()
+                let files = record.parts.iter().skip(1);
+                files.fold(0, |sum: u64, part| sum.saturating_add(part.bytes))
             }),
             charged_bytes: shown.as_ref().map_or(0, |shown| shown.charged.0),
             huge_bytes: held().map(|held| held.segment.huge_bytes()).sum(),
@@ -364,7 +391,7 @@ impl State {
             leases: shown.as_ref().map_or(0, |shown| shown.leases),
             sessions: version
                 .and_then(|v| sessions.get(&v))
-                .map_or(0, |s| s.len() as u64),
+                .map_or(0, |(_, sessions)| *sessions),
             pinned: wishes.is_some_and(|wishes| wishes.pinned),
             eager: wishes.is_some_and(|wishes| wishes.eager),
             version: version.map(|version| version.0),
@@ -391,16 +418,19 @@ impl State {
         }
     }
 
-    /// A client's listing.
-    pub(super) fn rows<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: Option<&'a str>,
-    ) -> impl Iterator<Item = ModelRow> + 'a {
-        self.page(prefix, after)
-            .filter_map(|(name, registered, version)| {
-                self.row_of(ModelName::new(name).ok()?, registered, version)
-            })
+    /// A page of a client's listing, and whether there is more after it.
+    pub(super) fn rows(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> (Vec<ModelRow>, bool) {
+        let page = self.page(prefix, after, limit);
+        let rows = page.rows.into_iter();
+        let rows = rows.filter_map(|(name, (registered, version))| {
+            self.row_of(ModelName::new(name).ok()?, registered, version)
+        });
+        (rows.collect(), page.more)
     }
 
     /// A client's look at one model.
@@ -416,7 +446,7 @@ impl State {
         registered: bool,
         version: Option<VersionId>,
     ) -> Option<ModelRow> {
-        let none = BTreeMap::new();
+        let none = Sessions::new();
         let view = self.model_view(name.as_str().to_owned(), registered, version, &none);
         Some(ModelRow {
             name,

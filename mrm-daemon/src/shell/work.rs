@@ -1,6 +1,6 @@
 //! Effects that block, and what comes back from them.
 
-use super::names::{Found, FoundFile, ModelOrigin, Supply};
+use super::names::{Dropped, Found, FoundFile, ModelOrigin, Supply};
 use super::{Held, LoadRecord, State};
 use crate::catalogue::{Catalogue, CatalogueError, OpenFiles, Scan};
 use crate::degraded::Degraded;
@@ -72,10 +72,6 @@ impl State {
             drop(done.send(Completed::Resolved { op, model, outcome }));
         });
         let catalogue = Arc::clone(&self.catalogue);
-        let files_left = self
-            .config
-            .files_waiting_max
-            .saturating_sub(self.names.files_waiting());
         let Some(record) = self.names.model_mut(model) else {
             return completion.lost(Lost::Dropped);
         };
@@ -83,13 +79,13 @@ impl State {
         match &mut record.origin {
             ModelOrigin::Registered => {
                 run_in(&self.lanes, Lane::Registered, completion, move || {
-                    find_registered(&catalogue, &name, files_left)
+                    find_registered(&catalogue, &name)
                 })
             }
             ModelOrigin::Passed(files) => {
                 let files = files.take().unwrap_or_default();
                 run_in(&self.lanes, Lane::Foreign, completion, move || {
-                    find_passed(files, files_left)
+                    find_passed(files)
                 });
             }
         }
@@ -112,8 +108,8 @@ impl State {
             if self.core.view().version(version).is_none() {
                 self.names.forget_version(version);
             }
-            self.drop_supplies_if_idle(version);
         }
+        self.supplies_stale = true;
         self.forget_if_unknown(model);
     }
 
@@ -124,6 +120,11 @@ impl State {
         label: &Arc<str>,
         foreign: bool,
     ) -> Result<Resolution, Fault> {
+        let files_max = self.config.files_waiting_max;
+        if self.names.files_waiting() + found.files.len() > files_max {
+            let message = "too many opened files wait to be loaded: try again later";
+            return Err(fault(ErrorCode::Exhausted, &message));
+        }
         let version = self.names.version(label, foreign, found);
         let Some(record) = self.names.version_of(version) else {
             return Err(fault(ErrorCode::Internal, &"the version was forgotten"));
@@ -194,12 +195,7 @@ impl State {
                 label,
             },
         );
-        let lane = if foreign {
-            Lane::Foreign
-        } else {
-            Lane::Registered
-        };
-        run_in(&self.lanes, lane, completion, move || {
+        run_in(&self.lanes, lane_of(foreign), completion, move || {
             supply_segment(&supply, charge, &progress, &degraded)
         });
     }
@@ -252,10 +248,17 @@ impl State {
         run_in(&self.lanes, Lane::Freeing, completion, move || drop(held));
     }
 
-    /// Lets go of a version's opened files unless somebody still waits for their bytes.
-    pub(super) fn drop_supplies_if_idle(&mut self, version: VersionId) {
-        if self.names.files_waiting() > 0 && !self.core.view().waits_for_room(version) {
-            self.names.drop_supplies(version);
+    /// Lets go of opened files unless somebody still waits for their bytes. They are closed in the
+    /// lane that opened them: a disk that hangs, hangs there.
+    pub(super) fn drop_supplies(&mut self) {
+        let view = self.core.view();
+        self.names
+            .drop_supplies_unless(|version| view.waits_for_room(version));
+        for Dropped { foreign, supplies } in self.names.take_dropped() {
+            if let Some(lanes) = &self.lanes {
+                // A lane that takes no more work drops them at once.
+                drop(lanes.submit(lane_of(foreign), Box::new(move || drop(supplies))));
+            }
         }
     }
 
@@ -280,6 +283,14 @@ fn run_in<T: 'static>(
     }
 }
 
+const fn lane_of(foreign: bool) -> Lane {
+    if foreign {
+        Lane::Foreign
+    } else {
+        Lane::Registered
+    }
+}
+
 pub(super) fn fault(code: ErrorCode, message: &dyn std::fmt::Display) -> Fault {
     Fault {
         code: code.number(),
@@ -287,11 +298,7 @@ pub(super) fn fault(code: ErrorCode, message: &dyn std::fmt::Display) -> Fault {
     }
 }
 
-fn find_registered(
-    catalogue: &Catalogue,
-    name: &ModelName,
-    files_left: usize,
-) -> Result<Found, Fault> {
+fn find_registered(catalogue: &Catalogue, name: &ModelName) -> Result<Found, Fault> {
     let refuse = |e: CatalogueError| fault(e.code(), &e);
     let spec = catalogue
         .find(name)
@@ -300,24 +307,20 @@ fn find_registered(
     let path = catalogue
         .path_of(&spec)
         .map(|path| path.display().to_string());
-    look_at(files, path, files_left)
+    look_at(files, path)
 }
 
-fn find_passed(passed: Vec<(FileName, PassedFd)>, files_left: usize) -> Result<Found, Fault> {
+fn find_passed(passed: Vec<(FileName, PassedFd)>) -> Result<Found, Fault> {
     let mut files: OpenFiles = Vec::with_capacity(passed.len());
     for (name, fd) in passed {
         let source = FileSource::foreign(fd, name.as_str()).map_err(|e| fault(e.code(), &e))?;
         files.push((name, Arc::new(source)));
     }
-    look_at(files, None, files_left)
+    look_at(files, None)
 }
 
 /// Reads and checks the headers; notes the state of each file.
-fn look_at(files: OpenFiles, path: Option<String>, files_left: usize) -> Result<Found, Fault> {
-    if files.len() > files_left {
-        let message = "too many opened files wait to be loaded: try again later";
-        return Err(fault(ErrorCode::Exhausted, &message));
-    }
+fn look_at(files: OpenFiles, path: Option<String>) -> Result<Found, Fault> {
     let layout = inspect(&files).map_err(|e| fault(e.code(), &e))?;
     let table = Table::parse(&layout.table).map_err(|e| fault(ErrorCode::Internal, &e))?;
     let tensors = table.len() as u64;
