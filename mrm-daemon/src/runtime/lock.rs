@@ -24,7 +24,18 @@ pub(super) struct Lock {
 pub(super) fn claim(path: &Path) -> Result<(Directory, Lock), ClaimError> {
     let mut last = None;
     for _ in 0..CLAIM_ATTEMPTS_MAX {
-        let directory = Directory::prepare(path)?;
+        let directory = match Directory::prepare(path) {
+            // It was there, and the last daemon removed it before we could look at it.
+            Err(ClaimError::Io {
+                step: "inspect",
+                source,
+                ..
+            }) if source.kind() == io::ErrorKind::NotFound => {
+                last = Some(source);
+                continue;
+            }
+            prepared => prepared?,
+        };
         match attempt(path) {
             Ok(Some(lock)) => return Ok((directory, lock)),
             Ok(None) => {}

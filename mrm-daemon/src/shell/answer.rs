@@ -261,13 +261,23 @@ impl State {
             Refusal::Cancelled => (ErrorCode::Cancelled, "given up by the client".to_owned()),
             Refusal::InUse(holder) => (
                 ErrorCode::InUse,
-                format!("cannot be evicted now{}", self.list_holders(&[*holder])),
+                format!("cannot be evicted now: {}", self.why_held(holder, label)),
             ),
         };
         let reply = ErrorReply::new(code, model + &text);
         // A load that was started for it goes on.
         let goes_on = code == ErrorCode::TimedOut;
         if goes_on { reply.with_effect() } else { reply }
+    }
+
+    /// Why a version cannot be evicted, naming it only if it is another than the one asked for.
+    fn why_held(&self, holder: &Holder, asked: Option<&str>) -> String {
+        match self.names.version_of(holder.version) {
+            Some(record) if asked != Some(&*record.label) => {
+                format!("it is shared with `{}`, {}", record.label, reason(holder))
+            }
+            Some(_) | None => reason(holder),
+        }
     }
 
     fn list_holders(&self, holders: &[Holder]) -> String {
@@ -277,16 +287,20 @@ impl State {
                 .names
                 .version_of(holder.version)
                 .map_or("?", |v| &v.label);
-            let why = match (holder.pinned, holder.loading, holder.leases) {
-                (true, _, _) => "pinned".to_owned(),
-                (false, true, _) => "being loaded".to_owned(),
-                (false, false, 1) => "1 lease".to_owned(),
-                (false, false, n) => format!("{n} leases"),
-            };
+            let why = reason(holder);
             let lead = if text.is_empty() { " (" } else { ", " };
             text += &format!("{lead}`{label}` {}: {why}", human(holder.charged));
         }
         if text.is_empty() { text } else { text + ")" }
+    }
+}
+
+fn reason(holder: &Holder) -> String {
+    match (holder.pinned, holder.loading, holder.leases) {
+        (true, _, _) => "pinned".to_owned(),
+        (false, true, _) => "being loaded".to_owned(),
+        (false, false, 1) => "1 lease".to_owned(),
+        (false, false, n) => format!("{n} leases"),
     }
 }
 
