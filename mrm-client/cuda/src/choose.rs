@@ -19,8 +19,8 @@
 //! ```
 
 use crate::context::Context;
+use crate::device::{DeviceInfo, DeviceUuid};
 use crate::error::ShareError;
-use crate::probe::{DeviceInfo, DeviceUuid};
 use crate::share::{Export, Mechanism};
 use crate::stream::Stream;
 use std::fmt;

@@ -2,14 +2,15 @@
 //!
 //! This is one of the files with unsafe code.
 
+use crate::device::{DeviceInfo, DeviceUuid};
 use crate::driver::Table;
 use crate::error::{CallError, CudaError, DeviceError};
-use crate::probe::{DeviceInfo, DeviceUuid, Driver};
+use crate::probe::Driver;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUstream};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A hold on the primary context of a device, the one that every library of a process shares.
 ///
@@ -34,6 +35,8 @@ struct Retained {
     device: DeviceInfo,
     number: CUdevice,
     raw: CUcontext,
+    /// What VMM allocations are rounded up to; asked for once, for it is on the way to each import.
+    vmm_granularity_bytes: OnceLock<u64>,
 }
 
 // SAFETY: a context is a token that the driver lets any thread make current; it has no state here.
@@ -68,6 +71,7 @@ impl Context {
             device,
             number,
             raw,
+            vmm_granularity_bytes: OnceLock::new(),
         })))
     }
 
@@ -109,6 +113,10 @@ impl Context {
         CallError::check("cuCtxSynchronize", unsafe {
             (entered.table().context_synchronize)()
         })
+    }
+
+    pub(crate) fn vmm_granularity_bytes(&self) -> &OnceLock<u64> {
+        &self.0.vmm_granularity_bytes
     }
 
     pub(crate) fn number(&self) -> CUdevice {

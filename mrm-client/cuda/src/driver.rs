@@ -14,7 +14,7 @@ use cudarc::driver::sys::{
     CUmemGenericAllocationHandle, CUstream, CUuuid,
 };
 use libloading::Library;
-use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
 
 type GetErrorName = unsafe extern "C" fn(c_uint, *mut *const c_char) -> u32;
@@ -85,6 +85,7 @@ table! {
     stream_synchronize = "cuStreamSynchronize" (CUstream);
     stream_is_capturing = "cuStreamIsCapturing" (CUstream, *mut c_uint);
     copy_to_device = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
+    set_bytes = "cuMemsetD8Async" (CUdeviceptr, c_uchar, usize, CUstream);
     copy_to_host = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
     mem_granularity = "cuMemGetAllocationGranularity" (*mut usize, *const CUmemAllocationProp, c_uint);
     mem_create = "cuMemCreate" (*mut CUmemGenericAllocationHandle, usize, *const CUmemAllocationProp, c_ulonglong);

@@ -7,8 +7,8 @@
 //! assert_eq!(CudaError::new(4242).to_string(), "error 4242");
 //! ```
 
+use crate::device::DeviceUuid;
 use crate::driver;
-use crate::probe::DeviceUuid;
 use std::fmt;
 use thiserror::Error;
 

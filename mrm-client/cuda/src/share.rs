@@ -23,14 +23,15 @@
 //! [`Allocation::seal`].
 
 use crate::context::Context;
-use crate::deferred::{Release, release_deferred};
-use crate::error::{CallError, CloseError, ShareError};
-use crate::stream::{RawStream, Stream};
+use crate::deferred::Release;
+use crate::error::{CallError, ShareError};
+use crate::stream::Stream;
 use crate::{legacy, vmm};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use thiserror::Error;
 
+pub use crate::mapping::{Mapping, NotClosed};
 pub use crate::stream::{Room, View};
 
 /// A way to share memory of a device.
@@ -72,7 +73,7 @@ pub enum Export {
 }
 
 /// One mechanism. What fails has left nothing allocated or mapped; what the driver would not take
-/// back at once is tried again by [`release_deferred`].
+/// back at once is tried again by [`crate::release_deferred`].
 pub trait Sharing: fmt::Debug + Send + Sync {
     /// Which one it is.
     fn mechanism(&self) -> Mechanism;
@@ -189,9 +190,7 @@ impl Allocation {
             // It may hold what was here before, and importers map whole blocks.
             let behind = owned.pointer + owned.bytes;
             let mut room = Room::within(&mut owned, behind, rest_bytes);
-            stream
-                .copy_in(&mut room, &vec![0; rest_bytes])
-                .map_err(&failed)?;
+            stream.zero(&mut room).map_err(&failed)?;
         }
         stream.synchronize().map_err(&failed)?;
         owned.block.seal().map_err(&failed)?;
@@ -236,10 +235,11 @@ impl Sealed {
     }
 
     /// Frees it, and says whether that worked. With VMM the device has the room again when the
-    /// last importer has closed too, and the last copy of the descriptor.
+    /// last importer has closed too, and the last copy of the descriptor. With legacy handles
+    /// every importer must have closed before: freeing under one is undefined in the driver.
     ///
     /// # Errors
-    /// When the driver refuses. Dropping what comes back leaves it to [`release_deferred`].
+    /// When the driver refuses. Dropping what comes back leaves it to [`crate::release_deferred`].
     pub fn free(mut self) -> Result<(), NotFreed> {
         self.0.block.release().map_err(|source| NotFreed {
             sealed: Box::new(self),
@@ -258,120 +258,6 @@ pub struct NotFreed {
     pub source: CallError,
 }
 
-/// Another process's memory, mapped in this one. Closed when it drops; see [`Mapping::close`].
-pub struct Mapping {
-    context: Context,
-    held: Box<dyn Release>,
-    mechanism: Mechanism,
-    pointer: u64,
-    bytes: u64,
-}
-
-impl Mapping {
-    pub(crate) fn new(
-        context: &Context,
-        held: Box<dyn Release>,
-        mechanism: Mechanism,
-        pointer: u64,
-        bytes: u64,
-    ) -> Self {
-        // A good moment for what could not be closed before: this thread waits anyway.
-        release_deferred();
-        Self {
-            context: context.clone(),
-            held,
-            mechanism,
-            pointer,
-            bytes,
-        }
-    }
-
-    /// Its address on the device, in this process.
-    #[must_use]
-    pub fn pointer(&self) -> u64 {
-        self.pointer
-    }
-
-    /// Its size.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// How it was shared.
-    #[must_use]
-    pub fn mechanism(&self) -> Mechanism {
-        self.mechanism
-    }
-
-    /// The context that it is mapped in.
-    #[must_use]
-    pub fn context(&self) -> &Context {
-        &self.context
-    }
-
-    /// A range to be read, by [`Stream::copy_out`].
-    ///
-    /// # Errors
-    /// When the range is not within the mapping.
-    pub fn view(&self, offset_bytes: u64, len_bytes: u64) -> Result<View<'_>, ShareError> {
-        let (pointer, bytes) = check(self.pointer, self.bytes, offset_bytes, len_bytes)?;
-        Ok(View::within(self, pointer, bytes))
-    }
-
-    /// Waits for all work that this process queued on the device, and unmaps.
-    ///
-    /// Refuses while a stream is being captured into a graph, for the graph may refer to the
-    /// mapping. A capture on one of `streams`, or on any stream that the default stream waits for,
-    /// is noticed without disturbing it. The driver cannot be asked about others (those made
-    /// non-blocking, as torch's are): waiting then fails, the mapping stays, and the capture may
-    /// be spoilt. So name the streams that may be captured.
-    ///
-    /// A mapping that drops closes in the same way; if that is refused, it stays mapped until a
-    /// later import or [`release_deferred`]. A graph that was captured keeps no hold on it: keep
-    /// the mapping as long as the graph is launched.
-    ///
-    /// # Errors
-    /// Gives the mapping back, still mapped.
-    pub fn close(mut self, streams: &[RawStream]) -> Result<(), NotClosed> {
-        let closed = self
-            .refuse_capturing(streams)
-            .and_then(|()| self.held.release());
-        closed.map_err(|error| {
-            let capturing = error.cuda().is_some_and(crate::CudaError::is_capture);
-            let source = if capturing {
-                CloseError::Capturing
-            } else {
-                CloseError::Call(error)
-            };
-            NotClosed {
-                mapping: Box::new(self),
-                source,
-            }
-        })
-    }
-
-    fn refuse_capturing(&self, streams: &[RawStream]) -> Result<(), CallError> {
-        if streams.is_empty() {
-            return Ok(());
-        }
-        let entered = self.context.enter()?;
-        streams
-            .iter()
-            .try_for_each(|stream| entered.refuse_capturing(stream.0))
-    }
-}
-
-/// A mapping that was not closed.
-#[derive(Debug, Error)]
-#[error("{source}")]
-pub struct NotClosed {
-    /// It is still mapped.
-    pub mapping: Box<Mapping>,
-    /// Why.
-    pub source: CloseError,
-}
-
 impl fmt::Debug for Allocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.debug("Allocation", f)
@@ -388,17 +274,6 @@ impl Owned {
     fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct(name)
             .field("device", &self.context.device().uuid)
-            .field("pointer", &format_args!("{:#x}", self.pointer))
-            .field("bytes", &self.bytes)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Mapping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mapping")
-            .field("device", &self.context.device().uuid)
-            .field("mechanism", &self.mechanism)
             .field("pointer", &format_args!("{:#x}", self.pointer))
             .field("bytes", &self.bytes)
             .finish_non_exhaustive()
@@ -432,7 +307,8 @@ pub(crate) fn padded(
         })
 }
 
-fn check(
+/// Address and length of a range within `bytes` bytes at `pointer`.
+pub(crate) fn check(
     pointer: u64,
     bytes: u64,
     offset_bytes: u64,

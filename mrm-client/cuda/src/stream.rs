@@ -146,6 +146,15 @@ impl Stream {
         CallError::check("cuMemcpyHtoDAsync_v2", code)
     }
 
+    /// Queues the zeroing of all of `to`, which must be waited for before `to`'s allocation is
+    /// sealed or dropped.
+    pub(crate) fn zero(&self, to: &mut Room<'_>) -> Result<(), CallError> {
+        let entered = self.context.enter()?;
+        // SAFETY: `to` is mapped for writing; the one caller, in `share.rs`, waits for the stream.
+        let code = unsafe { (entered.table().set_bytes)(to.pointer, 0, to.bytes, self.raw) };
+        CallError::check("cuMemsetD8Async", code)
+    }
+
     /// Copies from the beginning of `from` to `to`, as far as both go, and waits until it is there.
     ///
     /// # Errors

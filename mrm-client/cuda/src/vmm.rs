@@ -49,6 +49,9 @@ impl Sharing for Vmm {
     }
 
     fn granularity_bytes(&self, context: &Context) -> Result<u64, ShareError> {
+        if let Some(bytes) = context.vmm_granularity_bytes().get() {
+            return Ok(*bytes);
+        }
         let failed = |source| call_failed(context, "ask for the granularity of memory", source);
         let entered = context.enter().map_err(failed)?;
         let (mut bytes, properties) = (0, properties(context));
@@ -56,7 +59,9 @@ impl Sharing for Vmm {
         // SAFETY: the driver reads `properties` and writes one integer to `bytes`.
         let code = unsafe { ask(&raw mut bytes, &raw const properties, GRANULARITY_MINIMUM) };
         CallError::check("cuMemGetAllocationGranularity", code).map_err(failed)?;
-        Ok((bytes as u64).max(1))
+        Ok(*context
+            .vmm_granularity_bytes()
+            .get_or_init(|| (bytes as u64).max(1)))
     }
 
     fn allocate(&self, context: &Context, bytes: u64) -> Result<Allocation, ShareError> {

@@ -1,7 +1,7 @@
 //! What an agent does with a command. One line in, one line out; `error ...` is a refusal.
 
 use crate::machine::{Agent, Answer, receive, send};
-use crate::raw::Raw;
+use crate::raw::{Raw, in_a_fork};
 use mrm_cuda::choose::{Trial, prove};
 use mrm_cuda::share::{NotClosed, View};
 use mrm_cuda::{
@@ -147,6 +147,7 @@ impl State {
             }
             ["close"] => said(self.close(false)?),
             ["close", "naming"] => said(self.close(true)?),
+            ["fork"] => said(self.fork()?),
             ["deferred"] => said(release_deferred().to_string()),
             ["choose", setting] => {
                 let context = self.ready()?.0;
@@ -170,6 +171,17 @@ impl State {
             }
             raw => said(self.behind(raw)?),
         }
+    }
+
+    /// What a fork of this process gets, and whether it leaves alone what is not its own.
+    fn fork(&mut self) -> Anything<String> {
+        let context = self.ready()?.0;
+        let refused = in_a_fork(|| {
+            let error = context.memory().err().map(|error| error.to_string());
+            (self.sealed, self.mapping, self.stream) = (None, None, None);
+            error.is_some_and(|error| error.contains("a fork cannot use CUDA"))
+        })?;
+        Ok(refused.to_string())
     }
 
     /// What goes past the crate.

@@ -25,13 +25,13 @@ fn exporting(how: Mechanism) -> &'static [&'static str] {
     match how {
         Vmm => &[
             "cuCtxPushCurrent_v2",
-            "cuMemGetAllocationGranularity",
             "cuMemCreate",
             "cuMemExportToShareableHandle",
             "cuMemAddressReserve",
             "cuMemMap",
             "cuMemSetAccess",
             "cuMemcpyHtoDAsync_v2",
+            "cuMemsetD8Async",
             "cuStreamSynchronize",
             "cuMemUnmap",
             "cuMemAddressFree",
@@ -42,6 +42,7 @@ fn exporting(how: Mechanism) -> &'static [&'static str] {
             "cuMemAlloc_v2",
             "cuIpcGetMemHandle",
             "cuMemcpyHtoDAsync_v2",
+            "cuMemsetD8Async",
             "cuStreamSynchronize",
             "cuMemFree_v2",
         ],
@@ -53,7 +54,6 @@ fn importing(how: Mechanism) -> &'static [&'static str] {
     match how {
         Vmm => &[
             "cuCtxPushCurrent_v2",
-            "cuMemGetAllocationGranularity",
             "cuMemImportFromShareableHandle",
             "cuMemAddressReserve",
             "cuMemMap",
@@ -221,6 +221,42 @@ fn getting_ready_survives_every_failure() {
             expect_named(&error, named, code);
         }
     }
+}
+
+#[test]
+fn what_is_asked_for_once_may_fail_once() {
+    for code in CODES {
+        let Some(machine) = Machine::fake() else {
+            return;
+        };
+        let call = "cuMemGetAllocationGranularity";
+        let mut agent = machine
+            .with("MRM_FAKE_CUDA_FAULTS", &format!("{call}:{code}"))
+            .agent();
+        let error = export(&mut agent, Vmm).expect_err(call);
+        expect_named(&error, call, code);
+        export(&mut agent, Vmm).expect("no fault any more");
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_no_more() {
+    let Some(machine) = Machine::fake() else {
+        return;
+    };
+    let (mut exporter, mut importer) = (machine.agent(), machine.agent());
+    exporter.tell("allocate vmm 4096 8");
+    importer.import(&mut exporter, 4096).expect("an import");
+    importer.inject("lost:719");
+    for command in ["check 4096 8", "close", "memory"] {
+        let error = importer.ask(command).expect_err("the device is lost");
+        assert!(
+            error.contains("CUDA_ERROR_LAUNCH_FAILED (719)"),
+            "{command}: {error}"
+        );
+    }
+    importer.tell("forget");
+    assert_eq!(exporter.tell("check 4096 8"), "right");
 }
 
 #[test]

@@ -112,3 +112,25 @@ impl Raw {
         unsafe { mrm_cuda::RawStream::new(stream) }
     }
 }
+
+/// Does `work` in a fork of this process, and tells what it returned.
+pub(crate) fn in_a_fork(work: impl FnOnce() -> bool) -> Result<bool, String> {
+    unsafe extern "C" {
+        fn fork() -> i32;
+        fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+        fn _exit(status: i32) -> !;
+    }
+    // SAFETY: the child does its work on one thread and ends without running destructors; what it
+    // does allocates, which the C library makes work in a child.
+    match unsafe { fork() } {
+        -1 => Err("no fork".to_owned()),
+        // SAFETY: ends the child, as said.
+        0 => unsafe { _exit(if work() { 0 } else { 1 }) },
+        child => {
+            let mut status = -1;
+            // SAFETY: the child is this function's; the status is written to a live place.
+            let waited = unsafe { waitpid(child, &raw mut status, 0) };
+            Ok(waited == child && status == 0)
+        }
+    }
+}

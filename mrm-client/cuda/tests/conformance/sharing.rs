@@ -258,6 +258,23 @@ fn a_mapping_dropped_during_a_capture_is_closed_later() {
 }
 
 #[test]
+fn a_fork_is_refused_and_harms_nothing() {
+    let Some(machine) = Machine::find() else {
+        return;
+    };
+    let (mut exporter, mut importer) = (machine.agent(), machine.agent());
+    for how in BOTH {
+        exporter.tell(&format!("allocate {how} 4096 2"));
+        importer.import(&mut exporter, 4096).expect("an import");
+        assert_eq!(exporter.tell("fork"), "true", "{how}");
+        assert_eq!(importer.tell("fork"), "true", "{how}");
+        assert_eq!(importer.tell("check 4096 2"), "right", "{how}");
+        importer.tell("close");
+        exporter.tell("free");
+    }
+}
+
+#[test]
 fn the_current_context_stays_the_callers() {
     let Some(machine) = Machine::find() else {
         return;
