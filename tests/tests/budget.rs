@@ -81,7 +81,8 @@ fn touch(node: &Node, name: &str) {
         .unwrap_or_else(|e| panic!("{name}: {e}"));
     drop(opened);
     eventually("the lease is back", || {
-        (node.number("/leases") == leases).then_some(())
+        // Fewer, if another was on its way back when we counted.
+        (node.number("/leases") <= leases).then_some(())
     });
 }
 
