@@ -17,6 +17,7 @@ use mrm_proto::ids::RequestId;
 use mrm_proto::limits::FRAME_BODY_BYTES_MAX;
 use mrm_proto::reply::Reply;
 use mrm_proto::request::Request;
+use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -32,6 +33,9 @@ use tokio::time::Instant;
 const FRAMES_PER_TURN_MAX: u64 = 64;
 /// Bytes of replies that may be unread before no more requests are read: two of the largest.
 const UNREAD_BYTES_MAX: usize = 2 * FRAME_BODY_BYTES_MAX;
+
+/// Between two attempts to send while too many descriptors are on their way.
+const LENT_PAUSE: Duration = Duration::from_millis(5);
 
 /// The writing end of a session, shared with whoever answers it.
 pub(crate) struct SessionIo {
@@ -81,7 +85,9 @@ impl SessionIo {
         }
         match writer.flush(&self.stream) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wake.notify_one(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock || too_many_lent(&error) => {
+                self.wake.notify_one();
+            }
             Err(_) => self.end(),
         }
     }
@@ -108,12 +114,20 @@ impl SessionIo {
     }
 
     async fn drain(&self) -> io::Result<()> {
-        self.stream
-            .async_io(Interest::WRITABLE, || {
-                self.writer.borrow_mut().flush(&self.stream)
-            })
-            .await
+        let flush = || self.writer.borrow_mut().flush(&self.stream);
+        loop {
+            match self.stream.async_io(Interest::WRITABLE, flush).await {
+                Err(error) if too_many_lent(&error) => tokio::time::sleep(LENT_PAUSE).await,
+                sent => return sent,
+            }
+        }
     }
+}
+
+/// Whether as many descriptors of the daemon's user are on their way, unread, as may be
+/// (`unix(7)`, `ETOOMANYREFS`): no fault of this session, and over as soon as others read.
+fn too_many_lent(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
 }
 
 /// Serves a connection until it ends. The shell is told of its begin and its end.
