@@ -282,7 +282,8 @@ fn wait_for(path: &std::path::Path) {
         if path.exists() {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        // Only a pause between two looks: the file decides when the wait ends.
+        std::thread::park_timeout(std::time::Duration::from_millis(1));
     }
     panic!("{} did not come", path.display());
 }
