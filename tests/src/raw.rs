@@ -54,12 +54,10 @@ impl Raw {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
         let slices = [IoSlice::new(bytes)];
-        let sent = rustix::net::sendmsg(
-            self.stream.as_fd(),
-            &slices,
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )?;
+        let sent = rustix::io::retry_on_intr(|| {
+            let flags = SendFlags::NOSIGNAL;
+            rustix::net::sendmsg(self.stream.as_fd(), &slices, &mut ancillary, flags)
+        })?;
         self.stream.write_all(&bytes[sent..])
     }
 
@@ -76,6 +74,8 @@ impl Raw {
             let got = match rustix::net::recvmsg(&self.stream, &mut slices, &mut ancillary, flags) {
                 Ok(got) if got.bytes == 0 => return None,
                 Ok(got) => got,
+                // Threads that change their user signal all others.
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(rustix::io::Errno::CONNRESET) => return None,
                 Err(error) => panic!("no frame within {DEADLINE:?}: {error}"),
             };
