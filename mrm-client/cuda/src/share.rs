@@ -3,7 +3,7 @@
 //! ```no_run
 //! use mrm_cuda::{Context, Export, Mechanism, probe};
 //!
-//! # fn receive() -> Result<(mrm_cuda::DeviceUuid, std::os::fd::OwnedFd, u64), std::io::Error> { todo!() }
+//! # fn receive() -> Result<(mrm_cuda::DeviceUuid, std::os::fd::OwnedFd, u64), std::io::Error> { Err(std::io::Error::other("an example")) }
 //! // An importer: the device's UUID, the descriptor and the size came over a Unix socket.
 //! let (device, fd, bytes) = receive()?;
 //! let context = Context::retain(probe()?, device)?;
