@@ -45,43 +45,9 @@ pub trait Fault: std::error::Error {
     }
 }
 
-macro_rules! local_codes {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal, $text:literal, $retry:literal;)*) => {
-        /// Codes of errors that arise in the client, not in the daemon.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[repr(u16)]
-        pub enum LocalCode { $($(#[$doc])* $variant = $number,)* }
-
-        impl LocalCode {
-            /// Every code, in order.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The code with this number.
-            #[must_use]
-            pub const fn from_number(number: u16) -> Option<Self> {
-                match number { $($number => Some(Self::$variant),)* _ => None }
-            }
-
-            /// The stable number.
-            #[must_use]
-            pub const fn number(self) -> u16 { self as u16 }
-
-            /// The stable name, in snake case.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            /// Whether the same call may succeed later with nothing changed by the caller.
-            #[must_use]
-            pub const fn retryable(self) -> bool {
-                match self { $(Self::$variant => $retry,)* }
-            }
-        }
-    };
-}
-
-local_codes! {
+mrm_proto::stable_codes! {
+/// Codes of errors that arise in the client, not in the daemon.
+pub enum LocalCode {
     /// Nothing listens on any of the sockets that were tried.
     NoDaemon = 700, "no_daemon", true;
     /// The socket is there but cannot be used.
@@ -112,6 +78,7 @@ local_codes! {
     Misaligned = 713, "misaligned", false;
     /// The process forked while the call was pending, and this is the child.
     Forked = 714, "forked", true;
+}
 }
 
 /// The daemon answered with an error.

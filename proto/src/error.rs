@@ -18,15 +18,31 @@ use minicbor::{Decode, Encode};
 const RETRY: bool = true;
 const FINAL: bool = false;
 
-macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal, $text:literal, $retry:expr;)*) => {
-        /// What went wrong. 1xx: the session broke the protocol and ends. 2xx: the request.
-        /// 3xx: the source of the bytes. 4xx: their format. 5xx: room. 6xx: the daemon's world.
+/// Declares an enum of stable error codes: number, name, and whether trying again can help. Also
+/// for the codes of client libraries, so that all codes answer the same questions.
+///
+/// ```
+/// mrm_proto::stable_codes! {
+///     /// Codes of an example.
+///     pub enum Code {
+///         /// It is raining.
+///         Rain = 700, "rain", true;
+///     }
+/// }
+/// assert_eq!(Code::from_number(700).map(Code::name), Some("rain"));
+/// assert!(Code::Rain.retryable());
+/// ```
+#[macro_export]
+macro_rules! stable_codes {
+    ($(#[$about:meta])* pub enum $name:ident {
+        $($(#[$doc:meta])* $variant:ident = $number:literal, $text:literal, $retry:expr;)*
+    }) => {
+        $(#[$about])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u16)]
-        pub enum ErrorCode { $($(#[$doc])* $variant = $number,)* }
+        pub enum $name { $($(#[$doc])* $variant = $number,)* }
 
-        impl ErrorCode {
+        impl $name {
             /// Every code, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
@@ -46,7 +62,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// Whether the same request may succeed later with nothing changed by the caller.
+            /// Whether the same call may succeed later with nothing changed by the caller.
             #[must_use]
             pub const fn retryable(self) -> bool {
                 match self { $(Self::$variant => $retry,)* }
@@ -55,7 +71,10 @@ macro_rules! codes {
     };
 }
 
-codes! {
+stable_codes! {
+/// What went wrong. 1xx: the session broke the protocol and ends. 2xx: the request.
+/// 3xx: the source of the bytes. 4xx: their format. 5xx: room. 6xx: the daemon's world.
+pub enum ErrorCode {
     /// The first bytes are not a frame of this protocol.
     BadMagic = 100, "bad_magic", FINAL;
     /// No common protocol version.
@@ -168,6 +187,7 @@ codes! {
     Internal = 600, "internal", RETRY;
     /// The daemon is out of descriptors or threads.
     Exhausted = 601, "exhausted", RETRY;
+}
 }
 
 impl ErrorCode {

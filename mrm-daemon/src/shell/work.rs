@@ -64,13 +64,21 @@ impl State {
         }
     }
 
+    /// A completion that reports to the decider; lost work is a fault like any other.
+    fn report<T: 'static>(
+        &self,
+        completed: impl FnOnce(Result<T, Fault>) -> Completed + Send + 'static,
+    ) -> Completion<Result<T, Fault>> {
+        let done = self.completed.clone();
+        Completion::new(move |outcome: Result<Result<T, Fault>, Lost>| {
+            let outcome = outcome.unwrap_or_else(|lost| Err(fault(lost.code(), &lost)));
+            drop(done.send(completed(outcome)));
+        })
+    }
+
     /// Carries out `Effect::Resolve`.
     pub(super) fn resolve(&mut self, op: OpId, model: ModelId) {
-        let done = self.completed.clone();
-        let completion = Completion::new(move |outcome: Result<Result<Found, Fault>, Lost>| {
-            let outcome = outcome.unwrap_or_else(|lost| Err(fault(lost.code(), &lost)));
-            drop(done.send(Completed::Resolved { op, model, outcome }));
-        });
+        let completion = self.report(move |outcome| Completed::Resolved { op, model, outcome });
         let catalogue = Arc::clone(&self.catalogue);
         let Some(record) = self.names.model_mut(model) else {
             return completion.lost(Lost::Dropped);
@@ -157,14 +165,10 @@ impl State {
         version: VersionId,
         charge: Bytes,
     ) {
-        let done = self.completed.clone();
-        let completion = Completion::new(move |outcome: Result<Result<Filled, Fault>, Lost>| {
-            let outcome = outcome.unwrap_or_else(|lost| Err(fault(lost.code(), &lost)));
-            drop(done.send(Completed::Loaded {
-                op,
-                segment,
-                outcome,
-            }));
+        let completion = self.report(move |outcome| Completed::Loaded {
+            op,
+            segment,
+            outcome,
         });
         let part = self.names.version_of(version).and_then(|record| {
             let part = record.parts.iter().find(|part| part.source == source)?;
