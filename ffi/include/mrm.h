@@ -134,6 +134,10 @@ enum mrm_error_e
      */
     MRM_ERROR_E_BAD_FILE_SET = 206,
     /**
+     * None of the devices asked for is one of the daemon's.
+     */
+    MRM_ERROR_E_UNKNOWN_DEVICE = 207,
+    /**
      * A descriptor that is not open for reading.
      */
     MRM_ERROR_E_FD_NOT_READABLE = 300,
@@ -230,6 +234,14 @@ enum mrm_error_e
      */
     MRM_ERROR_E_EMPTY_FILE = 416,
     /**
+     * The files hold no tensors that could be laid out on a device.
+     */
+    MRM_ERROR_E_NO_TENSORS = 417,
+    /**
+     * More allocations than one model may have on a device, at its granularity.
+     */
+    MRM_ERROR_E_TOO_MANY_ALLOCATIONS = 418,
+    /**
      * Larger than the budget: it can never fit.
      */
     MRM_ERROR_E_TOO_LARGE = 500,
@@ -265,6 +277,14 @@ enum mrm_error_e
      * The daemon is out of descriptors or threads.
      */
     MRM_ERROR_E_EXHAUSTED = 601,
+    /**
+     * A device failed for good: its weights are gone.
+     */
+    MRM_ERROR_E_DEVICE_LOST = 602,
+    /**
+     * The driver of a device refused.
+     */
+    MRM_ERROR_E_DEVICE_FAILED = 603,
     /**
      * Nothing listens on any of the sockets that were tried.
      */
@@ -504,6 +524,10 @@ enum mrm_origin_e
      * The load of another open was joined.
      */
     MRM_ORIGIN_E_JOINED = 2,
+    /**
+     * Something was copied to the device for this open, from memory, not from files.
+     */
+    MRM_ORIGIN_E_PROMOTED = 3,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

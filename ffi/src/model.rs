@@ -120,6 +120,7 @@ fn describe(handle: &mrm_model_h_t) -> Result<mrm_model_info_t, Failure> {
         Origin::Hit => mrm_origin_e::Hit,
         Origin::Loaded => mrm_origin_e::Loaded,
         Origin::Joined => mrm_origin_e::Joined,
+        Origin::Promoted => mrm_origin_e::Promoted,
     };
     Ok(mrm_model_info_t {
         size: size_of::<mrm_model_info_t>(),

@@ -57,6 +57,8 @@ pub enum mrm_error_e {
     /// A list of files that does not make a model: none, too many, two of one name, shards
     /// without their index.
     BadFileSet = 206,
+    /// None of the devices asked for is one of the daemon's.
+    UnknownDevice = 207,
     /// A descriptor that is not open for reading.
     FdNotReadable = 300,
     /// A directory, FIFO, device or socket where a regular file is needed.
@@ -105,6 +107,10 @@ pub enum mrm_error_e {
     ShardOutside = 415,
     /// A file of no bytes.
     EmptyFile = 416,
+    /// The files hold no tensors that could be laid out on a device.
+    NoTensors = 417,
+    /// More allocations than one model may have on a device, at its granularity.
+    TooManyAllocations = 418,
     /// Larger than the budget: it can never fit.
     TooLarge = 500,
     /// No room within the wait: what is resident is held or pinned.
@@ -123,6 +129,10 @@ pub enum mrm_error_e {
     Internal = 600,
     /// The daemon is out of descriptors or threads.
     Exhausted = 601,
+    /// A device failed for good: its weights are gone.
+    DeviceLost = 602,
+    /// The driver of a device refused.
+    DeviceFailed = 603,
     /// Nothing listens on any of the sockets that were tried.
     NoDaemon = 700,
     /// The socket is there but cannot be used.

@@ -182,6 +182,8 @@ pub enum mrm_origin_e {
     Loaded = 1,
     /// The load of another open was joined.
     Joined = 2,
+    /// Something was copied to the device for this open, from memory, not from files.
+    Promoted = 3,
 }
 
 /// Where a model is.

@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Origin::Hit => "hit",
         Origin::Loaded => "loaded",
         Origin::Joined => "joined",
+        Origin::Promoted => "promoted",
     };
     let checksum: u64 = model
         .segments()

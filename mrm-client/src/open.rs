@@ -86,6 +86,7 @@ impl GrantRequest {
             files: files.names.clone(),
             wait_ms: 0,
             progress: how.progress.is_some(),
+            devices: None,
         });
         Self {
             request,

@@ -30,6 +30,8 @@ pub(crate) fn decode(frame: Frame<'_>) -> Result<Incoming, SessionError> {
         Reply::Closed(_)
         | Reply::Cancelled(_)
         | Reply::Progress(_)
+        | Reply::Handed(_)
+        | Reply::Revoked(_)
         | Reply::Listed(_)
         | Reply::Stated(_)
         | Reply::Error(_) => 0,

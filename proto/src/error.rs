@@ -117,6 +117,8 @@ pub enum ErrorCode {
     /// A list of files that does not make a model: none, too many, two of one name, shards
     /// without their index.
     BadFileSet = 206, "bad_file_set", FINAL;
+    /// None of the devices that the request names is one of the daemon's.
+    UnknownDevice = 207, "unknown_device", FINAL;
 
     /// A descriptor that is not open for reading.
     FdNotReadable = 300, "fd_not_readable", FINAL;
@@ -167,6 +169,10 @@ pub enum ErrorCode {
     ShardOutside = 415, "shard_outside", FINAL;
     /// A file of no bytes.
     EmptyFile = 416, "empty_file", FINAL;
+    /// The files hold no tensors that could be laid out on a device.
+    NoTensors = 417, "no_tensors", FINAL;
+    /// More allocations than one model may have on a device, at the granularity asked for.
+    TooManyAllocations = 418, "too_many_allocations", FINAL;
 
     /// Larger than the budget: it can never fit.
     TooLarge = 500, "too_large", FINAL;
@@ -187,6 +193,11 @@ pub enum ErrorCode {
     Internal = 600, "internal", RETRY;
     /// The daemon is out of descriptors or threads.
     Exhausted = 601, "exhausted", RETRY;
+    /// A device failed for good: its weights are gone, and it takes no more until the daemon starts
+    /// anew.
+    DeviceLost = 602, "device_lost", FINAL;
+    /// The driver of a device refused.
+    DeviceFailed = 603, "device_failed", RETRY;
 }
 }
 

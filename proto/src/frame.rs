@@ -55,6 +55,10 @@ pub enum Kind {
     Cancelled = 0x8013,
     /// How far a pending open has come.
     Progress = 0x8014,
+    /// Allocations of an open that do not fit into its `Opened`.
+    Handed = 0x8015,
+    /// A lease was taken away.
+    Revoked = 0x8016,
     /// One page of models.
     Listed = 0x8020,
     /// One model.
@@ -65,7 +69,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::ClientHello,
         Self::Open,
         Self::OpenFiles,
@@ -78,6 +82,8 @@ impl Kind {
         Self::Closed,
         Self::Cancelled,
         Self::Progress,
+        Self::Handed,
+        Self::Revoked,
         Self::Listed,
         Self::Stated,
         Self::Error,

@@ -75,8 +75,11 @@ pub struct ServerLimits {
 pub mod features {
     /// Progress frames for pending opens.
     pub const PROGRESS: u64 = 1;
+    /// Weights in device memory: opens may name devices, and [`Handed`](crate::reply::Handed) and
+    /// [`Revoked`](crate::reply::Revoked) frames may come.
+    pub const DEVICE: u64 = 1 << 1;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS;
+    pub const ALL: u64 = PROGRESS | DEVICE;
 }
 
 impl ClientHello {

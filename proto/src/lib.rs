@@ -26,6 +26,7 @@ pub mod error;
 pub mod frame;
 pub mod hello;
 pub mod ids;
+pub mod layout;
 pub mod limits;
 pub mod name;
 pub mod reply;

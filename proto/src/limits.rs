@@ -21,6 +21,11 @@ pub const FDS_PER_FRAME_MAX: usize = 253;
 /// Most files (shards and index together) that one model may consist of. A grant passes one
 /// descriptor per segment and one for the tensor table.
 pub const SEGMENTS_PER_MODEL_MAX: usize = 250;
+/// Most devices that one open may name.
+pub const DEVICES_PER_OPEN_MAX: usize = 64;
+/// Most allocations that one model may have on a device: each is a descriptor in the daemon and in
+/// every client.
+pub const ALLOCATIONS_PER_MODEL_MAX: usize = 4096;
 /// Most tensors in one model.
 pub const TENSORS_PER_MODEL_MAX: usize = 1 << 20;
 /// Most dimensions of one tensor.
@@ -53,6 +58,9 @@ pub const CLIENT_NAME_BYTES_MAX: usize = 128;
 
 const _: () = assert!(VERSION_MIN <= VERSION_MAX);
 const _: () = assert!(SEGMENTS_PER_MODEL_MAX + 1 < FDS_PER_FRAME_MAX);
+// Sizes of all allocations, and as many handles as fit into one frame beside them.
+const _: () =
+    assert!(ALLOCATIONS_PER_MODEL_MAX * 9 + FDS_PER_FRAME_MAX * 66 + 256 < FRAME_BODY_BYTES_MAX);
 const _: () = assert!(FRAME_BODY_BYTES_MAX + FRAME_HEADER_BYTES < 212_992);
 const _: () = assert!(
     SEGMENTS_PER_MODEL_MAX * (FILE_NAME_BYTES_MAX + 16) + MODEL_NAME_BYTES_MAX

@@ -8,7 +8,8 @@
 
 use crate::error::ErrorReply;
 use crate::frame::{FrameError, Header, Kind, Message, decode_cbor, encode_cbor};
-use crate::ids::{Digest, LeaseId, VersionId};
+use crate::ids::{DeviceUuid, Digest, LeaseId, VersionId};
+use crate::layout::Granularity;
 use crate::name::ModelName;
 use minicbor::{Decode, Encode};
 
@@ -24,6 +25,10 @@ pub enum Reply {
     Cancelled(Cancelled),
     /// How far a pending open has come. Any number of these precede the final reply.
     Progress(Progress),
+    /// Some allocations of an open. Any number of these precede its `Opened`.
+    Handed(Handed),
+    /// A lease was taken away. Comes unasked, with the request id 0.
+    Revoked(Revoked),
     /// One page of models.
     Listed(Listed),
     /// One model.
@@ -32,8 +37,12 @@ pub enum Reply {
     Error(ErrorReply),
 }
 
-/// A granted open. Travels with `1 + segments_bytes.len()` descriptors: the tensor table, then
-/// the segments in order. All are sealed memfds, open for reading only.
+/// A granted open.
+///
+/// In host memory it travels with `1 + segments_bytes.len()` descriptors: the tensor table, then
+/// the segments in order. All are sealed memfds, open for reading only. On a device it travels
+/// with the tensor table and, where sharing is by descriptors, with those allocations that no
+/// [`Handed`] brought before.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Opened {
@@ -49,12 +58,81 @@ pub struct Opened {
     /// Size of the tensor table.
     #[n(3)]
     pub table_bytes: u64,
-    /// Size of each segment: exactly that of its file.
+    /// Size of each segment: exactly that of its file. Empty when the weights are on a device.
     #[n(4)]
     pub segments_bytes: Vec<u64>,
     /// From the daemon's receipt of the request to this reply, in microseconds.
     #[n(5)]
     pub took_us: u64,
+    /// Where on a device the weights are; absent when they are in host memory.
+    #[n(6)]
+    pub device: Option<OnDevice>,
+}
+
+/// Weights on a device: their allocations, in the order of the [layout](crate::layout).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct OnDevice {
+    /// Which device.
+    #[n(0)]
+    pub uuid: DeviceUuid,
+    /// How allocations are shared.
+    #[n(1)]
+    pub sharing: Sharing,
+    /// How tensors are put together into allocations.
+    #[n(2)]
+    pub granularity: Granularity,
+    /// Size of each allocation, as the layout has it: what the driver rounds it up to is not told.
+    #[n(3)]
+    pub allocations_bytes: Vec<u64>,
+    /// Handles of the last allocations, those that no [`Handed`] brought; empty where sharing is
+    /// by descriptors.
+    #[n(4)]
+    pub handles: Vec<IpcHandle>,
+}
+
+/// How allocations of a device are shared between processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Sharing {
+    /// Virtual memory management: a descriptor for each allocation.
+    #[n(0)]
+    Vmm,
+    /// Inter-process handles of 64 bytes each.
+    #[n(1)]
+    Legacy,
+}
+
+/// The 64 bytes of a `CUipcMemHandle`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct IpcHandle(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 64]);
+
+/// The next allocations of an open, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Handed {
+    /// How many allocations came before.
+    #[n(0)]
+    pub from: u64,
+    /// Handles; empty where sharing is by descriptors, which travel with the frame.
+    #[n(1)]
+    pub handles: Vec<IpcHandle>,
+}
+
+/// A lease was taken away: its device was lost. What is mapped of it is of no use any more.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Revoked {
+    /// Which lease.
+    #[n(0)]
+    pub lease: LeaseId,
+    /// Why, as in [`ErrorReply`].
+    #[n(1)]
+    pub number: u16,
+    /// For people.
+    #[n(2)]
+    pub message: String,
 }
 
 /// What an open cost.
@@ -70,6 +148,10 @@ pub enum Origin {
     /// Another request's load was joined.
     #[n(2)]
     Joined,
+    /// Something was copied to the device for this request, from the host's memory or another
+    /// device's, and nothing was read from files.
+    #[n(3)]
+    Promoted,
 }
 
 /// A lease was given back.
@@ -132,9 +214,30 @@ pub struct ModelRow {
     /// Whether the operator pinned it.
     #[n(5)]
     pub pinned: bool,
+    /// Devices that it is on, or on its way to; absent from daemons without any.
+    #[n(6)]
+    pub devices: Option<Vec<DeviceState>>,
 }
 
-/// Residency of a model in host memory, summed over its segments.
+/// A model on one device.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct DeviceState {
+    /// Which device.
+    #[n(0)]
+    pub uuid: DeviceUuid,
+    /// How much of it is there.
+    #[n(1)]
+    pub state: ModelState,
+    /// What it takes there, 0 while nothing is.
+    #[n(2)]
+    pub bytes: u64,
+    /// Leases on it there, over all sessions.
+    #[n(3)]
+    pub leases: u64,
+}
+
+/// Residency of a model in one memory, summed over its segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
 pub enum ModelState {
@@ -178,6 +281,8 @@ impl Reply {
             Kind::Closed => decode_cbor(header, body).map(Self::Closed),
             Kind::Cancelled => decode_cbor(header, body).map(Self::Cancelled),
             Kind::Progress => decode_cbor(header, body).map(Self::Progress),
+            Kind::Handed => decode_cbor(header, body).map(Self::Handed),
+            Kind::Revoked => decode_cbor(header, body).map(Self::Revoked),
             Kind::Listed => decode_cbor(header, body).map(Self::Listed),
             Kind::Stated => decode_cbor(header, body).map(Self::Stated),
             Kind::Error => decode_cbor(header, body).map(Self::Error),
@@ -195,7 +300,7 @@ impl Reply {
     /// Whether this is the last frame about its request.
     #[must_use]
     pub const fn ends_request(&self) -> bool {
-        !matches!(self, Self::Progress(_))
+        !matches!(self, Self::Progress(_) | Self::Handed(_) | Self::Revoked(_))
     }
 }
 
@@ -206,6 +311,8 @@ impl Message for Reply {
             Self::Closed(_) => Kind::Closed,
             Self::Cancelled(_) => Kind::Cancelled,
             Self::Progress(_) => Kind::Progress,
+            Self::Handed(_) => Kind::Handed,
+            Self::Revoked(_) => Kind::Revoked,
             Self::Listed(_) => Kind::Listed,
             Self::Stated(_) => Kind::Stated,
             Self::Error(_) => Kind::Error,
@@ -218,6 +325,8 @@ impl Message for Reply {
             Self::Closed(body) => encode_cbor(body, out),
             Self::Cancelled(body) => encode_cbor(body, out),
             Self::Progress(body) => encode_cbor(body, out),
+            Self::Handed(body) => encode_cbor(body, out),
+            Self::Revoked(body) => encode_cbor(body, out),
             Self::Listed(body) => encode_cbor(body, out),
             Self::Stated(body) => encode_cbor(body, out),
             Self::Error(body) => encode_cbor(body, out),

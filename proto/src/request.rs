@@ -8,7 +8,7 @@
 //! ```
 
 use crate::frame::{FrameError, Header, Kind, Message, decode_cbor, encode_cbor};
-use crate::ids::{LeaseId, RequestId};
+use crate::ids::{DeviceUuid, LeaseId, RequestId};
 use crate::name::{FileName, ModelName};
 use minicbor::{Decode, Encode};
 
@@ -42,6 +42,24 @@ pub struct Open {
     /// Whether to send [`Progress`](crate::reply::Progress) frames while waiting.
     #[n(2)]
     pub progress: bool,
+    /// On which device the weights are wanted. Absent: in host memory.
+    #[n(3)]
+    pub devices: Option<Devices>,
+}
+
+/// The devices on which an open may be served. Needs [`features::DEVICE`](crate::hello::features).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Devices {
+    /// Any one of these, at most [`DEVICES_PER_OPEN_MAX`](crate::limits::DEVICES_PER_OPEN_MAX):
+    /// those that the client can see. The daemon takes one where the model is, else one with room,
+    /// else the first.
+    #[n(0)]
+    pub any_of: Vec<DeviceUuid>,
+    /// Whether host memory will do when no such device can take it now. The reply says which it
+    /// was.
+    #[n(1)]
+    pub else_host: bool,
 }
 
 /// Opens files that the client passes, one descriptor each, in the order of `files`.
@@ -64,6 +82,9 @@ pub struct OpenFiles {
     /// As in [`Open`].
     #[n(3)]
     pub progress: bool,
+    /// As in [`Open`].
+    #[n(4)]
+    pub devices: Option<Devices>,
 }
 
 /// Gives a lease back.
@@ -113,6 +134,7 @@ impl Open {
             model,
             wait_ms: 0,
             progress: false,
+            devices: None,
         }
     }
 }
@@ -136,6 +158,8 @@ impl Request {
             | Kind::Closed
             | Kind::Cancelled
             | Kind::Progress
+            | Kind::Handed
+            | Kind::Revoked
             | Kind::Listed
             | Kind::Stated
             | Kind::Error) => Err(FrameError::OutOfPlace(kind)),

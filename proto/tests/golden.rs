@@ -6,12 +6,14 @@
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::frame::{self, Header, Kind, Message};
 use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits};
-use mrm_proto::ids::{Digest, InstanceId, LeaseId, RequestId, VersionId};
+use mrm_proto::ids::{DeviceUuid, Digest, InstanceId, LeaseId, RequestId, VersionId};
+use mrm_proto::layout::Granularity;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{
-    Cancelled, Closed, Listed, ModelRow, ModelState, Opened, Origin, Progress, Reply, Stated,
+    Cancelled, Closed, DeviceState, Handed, IpcHandle, Listed, ModelRow, ModelState, OnDevice,
+    Opened, Origin, Progress, Reply, Revoked, Sharing, Stated,
 };
-use mrm_proto::request::{Cancel, Close, List, Open, OpenFiles, Request, Stat};
+use mrm_proto::request::{Cancel, Close, Devices, List, Open, OpenFiles, Request, Stat};
 use mrm_proto::table::{ModelKind, Table, TableBuilder};
 use std::path::PathBuf;
 
@@ -63,6 +65,7 @@ fn row() -> ModelRow {
         bytes: 90_868_376,
         leases: 8,
         pinned: true,
+        devices: None,
     }
 }
 
@@ -75,6 +78,20 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                 model: model("org/bert"),
                 wait_ms: 30_000,
                 progress: true,
+                devices: None,
+            }),
+        ),
+        (
+            "open_on_device",
+            0,
+            Request::Open(Open {
+                model: model("org/bert"),
+                wait_ms: 0,
+                progress: false,
+                devices: Some(Devices {
+                    any_of: vec![DeviceUuid([0x5a; 16])],
+                    else_host: true,
+                }),
             }),
         ),
         (
@@ -85,6 +102,7 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                 files: vec![file("model.safetensors.index.json"), file("a.safetensors")],
                 wait_ms: 0,
                 progress: false,
+                devices: None,
             }),
         ),
         ("close", 0, Request::Close(Close { lease: LeaseId(77) })),
@@ -125,6 +143,45 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
                 table_bytes: 4096,
                 segments_bytes: vec![90_868_376, 612],
                 took_us: 15,
+                device: None,
+            }),
+        ),
+        (
+            "opened_on_device",
+            2,
+            Reply::Opened(Opened {
+                lease: LeaseId(77),
+                version: VersionId(3),
+                origin: Origin::Promoted,
+                table_bytes: 4096,
+                segments_bytes: Vec::new(),
+                took_us: 15,
+                device: Some(OnDevice {
+                    uuid: DeviceUuid([0x5a; 16]),
+                    sharing: Sharing::Vmm,
+                    granularity: Granularity::Block {
+                        block_bytes: 1 << 28,
+                    },
+                    allocations_bytes: vec![90_868_376],
+                    handles: Vec::new(),
+                }),
+            }),
+        ),
+        (
+            "handed",
+            0,
+            Reply::Handed(Handed {
+                from: 252,
+                handles: vec![IpcHandle([7; 64])],
+            }),
+        ),
+        (
+            "revoked",
+            0,
+            Reply::Revoked(Revoked {
+                lease: LeaseId(77),
+                number: ErrorCode::DeviceLost.number(),
+                message: "the device is lost".to_owned(),
             }),
         ),
         ("closed", 0, Reply::Closed(Closed {})),
@@ -156,6 +213,23 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
                 row: row(),
                 version: Some(VersionId(3)),
                 digests: vec![Some(Digest([0xab; 32])), None],
+            }),
+        ),
+        (
+            "stated_on_device",
+            0,
+            Reply::Stated(Stated {
+                row: ModelRow {
+                    devices: Some(vec![DeviceState {
+                        uuid: DeviceUuid([0x5a; 16]),
+                        state: ModelState::Resident,
+                        bytes: 92_274_688,
+                        leases: 3,
+                    }]),
+                    ..row()
+                },
+                version: None,
+                digests: Vec::new(),
             }),
         ),
         (

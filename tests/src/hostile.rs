@@ -50,6 +50,7 @@ pub fn open(name: &str, wait_ms: u64) -> Request {
         model,
         wait_ms,
         progress: false,
+        devices: None,
     })
 }
 
@@ -65,6 +66,7 @@ pub fn open_files(label: &str, files: &[&str]) -> Request {
         files,
         wait_ms: 0,
         progress: false,
+        devices: None,
     })
 }
 

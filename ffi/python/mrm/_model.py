@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _KINDS = {0: "opaque", 1: "safetensors"}
-_ORIGINS = {0: "hit", 1: "loaded", 2: "joined"}
+_ORIGINS = {0: "hit", 1: "loaded", 2: "joined", 3: "promoted"}
 
 
 class TensorInfo(NamedTuple):

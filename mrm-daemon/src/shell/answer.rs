@@ -107,6 +107,7 @@ impl State {
             table_bytes,
             segments_bytes: bytes,
             took_us,
+            device: None,
         };
         if let Some(Who::Client { io, .. }) = self.sessions.get(&session).map(|s| &s.who) {
             io.send(request, &Reply::Opened(opened), fds);

@@ -68,7 +68,7 @@ impl State {
         }
         Ok(ServerHello {
             version,
-            features: hello.features & features::ALL,
+            features: hello.features & features::PROGRESS,
             instance: self.instance,
             daemon: concat!("mrmd ", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: ServerLimits {

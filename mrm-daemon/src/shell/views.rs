@@ -460,6 +460,7 @@ impl State {
             bytes: view.bytes,
             leases: view.leases,
             pinned: view.pinned,
+            devices: None,
         })
     }
 }

@@ -148,7 +148,7 @@ pub(super) const fn status_of(code: ErrorCode) -> StatusCode {
         | E::ReservedBits
         | E::BadName => StatusCode::BAD_REQUEST,
         E::NotPermitted => StatusCode::FORBIDDEN,
-        E::ModelNotFound | E::UnknownLease | E::SourceMissing => StatusCode::NOT_FOUND,
+        E::ModelNotFound | E::UnknownLease | E::SourceMissing | E::UnknownDevice => StatusCode::NOT_FOUND,
         E::TooSlow | E::NotReading => StatusCode::REQUEST_TIMEOUT,
         E::Cancelled | E::SourceChanged | E::InUse => StatusCode::CONFLICT,
         E::FrameTooLong => StatusCode::PAYLOAD_TOO_LARGE,
@@ -173,7 +173,9 @@ pub(super) const fn status_of(code: ErrorCode) -> StatusCode {
         | E::ShardMissing
         | E::ShardMismatch
         | E::ShardOutside
-        | E::EmptyFile => StatusCode::UNPROCESSABLE_ENTITY,
+        | E::EmptyFile
+        | E::NoTensors
+        | E::TooManyAllocations => StatusCode::UNPROCESSABLE_ENTITY,
         E::TooManyInFlight | E::TooManyLeases => StatusCode::TOO_MANY_REQUESTS,
         E::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         E::SourceUnreadable
@@ -182,7 +184,9 @@ pub(super) const fn status_of(code: ErrorCode) -> StatusCode {
         | E::OutOfMemory
         | E::QueueFull
         | E::Draining
-        | E::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
+        | E::Exhausted
+        | E::DeviceLost
+        | E::DeviceFailed => StatusCode::SERVICE_UNAVAILABLE,
         E::TimedOut => StatusCode::GATEWAY_TIMEOUT,
         E::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
     }

@@ -30,6 +30,8 @@ pub struct TensorRef<'a> {
     pub offset: u64,
     /// Its length.
     pub bytes: u64,
+    /// Its place in the order of the files.
+    pub position: u32,
     shape: &'a [u8],
 }
 
@@ -136,6 +138,7 @@ impl<'a> Table<'a> {
             dtype: DType::from_code(u16_at(entry, 8)?)?,
             shape: self.shapes.get(shape_at..shape_at.checked_add(rank * 8)?)?,
             segment,
+            position: u32_at(entry, 20)?,
             offset: u64_at(entry, 24)?,
             bytes: u64_at(entry, 32)?,
         })

@@ -168,6 +168,7 @@ fn origin(model: &Model) -> &'static str {
         Origin::Hit => "hit",
         Origin::Loaded => "loaded",
         Origin::Joined => "joined",
+        Origin::Promoted => "promoted",
     }
 }
 
@@ -176,6 +177,7 @@ const fn origin_words(origin: Origin) -> &'static str {
         Origin::Hit => "hit (it was resident)",
         Origin::Loaded => "loaded for this open",
         Origin::Joined => "joined another's load",
+        Origin::Promoted => "copied up from memory",
     }
 }
 
