@@ -330,6 +330,7 @@ impl Content {
             table_bytes: self.table_bytes,
             segments_bytes: self.segments.iter().map(|(_, bytes)| *bytes).collect(),
             took_us: 3,
+            device: None,
         }
     }
 
