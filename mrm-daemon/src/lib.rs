@@ -7,6 +7,7 @@
 pub mod catalogue;
 pub mod config;
 pub mod degraded;
+pub mod device;
 pub mod format;
 mod listener;
 pub mod memory;

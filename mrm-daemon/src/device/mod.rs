@@ -1,0 +1,1 @@
+//! The device tier's backend: weights in the memory of CUDA devices.
