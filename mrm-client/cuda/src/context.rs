@@ -103,6 +103,23 @@ impl Context {
         })
     }
 
+    /// Whether this device reads memory of `other`'s device directly, over NVLink or PCIe. Without
+    /// it a copy between them goes through the host. A device is no peer of itself: the answer is
+    /// no, and the driver is not asked.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn can_access(&self, other: &Self) -> Result<bool, DeviceError> {
+        let driver = self.0.driver;
+        driver.usable()?;
+        if self.number() == other.number() {
+            return Ok(false);
+        }
+        Ok(driver
+            .table()
+            .can_access_peer(self.number(), other.number())?)
+    }
+
     /// Waits until all work that this process queued on the device is done.
     ///
     /// # Errors
@@ -121,6 +138,11 @@ impl Context {
 
     pub(crate) fn number(&self) -> CUdevice {
         self.0.number
+    }
+
+    /// Valid as long as `self`.
+    pub(crate) fn raw(&self) -> CUcontext {
+        self.0.raw
     }
 
     /// Makes the context current on this thread until the guard drops.

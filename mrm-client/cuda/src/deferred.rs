@@ -63,12 +63,8 @@ pub fn release_deferred() -> usize {
         .into_iter()
         .filter_map(|mut one| one.release().err().map(|_| one))
         .collect();
-    let count = left.len();
-    if count > 0 {
-        DEFERRED
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(left);
-    }
-    count
+    // What was released may have let go of more that the driver would not take.
+    let mut deferred = DEFERRED.lock().unwrap_or_else(PoisonError::into_inner);
+    deferred.extend(left);
+    deferred.len()
 }

@@ -109,6 +109,10 @@ pub struct DeviceInfo {
     pub vmm: bool,
     /// Whether its allocations can be exported as file descriptors.
     pub posix_fd: bool,
+    /// Whether memory that a process may only read can be registered for its copies.
+    pub read_only_register: bool,
+    /// Where it is on the PCI bus, as `/sys/bus/pci/devices` writes it: `0000:3b:00.0`.
+    pub pci_bus_id: String,
     /// Whether it is a MIG slice (by its name: the driver does not tell otherwise).
     pub mig: bool,
 }
@@ -175,6 +179,8 @@ impl Driver {
             ),
             vmm: number(Attribute::VirtualMemory)? == 1,
             posix_fd: number(Attribute::PosixFd)? == 1,
+            read_only_register: number(Attribute::ReadOnlyRegister)? == 1,
+            pci_bus_id: table.device_pci_bus_id(device)?.to_ascii_lowercase(),
             mig: name.contains(" MIG "),
             name,
         })

@@ -6,12 +6,12 @@
 //!
 //! This is one of the files with unsafe code. What is called with numbers only, or writes to
 //! places that the caller here owns, is wrapped as a safe method; the rest is called from
-//! `context.rs`, `stream.rs`, `vmm.rs` and `legacy.rs`.
+//! `context.rs`, `stream.rs`, `pinned.rs`, `ring.rs`, `vmm.rs` and `legacy.rs`.
 
 use crate::error::{CallError, CudaError};
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdeviceptr, CUipcMemHandle, CUmemAccessDesc, CUmemAllocationProp,
-    CUmemGenericAllocationHandle, CUstream, CUuuid,
+    CUcontext, CUdevice, CUdeviceptr, CUevent, CUipcMemHandle, CUmemAccessDesc,
+    CUmemAllocationProp, CUmemGenericAllocationHandle, CUstream, CUuuid,
 };
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
@@ -30,6 +30,7 @@ pub(crate) enum Attribute {
     CapabilityMinor = 76,
     VirtualMemory = 102,
     PosixFd = 103,
+    ReadOnlyRegister = 113,
 }
 
 macro_rules! table {
@@ -74,6 +75,8 @@ table! {
     device_uuid = "cuDeviceGetUuid_v2" (*mut CUuuid, CUdevice);
     device_total_mem = "cuDeviceTotalMem_v2" (*mut usize, CUdevice);
     device_attribute = "cuDeviceGetAttribute" (*mut c_int, c_uint, CUdevice);
+    device_pci_bus_id = "cuDeviceGetPCIBusId" (*mut c_char, c_int, CUdevice);
+    device_can_access_peer = "cuDeviceCanAccessPeer" (*mut c_int, CUdevice, CUdevice);
     context_retain = "cuDevicePrimaryCtxRetain" (*mut CUcontext, CUdevice);
     context_release = "cuDevicePrimaryCtxRelease_v2" (CUdevice);
     context_push = "cuCtxPushCurrent_v2" (CUcontext);
@@ -84,9 +87,19 @@ table! {
     stream_destroy = "cuStreamDestroy_v2" (CUstream);
     stream_synchronize = "cuStreamSynchronize" (CUstream);
     stream_is_capturing = "cuStreamIsCapturing" (CUstream, *mut c_uint);
+    event_create = "cuEventCreate" (*mut CUevent, c_uint);
+    event_destroy = "cuEventDestroy_v2" (CUevent);
+    event_record = "cuEventRecord" (CUevent, CUstream);
+    event_synchronize = "cuEventSynchronize" (CUevent);
+    event_query = "cuEventQuery" (CUevent);
+    host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
+    host_free = "cuMemFreeHost" (*mut c_void);
+    host_register = "cuMemHostRegister_v2" (*mut c_void, usize, c_uint);
+    host_unregister = "cuMemHostUnregister" (*mut c_void);
     copy_to_device = "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
     set_bytes = "cuMemsetD8Async" (CUdeviceptr, c_uchar, usize, CUstream);
     copy_to_host = "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
+    copy_peer = "cuMemcpyPeerAsync" (CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, usize, CUstream);
     mem_granularity = "cuMemGetAllocationGranularity" (*mut usize, *const CUmemAllocationProp, c_uint);
     mem_create = "cuMemCreate" (*mut CUmemGenericAllocationHandle, usize, *const CUmemAllocationProp, c_ulonglong);
     mem_release = "cuMemRelease" (CUmemGenericAllocationHandle);
@@ -193,8 +206,26 @@ impl Table {
         // SAFETY: the driver writes at most the 255 bytes that it is told of, terminated.
         let code = unsafe { (self.device_name)(name.as_mut_ptr().cast(), 255, device) };
         CallError::check("cuDeviceGetName", code)?;
-        let text = name.split(|byte| *byte == 0).next().unwrap_or(&[]);
-        Ok(String::from_utf8_lossy(text).into_owned())
+        Ok(text_of(&name))
+    }
+
+    pub(crate) fn device_pci_bus_id(&self, device: CUdevice) -> Result<String, CallError> {
+        let mut id = [0_u8; 32];
+        // SAFETY: the driver writes at most the 31 bytes that it is told of, terminated.
+        let code = unsafe { (self.device_pci_bus_id)(id.as_mut_ptr().cast(), 31, device) };
+        CallError::check("cuDeviceGetPCIBusId", code)?;
+        Ok(text_of(&id))
+    }
+
+    pub(crate) fn can_access_peer(
+        &self,
+        device: CUdevice,
+        peer: CUdevice,
+    ) -> Result<bool, CallError> {
+        let mut can = 0;
+        // SAFETY: the driver writes one integer to `can`, and checks both devices.
+        let code = unsafe { (self.device_can_access_peer)(&raw mut can, device, peer) };
+        CallError::check("cuDeviceCanAccessPeer", code).map(|()| can != 0)
     }
 
     pub(crate) fn device_uuid(&self, device: CUdevice) -> Result<[u8; 16], CallError> {
@@ -218,4 +249,10 @@ impl Table {
         let code = unsafe { (self.device_attribute)(&raw mut value, which as u32, device) };
         CallError::check("cuDeviceGetAttribute", code).map(|()| value)
     }
+}
+
+/// What is before the first zero.
+fn text_of(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or(&[]);
+    String::from_utf8_lossy(text).into_owned()
 }

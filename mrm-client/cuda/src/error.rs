@@ -51,13 +51,21 @@ impl CudaError {
         driver::error_name(self.0)
     }
 
-    /// Whether the context that saw it is of no more use: every later call returns the same.
+    /// Whether the device is of no more use to this process: every later call returns the same,
+    /// and memory on the device is not given back before the process ends.
+    ///
+    /// These are the codes of which the reference of the driver (`CUresult` in CUDA 13) says that
+    /// the process must be terminated and relaunched (226, 700, 702, 714 to 719, 721, 810, 911) or
+    /// that the context cannot be used any more (709, 710), and the uncorrectable errors of memory
+    /// and NVLink (214, 220), of which it says only what they are, and which stay.
+    ///
+    /// Not among them: 46 (`DEVICE_UNAVAILABLE`: another process has the device for itself, which
+    /// passes), 720 (a launch that was too large) and 999 (`UNKNOWN`, which says nothing).
     #[must_use]
-    pub const fn loses_context(self) -> bool {
-        // Uncorrectable memory or link; contained; faults of a kernel; the tensor memory leak.
+    pub const fn device_lost(self) -> bool {
         matches!(
             self.0,
-            214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721
+            214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 810 | 911
         )
     }
 
@@ -153,6 +161,17 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// What the driver returned, if it was called.
+    #[must_use]
+    pub const fn cuda(&self) -> Option<CudaError> {
+        match self {
+            Self::Call(call) => call.cuda(),
+            Self::NotVisible { .. } => None,
+        }
+    }
+}
+
 fn list(uuids: &[DeviceUuid]) -> String {
     if uuids.is_empty() {
         return "none".to_owned();
@@ -218,12 +237,37 @@ pub enum ShareError {
         /// How long the allocation is.
         bytes: u64,
     },
-    /// Zero bytes cannot be allocated or imported.
-    #[error("zero bytes of device memory cannot be allocated or imported")]
+    /// Memory of one device was to be filled through a ring of another.
+    #[error("memory on device {memory} cannot be filled through a ring of device {ring}")]
+    OtherDevice {
+        /// Where the memory is.
+        memory: DeviceUuid,
+        /// The ring's device.
+        ring: DeviceUuid,
+    },
+    /// Zero bytes cannot be allocated or imported, nor a ring be made of them.
+    #[error("zero bytes of memory cannot be allocated or imported, nor a ring be made of them")]
     Empty,
     /// The descriptor could not be copied.
     #[error("cannot copy the descriptor of device memory: {0}; raise the limit of open files")]
     Descriptor(rustix::io::Errno),
+}
+
+impl ShareError {
+    /// What the driver returned, if that is why.
+    #[must_use]
+    pub const fn cuda(&self) -> Option<CudaError> {
+        match self {
+            Self::OutOfMemory { .. } => Some(CudaError::OUT_OF_MEMORY),
+            Self::Call { source, .. } => source.cuda(),
+            Self::SizeMismatch { .. }
+            | Self::WrongMechanism { .. }
+            | Self::OutOfRange { .. }
+            | Self::OtherDevice { .. }
+            | Self::Empty
+            | Self::Descriptor(_) => None,
+        }
+    }
 }
 
 fn free(bytes: &Option<u64>) -> String {
@@ -239,4 +283,72 @@ pub enum CloseError {
     /// A call of the driver failed.
     #[error("cannot close a mapping of device memory: {0}")]
     Call(#[from] CallError),
+}
+
+/// Why host memory was not registered. It is as it was before.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RegisterError {
+    /// The driver registers only what this process may write. It was not asked.
+    #[error(
+        "device {device} does not register memory that is read-only to this process \
+         (READ_ONLY_HOST_REGISTER_SUPPORTED is 0): copy through a ring of page-locked memory"
+    )]
+    Unsupported {
+        /// The device.
+        device: DeviceUuid,
+    },
+    /// There are no bytes.
+    #[error("zero bytes of host memory cannot be registered")]
+    Empty,
+    /// A call of the driver failed.
+    #[error("cannot register {bytes} bytes of host memory with device {device}: {source}")]
+    Call {
+        /// The device.
+        device: DeviceUuid,
+        /// How many bytes.
+        bytes: u64,
+        /// The call, and what it returned.
+        source: CallError,
+    },
+}
+
+impl RegisterError {
+    /// What the driver returned, if it was called.
+    #[must_use]
+    pub const fn cuda(&self) -> Option<CudaError> {
+        match self {
+            Self::Unsupported { .. } | Self::Empty => None,
+            Self::Call { source, .. } => source.cuda(),
+        }
+    }
+}
+
+/// Why a part of an allocation was not copied. `E` is what filling a slot may fail with.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum UploadError<E> {
+    /// The range is outside the allocation, or a call of the driver failed.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// More than fits into a slot.
+    #[error("{len_bytes} bytes do not fit into a slot of {slot_bytes} bytes")]
+    TooLong {
+        /// What was to be copied.
+        len_bytes: u64,
+        /// The size of each slot of the ring.
+        slot_bytes: u64,
+    },
+    /// The slot was not filled; nothing was copied.
+    #[error("cannot fill a staging buffer: {0}")]
+    Fill(E),
+}
+
+impl<E> UploadError<E> {
+    /// What the driver returned, if that is why.
+    #[must_use]
+    pub const fn cuda(&self) -> Option<CudaError> {
+        match self {
+            Self::Share(error) => error.cuda(),
+            Self::TooLong { .. } | Self::Fill(_) => None,
+        }
+    }
 }

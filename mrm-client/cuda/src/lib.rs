@@ -34,6 +34,7 @@
 //! ```
 //!
 //! * [`probe()`] runs once and tells apart what can be wrong; a [`Driver`] proves that it ran.
+//! * A large allocation is filled while the caller reads on: [`Upload`].
 //! * No call switches the caller's current context, and none panics.
 //! * What fails half-way is undone. What cannot be undone at once (a capture is going on, the
 //!   driver refuses) is kept and tried again: [`release_deferred`].
@@ -47,16 +48,22 @@ mod driver;
 pub mod error;
 mod legacy;
 mod mapping;
+mod pinned;
 pub mod probe;
+mod ring;
 pub mod share;
 mod stream;
+pub mod upload;
 mod vmm;
 
 pub use choose::{Choice, Setting, choose};
 pub use context::{Context, MemoryInfo};
 pub use deferred::release_deferred;
 pub use device::{DeviceInfo, DeviceUuid};
-pub use error::{CallError, CloseError, CudaError, DeviceError, ShareError};
+pub use error::{
+    CallError, CloseError, CudaError, DeviceError, RegisterError, ShareError, UploadError,
+};
 pub use probe::{Driver, ProbeFailure, probe};
 pub use share::{Allocation, Export, Mapping, Mechanism, Sealed, Sharing};
 pub use stream::{RawStream, Stream};
+pub use upload::{Registered, Ring, Upload};

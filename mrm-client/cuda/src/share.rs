@@ -95,6 +95,21 @@ pub trait Sharing: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`ShareError::SizeMismatch`] when less is there, and when the driver refuses.
     fn import(&self, context: &Context, export: Export, bytes: u64) -> Result<Mapping, ShareError>;
+
+    /// Maps several, in their order, or none of them: when one fails, those before it are closed.
+    ///
+    /// # Errors
+    /// As [`Sharing::import`], of the first that fails.
+    fn import_all(
+        &self,
+        context: &Context,
+        exports: Vec<(Export, u64)>,
+    ) -> Result<Vec<Mapping>, ShareError> {
+        exports
+            .into_iter()
+            .map(|(export, bytes)| self.import(context, export, bytes))
+            .collect()
+    }
 }
 
 /// The exporter's side of a mechanism.
@@ -183,22 +198,51 @@ impl Allocation {
     /// # Errors
     /// When the driver refuses; the allocation is freed then.
     pub fn seal(self, stream: &Stream) -> Result<Sealed, ShareError> {
-        let mut owned = self.0;
-        let failed = owned.failed("seal memory");
+        let mut this = self;
+        this.zero_rest(stream)?;
+        let failed = this.0.failed("seal memory");
+        stream.synchronize().map_err(failed)?;
+        this.freeze()
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.0.context
+    }
+
+    /// Queues the zeroing of what is behind the last byte. The stream is to be waited for before
+    /// this is frozen or dropped.
+    pub(crate) fn zero_rest(&mut self, stream: &Stream) -> Result<(), ShareError> {
+        let owned = &mut self.0;
         let rest_bytes = usize::try_from(owned.block_bytes - owned.bytes).unwrap_or(0);
-        if rest_bytes > 0 {
-            // It may hold what was here before, and importers map whole blocks.
-            let behind = owned.pointer + owned.bytes;
-            let mut room = Room::within(&mut owned, behind, rest_bytes);
-            stream.zero(&mut room).map_err(&failed)?;
+        if rest_bytes == 0 {
+            return Ok(());
         }
-        stream.synchronize().map_err(&failed)?;
-        owned.block.seal().map_err(&failed)?;
-        Ok(Sealed(owned))
+        // It may hold what was here before, and importers map whole blocks.
+        let failed = owned.failed("seal memory");
+        let behind = owned.pointer + owned.bytes;
+        let mut room = Room::within(owned, behind, rest_bytes);
+        stream.zero(&mut room).map_err(failed)
+    }
+
+    /// Takes away write access, where the mechanism can. No work may be queued on it any more.
+    pub(crate) fn freeze(mut self) -> Result<Sealed, ShareError> {
+        let failed = self.0.failed("seal memory");
+        self.0.block.seal().map_err(failed)?;
+        Ok(Sealed(self.0))
+    }
+}
+
+impl Release for Allocation {
+    fn release(&mut self) -> Result<(), CallError> {
+        self.0.block.release()
     }
 }
 
 impl Sealed {
+    pub(crate) fn context(&self) -> &Context {
+        &self.0.context
+    }
+
     /// Its address on the device, in this process.
     #[must_use]
     pub fn pointer(&self) -> u64 {

@@ -150,9 +150,32 @@ impl Stream {
     /// sealed or dropped.
     pub(crate) fn zero(&self, to: &mut Room<'_>) -> Result<(), CallError> {
         let entered = self.context.enter()?;
-        // SAFETY: `to` is mapped for writing; the one caller, in `share.rs`, waits for the stream.
+        // SAFETY: `to` is mapped for writing; the callers of `Allocation::zero_rest`, the only user,
+        // wait for the stream.
         let code = unsafe { (entered.table().set_bytes)(to.pointer, 0, to.bytes, self.raw) };
         CallError::check("cuMemsetD8Async", code)
+    }
+
+    /// Queues a copy from the beginning of `from`, which may be on another device, to the beginning
+    /// of `to`, as far as both go. `home` is the context of `from`.
+    ///
+    /// # Safety
+    /// The stream must be waited for before either owner is dropped, or that of `to` is sealed.
+    pub(crate) unsafe fn copy_across_async(
+        &self,
+        to: &mut Room<'_>,
+        from: View<'_>,
+        home: &Context,
+    ) -> Result<(), CallError> {
+        let bytes = to.bytes.min(from.bytes);
+        let entered = self.context.enter()?;
+        let copy = entered.table().copy_peer;
+        let (here, there) = (self.context.raw(), home.raw());
+        // SAFETY: both ranges are mapped while they borrow their owners, and longer by this
+        // function's contract; both contexts are retained. Neither device need have access to the
+        // memory of the other: the driver goes through the host where it must.
+        let code = unsafe { copy(to.pointer, here, from.pointer, there, bytes, self.raw) };
+        CallError::check("cuMemcpyPeerAsync", code)
     }
 
     /// Copies from the beginning of `from` to `to`, as far as both go, and waits until it is there.
@@ -168,6 +191,14 @@ impl Stream {
         let code = unsafe { copy(to.as_mut_ptr().cast(), from.pointer, bytes, self.raw) };
         CallError::check("cuMemcpyDtoHAsync_v2", code)?;
         self.synchronize()
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    pub(crate) fn raw(&self) -> CUstream {
+        self.raw
     }
 
     /// The stream as other libraries take it.

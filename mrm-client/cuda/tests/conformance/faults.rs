@@ -8,13 +8,14 @@ use mrm_cuda::Mechanism::{self, Legacy, Vmm};
 const CODES: [u32; 3] = [2, 999, 4242];
 
 /// What is called before anything is shared.
-const BEFORE: [&str; 9] = [
+const BEFORE: [&str; 10] = [
     "cuDeviceGetCount",
     "cuDeviceGet",
     "cuDeviceGetName",
     "cuDeviceGetUuid_v2",
     "cuDeviceTotalMem_v2",
     "cuDeviceGetAttribute",
+    "cuDeviceGetPCIBusId",
     "cuDevicePrimaryCtxRetain",
     "cuCtxPushCurrent_v2",
     "cuStreamCreate",
