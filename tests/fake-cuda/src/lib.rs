@@ -47,13 +47,33 @@
 //!
 //! - `once`: only this call fails. The default, except for
 //! - `sticky`: from then on every call in the context returns the code, until the process ends.
-//!   The default for 46, 214, 220, 226, 700, 702, 710, 714 to 719.
+//!   The default for 46, 214, 220, 226, 700, 702, 710, 714 to 719, 721, 911.
 //! - `async`: the call returns 0; the work that it queued ends in the code, which then sticks.
 //!
 //! The same rules in the file `faults` of the machine's directory concern all processes, in
 //! `faults.PID` one process. They are read again when the file changes, and their calls are
 //! counted from then on. A line `lost:719@1` there loses a device of a running machine. Replace
 //! the file in one step (write another, rename it).
+//!
+//! # Counting calls
+//!
+//! The log tells how often one process called what. Its line is in the file before a call returns,
+//! whole, whichever threads and processes write beside it; a call that a fault struck is there with
+//! its code. So a test notes how many lines of a process there are that name the functions in
+//! question, has it do something, and counts again:
+//!
+//! ```
+//! fn calls(log: &str, pid: u32, function: &str) -> usize {
+//!     let start = format!("{pid} {function} ");
+//!     log.lines().filter(|line| line.starts_with(&start)).count()
+//! }
+//! assert_eq!(calls("7 cuMemMap 0\n8 cuMemMap 0\n7 cuMemMap 2\n", 7, "cuMemMap"), 2);
+//! ```
+//!
+//! To print an error is a call too (`cuGetErrorName`), and a program may push and pop its context
+//! around each of its steps: count by names, or leave out those. Functions that were not called
+//! because their process holds what they would return are not there; what the process does at its
+//! first call (`cuInit`, devices, contexts) is, so let it do that before the first count.
 //!
 //! # What holds
 //!

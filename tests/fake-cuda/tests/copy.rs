@@ -22,6 +22,7 @@ const ROLES: Roles = &[
     ("order", order),
     ("host_function", host_function),
     ("capture", capture),
+    ("implicit", implicit),
     ("peers", peers),
     ("fatal", fatal),
     ("delayed", delayed),
@@ -259,8 +260,41 @@ fn capture(_: &mut Peer) {
 }
 
 #[test]
+fn the_default_stream_tells_of_captures_that_it_would_spoil() {
+    Machine::new().run("implicit");
+}
+
+#[test]
 fn devices_copy_to_each_other() {
     Machine::new().run("peers");
+}
+
+fn implicit(_: &mut Peer) {
+    begin(0);
+    let (blocking, other) = (stream(0), stream(1));
+    let ask = |stream: u64| {
+        let mut status = 9;
+        (cuStreamIsCapturing(stream, &raw mut status), status)
+    };
+    let mut graph = 0;
+    assert_eq!((ask(0), ask(1)), ((0, 0), (0, 0)));
+    assert_eq!(cuStreamBeginCapture_v2(other, 2), 0);
+    assert_eq!(ask(0), (0, 0), "it does not wait for that one");
+    assert_eq!(cuStreamEndCapture(other, &raw mut graph), 0);
+    assert_eq!(cuStreamBeginCapture_v2(blocking, 2), 0);
+    assert_eq!((ask(0).0, ask(1).0), (906, 906));
+    assert_eq!((ask(blocking), ask(other)), ((0, 1), (0, 0)));
+    assert_eq!(
+        cuStreamEndCapture(blocking, &raw mut graph),
+        0,
+        "not spoilt"
+    );
+    assert_eq!(ask(0), (0, 0));
+    begin(1);
+    let elsewhere = stream(0);
+    assert_eq!(cuStreamBeginCapture_v2(elsewhere, 2), 0);
+    begin(0);
+    assert_eq!(ask(0), (0, 0), "another context's");
 }
 
 fn peers(_: &mut Peer) {

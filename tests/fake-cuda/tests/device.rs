@@ -30,6 +30,7 @@ const ROLES: Roles = &[
     ("lost", lost),
     ("fork", fork),
     ("log", log),
+    ("many", many),
     ("nonsense", nonsense),
 ];
 
@@ -346,6 +347,41 @@ fn log(_: &mut Peer) {
     assert_eq!(cuInit(0), 0);
     assert_eq!(create(0, 1), Err(1));
     assert!(create(0, GRAIN).is_ok());
+    // A line is there as soon as its call has returned: one can count between two moments.
+    let path = std::env::var_os("MRM_FAKE_CUDA_LOG").unwrap();
+    assert_eq!(fs::read_to_string(path).unwrap().lines().count(), 3);
+}
+
+#[test]
+fn the_log_tells_processes_and_threads_apart_line_by_line() {
+    let machine = Machine::new();
+    let log = machine.dir.path().join("log");
+    let machine = machine.with("LOG", log.to_str().unwrap());
+    let both = [machine.start("many"), machine.start("many")];
+    let pids = both.each_ref().map(|running| running.pid());
+    both.into_iter().for_each(common::Running::succeed);
+    let text = fs::read_to_string(log).unwrap();
+    let count = |line: String| text.lines().filter(|one| **one == line).count();
+    for pid in pids {
+        assert_eq!(count(format!("{pid} cuDeviceGetCount 0")), 400);
+        assert_eq!(count(format!("{pid} cuDeviceGet 101")), 400);
+    }
+    assert_eq!(text.lines().count(), 2 * 801);
+}
+
+fn many(_: &mut Peer) {
+    assert_eq!(cuInit(0), 0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let mut number = 0;
+                    assert_eq!(cuDeviceGetCount(&raw mut number), 0);
+                    assert_eq!(cuDeviceGet(&raw mut number, 99), 101);
+                }
+            });
+        }
+    });
 }
 
 #[test]

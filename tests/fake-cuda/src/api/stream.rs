@@ -12,6 +12,8 @@ use crate::context::{self, current};
 use crate::process::{Process, process};
 use crate::stream::{HostCall, Stream, Ticket, Work};
 
+/// The default stream by its other name; 2 is the one of each thread.
+const LEGACY_STREAM: u64 = 1;
 const CAPTURE_NONE: u32 = 0;
 const CAPTURE_ACTIVE: u32 = 1;
 const CAPTURE_INVALIDATED: u32 = 2;
@@ -55,10 +57,15 @@ driver! {
         if quiet(&process, stream)?.ticket().is_done() { Ok(()) } else { Err(code::NOT_READY) }
     }
 
-    /// Whether what is queued is recorded into a graph instead.
+    /// Whether what is queued is recorded into a graph instead. The default stream never is, and
+    /// answers 906 while a stream is that keeps order with it; that capture goes on.
     Init fn cuStreamIsCapturing(stream: u64, status: Out<u32>) {
         let process = process()?;
-        let stream = find(&process, current(&process)?, stream)?;
+        let ordinal = current(&process)?;
+        if stream <= LEGACY_STREAM && blocking_capture(&process, ordinal) {
+            return Err(code::STREAM_CAPTURE_IMPLICIT);
+        }
+        let stream = find(&process, ordinal, stream)?;
         status.set(stream.capture.load(Ordering::SeqCst))
     }
 
@@ -157,6 +164,15 @@ pub(crate) fn find(process: &Process, ordinal: usize, stream: u64) -> Result<&Ar
         .get(&stream)
         .filter(|found| found.ordinal == ordinal)
         .ok_or(code::INVALID_HANDLE)
+}
+
+/// Whether a stream that keeps order with the default stream is being captured.
+fn blocking_capture(process: &Process, ordinal: usize) -> bool {
+    process.streams.values().any(|stream| {
+        stream.ordinal == ordinal
+            && stream.blocking
+            && stream.capture.load(Ordering::SeqCst) == CAPTURE_ACTIVE
+    })
 }
 
 /// A stream that the caller wants to wait for, which invalidates a capture.
