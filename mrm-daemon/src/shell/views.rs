@@ -3,8 +3,8 @@
 use super::names::ModelOrigin;
 use super::{Session, State, Who};
 use crate::status::view::{
-    CountersView, DaemonState, DaemonView, DegradedView, HeldView, HolderView, HostView,
-    ModelDetailView, ModelKindView, ModelStateView, ModelView, ModelsView, ProtocolView,
+    CountersView, DaemonState, DaemonView, DegradedView, DevicesView, HeldView, HolderView,
+    HostView, ModelDetailView, ModelKindView, ModelStateView, ModelView, ModelsView, ProtocolView,
     SegmentStateView, SegmentView, SessionView, SessionsView, StatusView,
 };
 use mrm_core::id::{SegmentId, SessionId, VersionId};
@@ -69,6 +69,7 @@ impl State {
                 huge_bytes: huge,
                 segments: self.segments.len() as u64,
             },
+            devices: DevicesView::disabled(),
             sessions: self.clients().count() as u64,
             leases: view.leases_len() as u64,
             waiting: waiting.room as u64,
@@ -401,6 +402,7 @@ impl State {
             last_used_s_ago: used.map(|used| self.now().us_since(used) as f64 / 1e6),
             load_ms: (load_us > 0).then_some(load_us as f64 / 1e3),
             path: record.and_then(|record| record.path.clone()),
+            devices: Vec::new(),
         }
     }
 

@@ -34,6 +34,8 @@ pub enum EventKind {
     OpenLoaded,
     /// An open was granted after a load that another started.
     OpenJoined,
+    /// An open was granted after weights were copied to a device from memory.
+    OpenPromoted,
     /// An open was refused or failed.
     OpenRefused,
     /// A lease was given back.
@@ -46,6 +48,14 @@ pub enum EventKind {
     LoadFailed,
     /// A segment was dropped from memory.
     Evicted,
+    /// A model's copy on a device was dropped.
+    DeviceEvicted,
+    /// A device failed: it has no models any more.
+    DeviceLost,
+    /// A lease was taken away with the device that it was on.
+    LeaseRevoked,
+    /// Host memory could not be registered for a device's copies.
+    RegistrationFailed,
     /// The operator pinned a model.
     Pinned,
     /// The operator unpinned a model.

@@ -10,7 +10,10 @@
 //! # Ok::<(), mrm_daemon::status::metrics::MetricsError>(())
 //! ```
 
+mod device;
+
 use super::view::{CountersView, DaemonState, StatusView};
+use device::{DeviceCounters, DeviceGauges};
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -37,6 +40,8 @@ pub enum OpenOutcome {
     Loaded,
     /// Granted, after a load that another started.
     Joined,
+    /// Granted, after a copy to a device from memory; nothing was read.
+    Promoted,
     /// Refused or failed.
     Refused,
 }
@@ -56,6 +61,7 @@ struct Inner {
     hit: Opens,
     loaded: Opens,
     joined: Opens,
+    promoted: Opens,
     refused: Opens,
     loads: IntCounter,
     load_failures: IntCounter,
@@ -66,6 +72,7 @@ struct Inner {
     sessions_opened: IntCounter,
     protocol_errors: IntCounter,
     log_lines_dropped: IntCounter,
+    devices: DeviceCounters,
     gauges: Gauges,
 }
 
@@ -92,6 +99,7 @@ struct Gauges {
     waiting: IntGauge,
     loading: IntGauge,
     degraded: IntGaugeVec,
+    devices: DeviceGauges,
 }
 
 impl Metrics {
@@ -131,6 +139,7 @@ impl Metrics {
             hit: opens("hit")?,
             loaded: opens("loaded")?,
             joined: opens("joined")?,
+            promoted: opens("promoted")?,
             refused: opens("refused")?,
             loads: counter(r, "loads_total", "Segments loaded.")?,
             load_failures: counter(r, "load_failures_total", "Segments whose load failed.")?,
@@ -156,6 +165,7 @@ impl Metrics {
                 "log_lines_dropped_total",
                 "Log lines that could not be written in time.",
             )?,
+            devices: DeviceCounters::new(r)?,
             gauges: Gauges::new(r)?,
             registry,
         })))
@@ -167,6 +177,7 @@ impl Metrics {
             OpenOutcome::Hit => &self.0.hit,
             OpenOutcome::Loaded => &self.0.loaded,
             OpenOutcome::Joined => &self.0.joined,
+            OpenOutcome::Promoted => &self.0.promoted,
             OpenOutcome::Refused => &self.0.refused,
         };
         opens.count.inc();
@@ -191,6 +202,36 @@ impl Metrics {
         self.0.evicted_bytes.inc_by(charged_bytes);
     }
 
+    /// So many bytes of a model were copied to a device, named by its UUID as everywhere below.
+    pub fn device_fill_done(&self, uuid: &str, bytes: u64, took_us: u64) {
+        self.0.devices.fill_done(uuid, bytes, took_us);
+    }
+
+    /// A copy to a device failed.
+    pub fn device_fill_failed(&self, uuid: &str) {
+        self.0
+            .devices
+            .fill_failures
+            .with_label_values(&[uuid])
+            .inc();
+    }
+
+    /// An open was granted after a copy to the device from memory. Besides [`open`](Self::open).
+    pub fn device_promoted(&self, uuid: &str) {
+        self.0.devices.promotions.with_label_values(&[uuid]).inc();
+    }
+
+    /// A model was dropped from a device, which had been charged so much.
+    pub fn device_evicted(&self, uuid: &str, charged_bytes: u64) {
+        self.0.devices.evicted(uuid, charged_bytes);
+    }
+
+    /// A lease was taken away because its device was lost.
+    pub fn device_lease_revoked(&self, uuid: &str) {
+        let revoked = &self.0.devices.revoked_leases;
+        revoked.with_label_values(&[uuid]).inc();
+    }
+
     /// A session was accepted.
     pub fn session_opened(&self) {
         self.0.sessions_opened.inc();
@@ -212,11 +253,13 @@ impl Metrics {
         let m = &self.0;
         let (hits, misses) = (m.hit.count.get(), m.loaded.count.get());
         let (joined, refusals) = (m.joined.count.get(), m.refused.count.get());
+        let promoted = m.promoted.count.get();
         CountersView {
-            opens_total: hits + misses + joined + refusals,
+            opens_total: hits + misses + joined + promoted + refusals,
             hits_total: hits,
             misses_total: misses,
             joined_total: joined,
+            promoted_total: promoted,
             loads_total: m.loads.get(),
             load_failures_total: m.load_failures.get(),
             evictions_total: m.evictions.get(),
@@ -233,6 +276,8 @@ impl Metrics {
     /// Only if a metric is inconsistent, which the tests exclude.
     pub fn render(&self, status: &StatusView) -> Result<String, MetricsError> {
         self.0.gauges.set(status);
+        let gauges = &self.0.gauges.devices;
+        gauges.set(&status.devices, &self.0.devices);
         Ok(TextEncoder::new().encode_to_string(&self.0.registry.gather())?)
     }
 }
@@ -272,6 +317,7 @@ impl Gauges {
             leases: gauge(r, "leases", "Leases held, over all sessions.")?,
             waiting: gauge(r, "waiting_opens", "Opens that wait for room.")?,
             loading: gauge(r, "loading_segments", "Segments being loaded.")?,
+            devices: DeviceGauges::new(r)?,
         })
     }
 

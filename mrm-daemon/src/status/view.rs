@@ -11,6 +11,13 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+mod device;
+
+pub use device::{
+    DeviceCopyStateView, DeviceStateView, DeviceView, DevicesView, DriverStateView, DriverView,
+    GranularityView, ModelDeviceView, RegistrationStateView, RegistrationView, SharingView,
+};
+
 use serde::Serialize;
 
 /// `GET /v1/status`.
@@ -20,6 +27,8 @@ pub struct StatusView {
     pub daemon: DaemonView,
     /// The host tier's books.
     pub host: HostView,
+    /// The device tier: the driver, and each device with its books.
+    pub devices: DevicesView,
     /// Connected sessions.
     pub sessions: u64,
     /// Leases held, over all sessions.
@@ -92,8 +101,8 @@ pub struct HostView {
     pub segments: u64,
 }
 
-/// What was counted since the start. `opens_total` is the sum of hits, misses, joined and
-/// refusals.
+/// What was counted since the start. `opens_total` is the sum of hits, misses, joined, promoted
+/// and refusals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct CountersView {
     /// Opens answered, in whatever way.
@@ -104,6 +113,8 @@ pub struct CountersView {
     pub misses_total: u64,
     /// Opens that waited for another's load and were granted.
     pub joined_total: u64,
+    /// Opens for which weights were copied to a device from memory, and nothing was read.
+    pub promoted_total: u64,
     /// Segments loaded.
     pub loads_total: u64,
     /// Segments whose load failed.
@@ -149,17 +160,18 @@ pub struct ModelView {
     pub registered: bool,
     /// What it is; null before it was first resolved.
     pub kind: Option<ModelKindView>,
-    /// How much of it is in memory.
+    /// How much of it is in host memory.
     pub state: ModelStateView,
     /// Size of its segments, in bytes; 0 before it was first resolved.
     pub bytes: u64,
-    /// Charged to the budget for it, in bytes. Segments shared with another model count in both.
+    /// Charged to the host's budget for it, in bytes. Segments shared with another model count in
+    /// both.
     pub charged_bytes: u64,
     /// Of it in huge pages, in bytes.
     pub huge_bytes: u64,
     /// In place so far, in bytes: grows while it is loaded.
     pub loaded_bytes: u64,
-    /// Leases on it, over all sessions.
+    /// Leases on it, over all sessions and tiers.
     pub leases: u64,
     /// Sessions that hold a lease on it.
     pub sessions: u64,
@@ -177,6 +189,8 @@ pub struct ModelView {
     pub load_ms: Option<f64>,
     /// Where its bytes come from; null for files that a client passed.
     pub path: Option<String>,
+    /// Where it is on devices, in their order; empty when on none.
+    pub devices: Vec<ModelDeviceView>,
 }
 
 /// What a model is.
@@ -366,6 +380,8 @@ pub enum OriginView {
     Loaded,
     /// Another's load was joined.
     Joined,
+    /// Copied to a device from memory; nothing was read.
+    Promoted,
 }
 
 /// `POST /v1/models/{name}/evict`: the memory is free.

@@ -227,6 +227,7 @@ pub(super) fn status(state: DaemonState) -> StatusView {
             huge_bytes: 40,
             segments: 2,
         },
+        devices: devices(),
         sessions: 1,
         leases: 2,
         waiting: 3,
@@ -243,6 +244,68 @@ pub(super) fn status(state: DaemonState) -> StatusView {
         }],
     }
 }
+
+/// One device, and one that was lost.
+fn devices() -> DevicesView {
+    let ready = DeviceView {
+        uuid: "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab".into(),
+        name: Some("H100".into()),
+        pci_bus_id: Some("0000:3b:00.0".into()),
+        state: DeviceStateView::Ready,
+        cause: None,
+        cure: None,
+        sharing: Some(SharingView::Vmm),
+        sharing_why: Some("a child process could read".into()),
+        granularity: GranularityView::Block,
+        block_bytes: Some(256),
+        total_bytes: 1000,
+        free_bytes: Some(400),
+        reserve_bytes: 100,
+        budget_bytes: 900,
+        limit_bytes: 800,
+        charged_bytes: 300,
+        freeing_bytes: 20,
+        resident_bytes: 250,
+        context_bytes: Some(5),
+        images: 2,
+        loading: 1,
+        leases: 3,
+        peers: vec![LOST.into()],
+        registration: RegistrationView {
+            state: RegistrationStateView::Failed,
+            cause: Some("refused".into()),
+        },
+    };
+    let lost = DeviceView {
+        uuid: LOST.into(),
+        state: DeviceStateView::Lost,
+        cause: Some("CUDA error 719".into()),
+        cure: Some("see dmesg".into()),
+        granularity: GranularityView::Model,
+        block_bytes: None,
+        free_bytes: None,
+        limit_bytes: 0,
+        context_bytes: None,
+        peers: Vec::new(),
+        registration: RegistrationView {
+            state: RegistrationStateView::On,
+            cause: None,
+        },
+        ..ready.clone()
+    };
+    DevicesView {
+        driver: DriverView {
+            state: DriverStateView::Ready,
+            version: Some("12.4".into()),
+            library: Some("/usr/lib64/libcuda.so.1".into()),
+            cause: None,
+            cure: None,
+        },
+        devices: vec![ready, lost],
+    }
+}
+
+pub(super) const LOST: &str = "GPU-00000000-0000-0000-0000-000000000001";
 
 fn model(name: &str) -> ModelView {
     ModelView {
@@ -263,6 +326,13 @@ fn model(name: &str) -> ModelView {
         last_used_s_ago: Some(0.25),
         load_ms: None,
         path: Some("/models/bert".into()),
+        devices: vec![ModelDeviceView {
+            uuid: LOST.into(),
+            state: DeviceCopyStateView::Loading,
+            bytes: 96,
+            loaded_bytes: 48,
+            leases: 1,
+        }],
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Rig, fake};
 use crate::status::metrics::{Metrics, OpenOutcome};
-use crate::status::view::DaemonState;
+use crate::status::view::{DaemonState, DevicesView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -32,6 +32,8 @@ const BAD_WORDS: &[&str] = &[
     "sum",
 ];
 
+const READY: &str = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab";
+
 type Labels = Vec<(String, String)>;
 
 /// One family: what `# HELP`, `# TYPE` and the samples said.
@@ -56,6 +58,7 @@ fn used() -> Metrics {
         (OpenOutcome::Hit, 5),
         (OpenOutcome::Loaded, 40_000),
         (OpenOutcome::Joined, 39_000),
+        (OpenOutcome::Promoted, 9_000),
         (OpenOutcome::Refused, 1_000_000_000),
     ] {
         metrics.open(outcome, took_us);
@@ -63,6 +66,11 @@ fn used() -> Metrics {
     metrics.load_done(91, 30_000);
     metrics.load_failed();
     metrics.evicted(96);
+    metrics.device_fill_done(fake::LOST, 91, 9_000);
+    metrics.device_fill_failed(fake::LOST);
+    metrics.device_promoted(fake::LOST);
+    metrics.device_evicted(fake::LOST, 96);
+    metrics.device_lease_revoked(fake::LOST);
     metrics.session_opened();
     metrics.protocol_error();
     metrics.log_lines_dropped(3);
@@ -246,7 +254,7 @@ fn the_text_passes_the_linter_from_the_first_scrape() {
     for metrics in [Metrics::new().unwrap(), used()] {
         let text = metrics.render(&fake::status(DaemonState::Serving)).unwrap();
         let families = parse(&text);
-        assert_eq!(families.len(), 25, "{:?}", families.keys());
+        assert_eq!(families.len(), 47, "{:?}", families.keys());
         let page = include_str!("../API.md");
         for (name, family) in &families {
             lint(name, family);
@@ -269,6 +277,16 @@ fn the_values_are_those_of_the_books() {
         ("mrm_waiting_opens", None, 3.0),
         ("mrm_ready", None, 1.0),
         ("mrm_build_info", Some("0.1.0"), 1.0),
+        ("mrm_opens_total", Some("promoted"), 1.0),
+        ("mrm_device_driver_info", Some("12.4"), 1.0),
+        ("mrm_device_ready", Some(fake::LOST), 0.0),
+        ("mrm_device_lost", Some(fake::LOST), 1.0),
+        ("mrm_device_limit_bytes", Some(READY), 800.0),
+        ("mrm_device_context_bytes", Some(READY), 5.0),
+        ("mrm_device_fills_total", Some(READY), 0.0),
+        ("mrm_device_filled_bytes_total", Some(fake::LOST), 91.0),
+        ("mrm_device_evicted_bytes_total", Some(fake::LOST), 96.0),
+        ("mrm_device_revoked_leases_total", Some(fake::LOST), 1.0),
         ("mrm_degraded_path", Some("huge_\"pages\"\\\n"), 1.0),
     ] {
         assert_eq!(
@@ -280,7 +298,7 @@ fn the_values_are_those_of_the_books() {
     let opens = used().counters();
     assert_eq!(
         (opens.opens_total, opens.hits_total, opens.misses_total),
-        (5, 2, 1)
+        (6, 2, 1)
     );
 }
 
@@ -298,6 +316,34 @@ fn a_cured_path_and_an_old_version_leave_the_text() {
         "{text}"
     );
     assert!(!text.contains("0.1.0") && text.contains("mrm_ready 0\n"));
+}
+
+#[test]
+fn what_is_not_known_of_a_device_has_no_sample() {
+    let metrics = Metrics::new().unwrap();
+    let mut status = fake::status(DaemonState::Serving);
+    let families = parse(&metrics.render(&status).unwrap());
+    for name in ["mrm_device_free_bytes", "mrm_device_context_bytes"] {
+        assert_eq!(families[name].samples.len(), 1, "{name}");
+    }
+    // A counter stays when its device goes; what is now, does not.
+    status.devices.devices.clear();
+    let families = parse(&metrics.render(&status).unwrap());
+    assert!(!families.contains_key("mrm_device_ready"));
+    assert_eq!(families["mrm_device_fills_total"].samples.len(), 2);
+}
+
+#[test]
+fn without_a_driver_the_text_says_so_in_one_line() {
+    let mut status = fake::status(DaemonState::Serving);
+    status.devices = DevicesView::disabled();
+    let text = Metrics::new().unwrap().render(&status).unwrap();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("mrm_device_"))
+        .collect();
+    let expected = "mrm_device_driver_info{state=\"disabled\",version=\"\"} 1";
+    assert_eq!(lines, [expected]);
 }
 
 #[test]

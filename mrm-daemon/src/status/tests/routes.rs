@@ -1,7 +1,7 @@
 //! Every route, and what it answers.
 
 use super::Rig;
-use super::fake::Fake;
+use super::fake::{self, Fake};
 use super::http::request;
 use crate::status::access::{Access, Peer};
 use crate::status::service::Service;
@@ -19,6 +19,43 @@ fn bert() -> Value {
         "bytes": 91, "charged_bytes": 96, "huge_bytes": 64, "loaded_bytes": 91, "leases": 2,
         "sessions": 1, "pinned": false, "eager": true, "version": 3, "digest": null,
         "last_used_s_ago": 0.25, "load_ms": null, "path": "/models/bert",
+        "devices": [{"uuid": fake::LOST, "state": "loading", "bytes": 96, "loaded_bytes": 48,
+            "leases": 1}],
+    })
+}
+
+/// The `devices` of the status.
+fn devices() -> Value {
+    let ready = json!({
+        "uuid": "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab", "name": "H100",
+        "pci_bus_id": "0000:3b:00.0", "state": "ready", "cause": null, "cure": null,
+        "sharing": "vmm", "sharing_why": "a child process could read",
+        "granularity": "block", "block_bytes": 256, "total_bytes": 1000, "free_bytes": 400,
+        "reserve_bytes": 100, "budget_bytes": 900, "limit_bytes": 800, "charged_bytes": 300,
+        "freeing_bytes": 20, "resident_bytes": 250, "context_bytes": 5, "images": 2,
+        "loading": 1, "leases": 3, "peers": [fake::LOST],
+        "registration": {"state": "failed", "cause": "refused"},
+    });
+    let mut lost = ready.clone();
+    for (key, value) in [
+        ("uuid", json!(fake::LOST)),
+        ("state", json!("lost")),
+        ("cause", json!("CUDA error 719")),
+        ("cure", json!("see dmesg")),
+        ("granularity", json!("model")),
+        ("block_bytes", Value::Null),
+        ("free_bytes", Value::Null),
+        ("limit_bytes", json!(0)),
+        ("context_bytes", Value::Null),
+        ("peers", json!([])),
+        ("registration", json!({"state": "on", "cause": null})),
+    ] {
+        lost[key] = value;
+    }
+    json!({
+        "driver": {"state": "ready", "version": "12.4", "library": "/usr/lib64/libcuda.so.1",
+            "cause": null, "cure": null},
+        "devices": [ready, lost],
     })
 }
 
@@ -31,9 +68,10 @@ fn the_status_is_exactly_the_documented_json() {
             "state": "serving", "protocol": {"min": 1, "max": 1}, "runtime_dir": "/run/mrm"},
         "host": {"limit_bytes": 100, "charged_bytes": 60, "freeing_bytes": 10,
             "resident_bytes": 50, "huge_bytes": 40, "segments": 2},
+        "devices": devices(),
         "sessions": 1, "leases": 2, "waiting": 3, "loading": 4,
         "counters": {"opens_total": 9, "hits_total": 8, "misses_total": 0, "joined_total": 0,
-            "loads_total": 0, "load_failures_total": 0, "evictions_total": 0,
+            "promoted_total": 0, "loads_total": 0, "load_failures_total": 0, "evictions_total": 0,
             "refusals_total": 0, "loaded_bytes_total": 0, "sessions_total": 0,
             "protocol_errors_total": 0},
         "degraded": [{"id": "huge_\"pages\"\\\n", "cause": "never", "cure": "echo"}],
