@@ -171,6 +171,7 @@ fn assemble(
         leases_per_session_max: LEASES_PER_SESSION_MAX,
         revalidate_ms: config.revalidate_ms,
         policy: Box::new(Lru),
+        devices: Vec::new(),
     });
     Ok(Parts {
         config: ShellConfig {

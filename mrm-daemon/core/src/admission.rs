@@ -1,10 +1,11 @@
 //! Opens that wait: for a resolution, for room, for a load.
 //!
-//! A want is what a version lacks; all opens of the version wait on it. Wants for room stand in
+//! A want is what a copy lacks; all opens that are to get the copy wait on it. Wants for room stand in
 //! one queue, in the order in which they came.
 
 use crate::effect::Origin;
-use crate::id::{ModelId, RequestId, SessionId, Time, VersionId};
+use crate::event::Wanted;
+use crate::id::{CopyId, DeviceId, ModelId, RequestId, SessionId, Time, VersionId};
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,14 +17,15 @@ pub(crate) type Key = (SessionId, RequestId);
 pub(crate) enum Target {
     /// To know what the model stands for.
     Model(ModelId),
-    /// The want of this version.
-    Version(VersionId),
+    /// The want of this copy.
+    Copy(CopyId),
 }
 
 /// An open that waits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Waiter {
     pub(crate) model: ModelId,
+    pub(crate) wanted: Wanted,
     pub(crate) deadline: Time,
     pub(crate) target: Target,
     pub(crate) origin: Origin,
@@ -43,6 +45,8 @@ pub(crate) enum Stage {
 struct Want {
     seq: u64,
     stage: Stage,
+    /// How often it went back to the queue because a device had less than was thought.
+    retries: u8,
 }
 
 /// All waiting opens and wants.
@@ -52,10 +56,10 @@ pub(crate) struct Admission {
     waiters: BTreeMap<Key, Waiter>,
     by_target: BTreeMap<(Target, u64), Key>,
     by_deadline: BTreeSet<(Time, u64, Key)>,
-    wants: BTreeMap<VersionId, Want>,
-    queue: BTreeMap<u64, VersionId>,
-    /// Opens that wait for a version rather than for a look at what a model stands for.
-    for_versions: usize,
+    wants: BTreeMap<CopyId, Want>,
+    queue: BTreeMap<u64, CopyId>,
+    /// Opens that wait for a copy rather than for a look at what a model stands for.
+    for_copies: usize,
 }
 
 impl Admission {
@@ -72,20 +76,20 @@ impl Admission {
     pub(crate) fn wait(
         &mut self,
         key: Key,
-        model: ModelId,
+        (model, wanted): (ModelId, Wanted),
         deadline: Time,
         target: Target,
-        origin: Origin,
     ) {
         let seq = self.next_seq();
-        self.for_versions += usize::from(matches!(target, Target::Version(_)));
+        self.for_copies += usize::from(matches!(target, Target::Copy(_)));
         self.waiters.insert(
             key,
             Waiter {
                 model,
+                wanted,
                 deadline,
                 target,
-                origin,
+                origin: Origin::Joined,
                 seq,
             },
         );
@@ -96,15 +100,15 @@ impl Admission {
     /// Takes an open out; its want stays, even if nobody waits for it any more.
     pub(crate) fn remove(&mut self, key: Key) -> Option<Waiter> {
         let waiter = self.waiters.remove(&key)?;
-        self.for_versions -= usize::from(matches!(waiter.target, Target::Version(_)));
+        self.for_copies -= usize::from(matches!(waiter.target, Target::Copy(_)));
         self.by_target.remove(&(waiter.target, waiter.seq));
         self.by_deadline.remove(&(waiter.deadline, waiter.seq, key));
         Some(waiter)
     }
 
     /// How many opens wait for what is not in memory yet.
-    pub(crate) const fn waiting_for_versions(&self) -> usize {
-        self.for_versions
+    pub(crate) const fn waiting_for_copies(&self) -> usize {
+        self.for_copies
     }
 
     /// The opens that wait for `target`, oldest first.
@@ -125,9 +129,12 @@ impl Admission {
         self.waiters.range(range).map(|(key, _)| *key).collect()
     }
 
-    /// Notes what an open did to get its model.
+    /// Notes what an open did to get its model. What was loaded for it stays loaded, if something
+    /// else is only copied for it later.
     pub(crate) fn set_origin(&mut self, key: Key, origin: Origin) {
-        if let Some(waiter) = self.waiters.get_mut(&key) {
+        if let Some(waiter) = self.waiters.get_mut(&key)
+            && waiter.origin != Origin::Loaded
+        {
             waiter.origin = origin;
         }
     }
@@ -144,43 +151,58 @@ impl Admission {
     }
 
     /// Puts a want at the end of the queue.
-    pub(crate) fn enqueue(&mut self, version: VersionId) {
+    pub(crate) fn enqueue(&mut self, copy: CopyId) {
         let seq = self.next_seq();
-        self.wants.insert(
-            version,
-            Want {
-                seq,
-                stage: Stage::Room,
-            },
-        );
-        self.queue.insert(seq, version);
+        let want = Want {
+            seq,
+            stage: Stage::Room,
+            retries: 0,
+        };
+        self.wants.insert(copy, want);
+        self.queue.insert(seq, copy);
     }
 
-    /// How far the want of a version is, if it has one.
-    pub(crate) fn stage(&self, version: VersionId) -> Option<Stage> {
-        self.wants.get(&version).map(|want| want.stage)
+    /// How far the want of a copy is, if it has one.
+    pub(crate) fn stage(&self, copy: CopyId) -> Option<Stage> {
+        self.wants.get(&copy).map(|want| want.stage)
     }
 
     /// Takes a want from the queue: it is being loaded.
-    pub(crate) fn admit(&mut self, version: VersionId) -> Result<(), Violation> {
-        let want = self
-            .wants
-            .get_mut(&version)
-            .ok_or(Violation::Missing(Record::Want(version)))?;
+    pub(crate) fn admit(&mut self, copy: CopyId) -> Result<(), Violation> {
+        let want = self.want_mut(copy)?;
         want.stage = Stage::Loading;
-        self.queue.remove(&want.seq);
+        let seq = want.seq;
+        self.queue.remove(&seq);
         Ok(())
     }
 
+    /// Puts an admitted want back into the queue, where it was, unless that was done `max` times.
+    pub(crate) fn readmit(&mut self, copy: CopyId, max: u8) -> Result<bool, Violation> {
+        let want = self.want_mut(copy)?;
+        if want.retries >= max {
+            return Ok(false);
+        }
+        want.retries += 1;
+        want.stage = Stage::Room;
+        let seq = want.seq;
+        self.queue.insert(seq, copy);
+        Ok(true)
+    }
+
     /// Ends a want; returns how far it was.
-    pub(crate) fn end_want(&mut self, version: VersionId) -> Option<Stage> {
-        let want = self.wants.remove(&version)?;
+    pub(crate) fn end_want(&mut self, copy: CopyId) -> Option<Stage> {
+        let want = self.wants.remove(&copy)?;
         self.queue.remove(&want.seq);
         Some(want.stage)
     }
 
-    /// The versions in the queue, first come first.
-    pub(crate) fn queue(&self) -> Vec<VersionId> {
+    fn want_mut(&mut self, copy: CopyId) -> Result<&mut Want, Violation> {
+        let want = self.wants.get_mut(&copy);
+        want.ok_or(Violation::Missing(Record::Want(copy)))
+    }
+
+    /// The copies in the queue, first come first.
+    pub(crate) fn queue(&self) -> Vec<CopyId> {
         self.queue.values().copied().collect()
     }
 
@@ -198,10 +220,17 @@ impl Admission {
         self.waiters.iter().map(|(key, waiter)| (*key, waiter))
     }
 
-    pub(crate) fn wants(&self) -> impl Iterator<Item = (VersionId, Stage)> {
+    pub(crate) fn wants(&self) -> impl Iterator<Item = (CopyId, Stage)> {
+        self.wants.iter().map(|(copy, want)| (*copy, want.stage))
+    }
+
+    /// The wants of a version's copies.
+    pub(crate) fn wants_of(&self, version: VersionId) -> impl Iterator<Item = (CopyId, Stage)> {
+        let last = CopyId::device(version, DeviceId(u16::MAX));
+        let range = CopyId::host(version)..=last;
         self.wants
-            .iter()
-            .map(|(version, want)| (*version, want.stage))
+            .range(range)
+            .map(|(copy, want)| (*copy, want.stage))
     }
 
     /// Sizes of the indexes, for the check of invariants.

@@ -1,7 +1,9 @@
-//! What models stand for, what versions consist of, and which segment holds which source.
+//! What models stand for, what versions consist of, their copies, and which segment holds which
+//! source where.
 
-use crate::event::{Resolution, SegmentFact, Wishes};
-use crate::id::{Bytes, ModelId, OpId, SegmentId, SourceId, Time, VersionId};
+use crate::event::{Part, Resolution, SegmentFact, Wishes};
+use crate::id::{CopyId, DeviceId, ModelId, OpId, SegmentId, SourceId, Time, VersionId};
+use crate::ledger::Tier;
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,12 +35,9 @@ pub(crate) struct Resolving {
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) slots: Box<[SegmentFact]>,
-    /// Its segments, if all are resident and it was opened since they are.
-    pub(crate) whole: Option<Arc<[SegmentId]>>,
-    /// Leases on it.
-    pub(crate) leases: u64,
-    /// Its want was admitted: what is resident of it is kept until the rest is.
-    pub(crate) admitted: bool,
+    /// Its copies, whether anything of them is in memory or not: the host's, and one for each
+    /// device if it has an image.
+    pub(crate) copies: BTreeMap<Tier, Copy>,
     /// Models that stand for it now.
     pub(crate) models: BTreeSet<ModelId>,
     /// How many of these are pinned.
@@ -47,34 +46,52 @@ pub(crate) struct Version {
     pub(crate) orphan_eager: bool,
     /// Segments of it that are being freed.
     pub(crate) evicting: BTreeSet<SegmentId>,
+}
+
+/// A version on a tier.
+#[derive(Debug, Default)]
+pub(crate) struct Copy {
+    /// Its segments, if all are resident and it was opened since they are.
+    pub(crate) whole: Option<Arc<[SegmentId]>>,
+    /// Leases on it.
+    pub(crate) leases: u64,
+    /// Its want was admitted: what is resident of it is kept until the rest is.
+    pub(crate) admitted: bool,
+    /// Loads in flight that are filled from it.
+    pub(crate) feeding: u64,
     /// When it was last granted or given back.
     pub(crate) last_used: Option<Time>,
+    /// Its device is lost: nothing holds it any more.
+    pub(crate) lost: bool,
 }
 
 impl Version {
-    /// Whether its segments may not be evicted.
-    pub(crate) fn held(&self) -> bool {
-        self.leases > 0 || self.pins > 0 || self.admitted
+    pub(crate) fn has(&self, part: Part) -> bool {
+        self.slots.iter().any(|slot| slot.part == part)
+    }
+
+    /// Whether the segments of a copy may not be evicted.
+    pub(crate) fn held(&self, tier: Tier) -> bool {
+        self.copies.get(&tier).is_some_and(|copy| {
+            let used = copy.leases > 0 || copy.admitted || copy.feeding > 0;
+            !copy.lost && (used || self.pins > 0)
+        })
     }
 }
 
-/// A file in one state, or a table.
-#[derive(Debug, Default)]
+/// A file in one state, a table, or an image.
+#[derive(Debug)]
 pub(crate) struct Source {
-    /// Where its bytes are or are being loaded to; never a segment that is being freed.
-    pub(crate) segment: Option<SegmentId>,
+    pub(crate) part: Part,
+    /// Where its bytes are or are being loaded to, on each tier; never a segment that is being
+    /// freed.
+    pub(crate) segments: BTreeMap<Tier, SegmentId>,
     /// Versions that name it.
     pub(crate) versions: BTreeSet<VersionId>,
 }
 
-/// What a version lacks, and what all of it takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Need {
-    pub(crate) missing_bytes: Bytes,
-    pub(crate) missing_segments: u64,
-    pub(crate) all_bytes: Bytes,
-    pub(crate) all_segments: u64,
-}
+/// One place in a copy: what belongs there, where, and what is there.
+pub(crate) type Place = (SegmentFact, Tier, Option<SegmentId>);
 
 /// All models, versions and sources.
 #[derive(Debug, Default)]
@@ -115,6 +132,35 @@ impl Catalogue {
             .ok_or(Violation::Missing(Record::Source(id)))
     }
 
+    pub(crate) fn copy(&self, id: CopyId) -> Result<&Copy, Violation> {
+        let copy = self.version(id.version)?.copies.get(&id.tier);
+        copy.ok_or(Violation::Missing(Record::Copy(id)))
+    }
+
+    pub(crate) fn copy_mut(&mut self, id: CopyId) -> Result<&mut Copy, Violation> {
+        let copy = self.version_mut(id.version)?.copies.get_mut(&id.tier);
+        copy.ok_or(Violation::Missing(Record::Copy(id)))
+    }
+
+    pub(crate) fn held(&self, id: CopyId) -> Result<bool, Violation> {
+        Ok(self.version(id.version)?.held(id.tier))
+    }
+
+    /// Notes that a source is not in this tier's memory any more, or in another segment.
+    pub(crate) fn set_segment(
+        &mut self,
+        source: SourceId,
+        tier: Tier,
+        segment: Option<SegmentId>,
+    ) -> Result<(), Violation> {
+        let segments = &mut self.source_mut(source)?.segments;
+        match segment {
+            Some(segment) => segments.insert(tier, segment),
+            None => segments.remove(&tier),
+        };
+        Ok(())
+    }
+
     /// Drops a model about which nothing is known or wished.
     pub(crate) fn tidy_model(&mut self, id: ModelId) {
         let idle = self.models.get(&id).is_some_and(|model| {
@@ -127,8 +173,13 @@ impl Catalogue {
         }
     }
 
-    /// Takes in a version, or checks that it is the one that is known.
-    pub(crate) fn learn(&mut self, resolution: &Resolution) -> Result<(), Violation> {
+    /// Takes in a version, or checks that it is the one that is known. `devices`: those that it may
+    /// have copies on, and whether they are lost.
+    pub(crate) fn learn(
+        &mut self,
+        resolution: &Resolution,
+        devices: impl Iterator<Item = (DeviceId, bool)>,
+    ) -> Result<(), Violation> {
         let id = resolution.version;
         if let Some(known) = self.versions.get(&id) {
             let same = *known.slots == *resolution.segments;
@@ -139,27 +190,35 @@ impl Catalogue {
             };
         }
         for slot in &resolution.segments {
-            if !self
-                .sources
-                .entry(slot.source)
-                .or_default()
-                .versions
-                .insert(id)
-            {
+            let source = self.sources.entry(slot.source).or_insert_with(|| Source {
+                part: slot.part,
+                segments: BTreeMap::new(),
+                versions: BTreeSet::new(),
+            });
+            if source.part != slot.part {
+                return Err(Violation::PartChanged(id, slot.source));
+            }
+            if !source.versions.insert(id) {
                 return Err(Violation::RepeatedSource(id, slot.source));
             }
         }
-        let version = Version {
+        let mut version = Version {
             slots: resolution.segments.as_slice().into(),
-            whole: None,
-            leases: 0,
-            admitted: false,
+            copies: BTreeMap::from([(Tier::Host, Copy::default())]),
             models: BTreeSet::new(),
             pins: 0,
             orphan_eager: false,
             evicting: BTreeSet::new(),
-            last_used: None,
         };
+        if version.has(Part::Image) {
+            version.copies.extend(devices.map(|(device, lost)| {
+                let copy = Copy {
+                    lost,
+                    ..Copy::default()
+                };
+                (Tier::Device(device), copy)
+            }));
+        }
         self.versions.insert(id, version);
         Ok(())
     }
@@ -184,51 +243,47 @@ impl Catalogue {
         Ok(())
     }
 
-    /// The segments of a version, one for each slot; `None` where there is none.
-    pub(crate) fn segments_of(
-        &self,
-        id: VersionId,
-    ) -> Result<impl Iterator<Item = (SegmentFact, Option<SegmentId>)>, Violation> {
-        let version = self.version(id)?;
-        Ok(version.slots.iter().map(|slot| {
-            (
-                *slot,
-                self.sources
-                    .get(&slot.source)
-                    .and_then(|source| source.segment),
-            )
+    /// The places of a copy, in the order of the resolution.
+    pub(crate) fn places(&self, copy: CopyId) -> Result<impl Iterator<Item = Place>, Violation> {
+        let version = self.version(copy.version)?;
+        Ok(version.slots.iter().filter_map(move |slot| {
+            let tier = slot.part.tier(copy.tier)?;
+            Some((*slot, tier, self.segment(slot.source, tier)))
         }))
     }
 
-    /// The different segments that a version has.
-    pub(crate) fn distinct_segments(
-        &self,
-        id: VersionId,
-    ) -> Result<BTreeSet<SegmentId>, Violation> {
-        Ok(self
-            .segments_of(id)?
-            .filter_map(|(_, segment)| segment)
+    /// The segment that a source is in on a tier.
+    pub(crate) fn segment(&self, source: SourceId, tier: Tier) -> Option<SegmentId> {
+        self.sources.get(&source)?.segments.get(&tier).copied()
+    }
+
+    /// The different segments that a copy has.
+    pub(crate) fn segments_of(&self, copy: CopyId) -> Result<BTreeSet<SegmentId>, Violation> {
+        let places = self.places(copy)?;
+        Ok(places.filter_map(|(_, _, segment)| segment).collect())
+    }
+
+    /// The different segments that a copy does not share with other copies of its version.
+    pub(crate) fn own_segments(&self, copy: CopyId) -> Result<BTreeSet<SegmentId>, Violation> {
+        let places = self.places(copy)?;
+        let own = places.filter(|(slot, _, _)| slot.part != Part::Table);
+        Ok(own.filter_map(|(_, _, segment)| segment).collect())
+    }
+
+    /// The different segments that all copies of a version have.
+    pub(crate) fn all_segments(&self, id: VersionId) -> Result<BTreeSet<SegmentId>, Violation> {
+        let slots = &self.version(id)?.slots;
+        let sources = slots
+            .iter()
+            .filter_map(|slot| self.sources.get(&slot.source));
+        Ok(sources
+            .flat_map(|source| source.segments.values().copied())
             .collect())
     }
 
-    /// What a version lacks, and what all of it takes.
-    pub(crate) fn need(&self, id: VersionId) -> Result<Need, Violation> {
-        let mut need = Need::default();
-        let mut seen = BTreeSet::new();
-        for (slot, segment) in self.segments_of(id)? {
-            match segment {
-                None => {
-                    need.missing_bytes = need.missing_bytes.saturating_add(slot.charge);
-                    need.missing_segments += 1;
-                }
-                // Two sources of one content share a segment.
-                Some(segment) if !seen.insert(segment) => continue,
-                Some(_) => {}
-            }
-            need.all_bytes = need.all_bytes.saturating_add(slot.charge);
-            need.all_segments += 1;
-        }
-        Ok(need)
+    /// Whether there is a segment in every place of a copy, filled or on its way.
+    pub(crate) fn lacks_nothing(&self, copy: CopyId) -> Result<bool, Violation> {
+        Ok(self.places(copy)?.all(|(_, _, segment)| segment.is_some()))
     }
 
     /// The versions that use a segment which holds `sources`; one that names several of them comes
@@ -237,6 +292,27 @@ impl Catalogue {
         let mut users = Vec::new();
         for source in sources {
             users.extend(self.source(*source)?.versions.iter().copied());
+        }
+        Ok(users)
+    }
+
+    /// The copies that use a segment on `tier` which holds `sources`, likewise.
+    pub(crate) fn copies_with(
+        &self,
+        tier: Tier,
+        sources: &[SourceId],
+    ) -> Result<Vec<CopyId>, Violation> {
+        let mut users = Vec::new();
+        for source in sources {
+            let source = self.source(*source)?;
+            for version in &source.versions {
+                let tiers = self.version(*version)?.copies.keys();
+                let tiers = tiers.filter(|of| source.part.tier(**of) == Some(tier));
+                users.extend(tiers.map(|tier| CopyId {
+                    version: *version,
+                    tier: *tier,
+                }));
+            }
         }
         Ok(users)
     }

@@ -7,9 +7,9 @@
 //! ```
 
 use crate::event::Fault;
-use crate::id::{
-    Bytes, LeaseId, ModelId, OpId, RequestId, SegmentId, SessionId, SourceId, VersionId,
-};
+use crate::id::{Bytes, DeviceId, LeaseId, ModelId, OpId, RequestId, SegmentId, SessionId};
+use crate::id::{SourceId, VersionId};
+use crate::ledger::Tier;
 use std::sync::Arc;
 
 /// Everything that the decider can ask for. Those with an `op` settle in exactly one completion
@@ -35,6 +35,10 @@ pub enum Effect {
         version: VersionId,
         /// What was charged: the allocation may not exceed it.
         charge: Bytes,
+        /// Where it is to be.
+        tier: Tier,
+        /// What it is filled from.
+        feed: Feed,
     },
     /// Drop what the daemon holds of a segment; settles in `Freed`.
     Free {
@@ -42,6 +46,17 @@ pub enum Effect {
         op: OpId,
         /// The segment.
         segment: SegmentId,
+        /// Where it is.
+        tier: Tier,
+    },
+    /// A lease is gone without having been given back.
+    Revoke {
+        /// Who held it.
+        session: SessionId,
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        fault: Fault,
     },
     /// Answer a request.
     Reply {
@@ -59,6 +74,19 @@ pub enum Effect {
     },
 }
 
+/// What a segment is filled from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feed {
+    /// The files.
+    Source,
+    /// Host memory: the segments of the version's files, in the order of the resolution. Each is
+    /// resident or being loaded, and none is evicted before this load has ended, but for one whose
+    /// content was there already: the free of that one has to wait for the copy.
+    Host(Arc<[SegmentId]>),
+    /// Another device: the same image, resident there.
+    Peer(SegmentId),
+}
+
 /// Answers to requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
@@ -68,9 +96,11 @@ pub enum Reply {
         lease: LeaseId,
         /// The version.
         version: VersionId,
+        /// Where it is.
+        tier: Tier,
         /// What it took.
         origin: Origin,
-        /// The segments, in the order of the resolution.
+        /// The segments of the copy, in the order of the resolution.
         segments: Arc<[SegmentId]>,
     },
     /// A lease was given back.
@@ -80,7 +110,7 @@ pub enum Reply {
         /// Whether the target was still pending; it was answered before this.
         was_pending: bool,
     },
-    /// A model was dropped from memory.
+    /// A version, or its copy on one tier, was dropped from memory.
     Evicted {
         /// What was refunded.
         freed: Bytes,
@@ -100,31 +130,46 @@ pub enum Origin {
     Loaded,
     /// It waited for a load that another request had started.
     Joined,
+    /// This request started copies from memory to a device; nothing was read from files for it.
+    Promoted,
 }
 
 /// Why the decider refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It can never fit.
-    #[error("needs {want}, the budget is {limit}")]
+    #[error("needs {want} of {tier} memory, the budget is {limit}")]
     TooLarge {
+        /// Where.
+        tier: Tier,
         /// What the model needs.
         want: Bytes,
         /// The budget.
         limit: Bytes,
     },
     /// No room came free in time.
-    #[error("needs {want} more, {charged} of {limit} are taken")]
+    #[error("needs {want} more of {tier} memory, {charged} of {limit} are taken")]
     NoRoom {
-        /// What is missing.
+        /// Where.
+        tier: Tier,
+        /// What is missing there.
         want: Bytes,
-        /// The budget.
+        /// What may be charged there now.
         limit: Bytes,
         /// What is charged.
         charged: Bytes,
         /// The largest holders, largest first, at most [`HOLDERS_MAX`].
         holders: Vec<Holder>,
     },
+    /// All devices that would have done are lost. Others may do.
+    #[error("{device} is lost")]
+    DeviceLost {
+        /// The first of them.
+        device: DeviceId,
+    },
+    /// The version has no part that is made for devices.
+    #[error("this format has no tensors for a device")]
+    NoImage,
     /// The load did not end in time. It goes on.
     #[error("the load did not end in time")]
     TimedOut,
@@ -157,18 +202,20 @@ pub enum Refusal {
 /// How many holders a refusal names at most.
 pub const HOLDERS_MAX: usize = 5;
 
-/// A version that keeps memory from being freed.
+/// A copy that keeps memory from being freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
     /// The version.
     pub version: VersionId,
-    /// What its segments are charged.
+    /// Where the copy is.
+    pub tier: Tier,
+    /// What its segments are charged on the tier in question.
     pub charged: Bytes,
     /// Leases on it.
     pub leases: u64,
     /// Whether the operator pinned it.
     pub pinned: bool,
-    /// Whether it is being loaded.
+    /// Whether it is being loaded, or another copy from it.
     pub loading: bool,
 }
 
@@ -178,7 +225,7 @@ impl Effect {
     pub const fn op(&self) -> Option<OpId> {
         match self {
             Self::Resolve { op, .. } | Self::Load { op, .. } | Self::Free { op, .. } => Some(*op),
-            Self::Reply { .. } | Self::Forget { .. } => None,
+            Self::Reply { .. } | Self::Revoke { .. } | Self::Forget { .. } => None,
         }
     }
 }

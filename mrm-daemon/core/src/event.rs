@@ -6,8 +6,9 @@
 //! assert!(matches!(event, Event::SessionOpened { .. }));
 //! ```
 
-use crate::id::{Bytes, ContentId, LeaseId, ModelId, OpId, RequestId, SessionId, SourceId};
-use crate::id::{Tenant, Time, VersionId};
+use crate::id::{Bytes, ContentId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId};
+use crate::id::{SourceId, Tenant, Time, VersionId};
+use crate::ledger::{Amount, Tier};
 use std::sync::Arc;
 
 /// Everything that the decider is told.
@@ -33,6 +34,8 @@ pub enum Event {
         request: RequestId,
         /// What to open.
         model: ModelId,
+        /// Where it is to be.
+        wanted: Wanted,
         /// When to give up.
         deadline: Time,
     },
@@ -62,6 +65,8 @@ pub enum Event {
         request: RequestId,
         /// What to drop.
         version: VersionId,
+        /// Which copy of it; `None`: all of them.
+        tier: Option<Tier>,
     },
     /// The operator's wishes for a model. Not answered: it always takes effect.
     Configure {
@@ -75,10 +80,22 @@ pub enum Event {
         /// Which model.
         model: ModelId,
     },
-    /// The host budget is now this. What is above it is evicted as it becomes free.
+    /// How much a tier may take. What is above the limit is evicted as it becomes free. Without
+    /// effect on a device that is lost.
     SetLimit {
-        /// The new limit.
+        /// Which tier.
+        tier: Tier,
+        /// What is configured: what is larger can never fit.
+        budget: Bytes,
+        /// What may be charged now, at most the budget; less while others use the device.
         limit: Bytes,
+    },
+    /// A device does not answer any more, and will not. Its leases are revoked, its opens fail.
+    DeviceLost {
+        /// Which device.
+        device: DeviceId,
+        /// What those who lose by it are told.
+        fault: Fault,
     },
     /// Take no new leases from now on.
     Drain,
@@ -94,7 +111,7 @@ pub enum Event {
         /// Which effect.
         op: OpId,
         /// What was read.
-        outcome: Result<ContentId, Fault>,
+        outcome: Result<ContentId, LoadFailure>,
     },
     /// `Free` ended: the daemon holds nothing of the segment any more.
     Freed {
@@ -103,6 +120,27 @@ pub enum Event {
     },
     /// The time of [`Core::next_deadline`](crate::Core::next_deadline) has come.
     Tick,
+}
+
+/// Where an open wants its model to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// In host memory.
+    Host,
+    /// On any one of these devices; there is at least one.
+    Device(Arc<[DeviceId]>),
+    /// On one of these devices, if one can make the room now, else in host memory.
+    Best(Arc<[DeviceId]>),
+}
+
+/// Why a load failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadFailure {
+    /// It cannot be done.
+    Fault(Fault),
+    /// The device had less than the ledger thought. A lower limit was set before, if it is known
+    /// how much it has. On the host tier this is a fault like any other.
+    OutOfMemory(Fault),
 }
 
 /// The operator's wishes for a model.
@@ -119,7 +157,8 @@ pub struct Wishes {
 pub struct Resolution {
     /// The version.
     pub version: VersionId,
-    /// Its segments: the tensor table first, then each file. No source appears twice.
+    /// Its segments: the tensor table first, then each file, then the image. No source appears
+    /// twice.
     pub segments: Vec<SegmentFact>,
 }
 
@@ -130,6 +169,44 @@ pub struct SegmentFact {
     pub source: SourceId,
     /// What it will be charged: its length, rounded up to whole pages.
     pub charge: Bytes,
+    /// How many allocations it is in, each of which costs a descriptor; 1 in host memory.
+    pub pieces: u64,
+    /// Which copies it is a part of.
+    pub part: Part,
+}
+
+impl SegmentFact {
+    /// What it will be charged, with its pieces.
+    #[must_use]
+    pub const fn amount(&self) -> Amount {
+        Amount {
+            bytes: self.charge,
+            segments: self.pieces,
+        }
+    }
+}
+
+/// Which copies of its version a segment is a part of. A source is the same part of all versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The tensor table: in host memory, a part of every copy.
+    Table,
+    /// A file: in host memory, a part of the host copy.
+    File,
+    /// The tensors as a device wants them: on a device, a part of the copy there.
+    Image,
+}
+
+impl Part {
+    /// Where a copy on `copy` keeps this part, if it has it.
+    #[must_use]
+    pub const fn tier(self, copy: Tier) -> Option<Tier> {
+        match (self, copy) {
+            (Self::Table, _) | (Self::File, Tier::Host) => Some(Tier::Host),
+            (Self::Image, Tier::Device(device)) => Some(Tier::Device(device)),
+            (Self::File, Tier::Device(_)) | (Self::Image, Tier::Host) => None,
+        }
+    }
 }
 
 /// A failure of the world, to be passed on to whoever waits. The decider does not look inside.

@@ -6,6 +6,7 @@
 //! assert!(Time(5).after_ms(1) > Time(5));
 //! ```
 
+use crate::ledger::Tier;
 use std::fmt;
 
 macro_rules! id {
@@ -61,6 +62,47 @@ id!(
     /// One started effect. Given by the core, never used twice.
     OpId
 );
+
+/// A device with memory of its own: its index in [`Config::devices`](crate::Config::devices).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub u16);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device{}", self.0)
+    }
+}
+
+/// A version on a tier: what is leased, wanted, and whole or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CopyId {
+    /// The version.
+    pub version: VersionId,
+    /// Where it is.
+    pub tier: Tier,
+}
+
+impl CopyId {
+    /// The copy of a version in host memory.
+    #[must_use]
+    pub const fn host(version: VersionId) -> Self {
+        let tier = Tier::Host;
+        Self { version, tier }
+    }
+
+    /// The copy of a version on a device.
+    #[must_use]
+    pub const fn device(version: VersionId, device: DeviceId) -> Self {
+        let tier = Tier::Device(device);
+        Self { version, tier }
+    }
+}
+
+impl fmt::Display for CopyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.version, self.tier)
+    }
+}
 
 /// Who is charged: by default the peer's uid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

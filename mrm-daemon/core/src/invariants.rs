@@ -11,12 +11,15 @@
 
 use crate::Core;
 use crate::admission::{Stage, Target};
-use crate::id::VersionId;
+use crate::catalogue::Copy;
+use crate::event::{Part, SegmentFact};
+use crate::id::CopyId;
 use crate::ledger::{Amount, Tier};
 use crate::ops::Op;
 use crate::residency::{Segment, State};
+use crate::step::Claims;
 use crate::violation::Violation;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Looks at everything.
 ///
@@ -27,6 +30,7 @@ pub fn check(core: &Core) -> Result<(), Violation> {
     i3_evicting_is_let_go(core)?;
     i4_ops_have_one_object(core)?;
     i5_held_is_counted(core)?;
+    i5_feeds_are_counted(core)?;
     i6_idle_is_indexed(core)?;
     i7_leases_are_backed(core)?;
     i8_waiters_are_bounded_and_have_a_target(core)?;
@@ -51,22 +55,52 @@ fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), 
 }
 
 fn sum<'a>(segments: impl Iterator<Item = &'a Segment>) -> Amount {
-    segments.fold(Amount::ZERO, |sum, segment| {
-        sum.plus(Amount::segment(segment.charge))
+    segments.fold(Amount::ZERO, |sum, segment| sum.plus(segment.charge))
+}
+
+/// All copies that are kept track of.
+fn copies(core: &Core) -> impl Iterator<Item = (CopyId, &Copy)> {
+    core.catalogue.versions.iter().flat_map(|(id, version)| {
+        let copy = |(tier, copy)| {
+            let tier: &Tier = tier;
+            let (version, tier) = (*id, *tier);
+            (CopyId { version, tier }, copy)
+        };
+        version.copies.iter().map(copy)
     })
 }
 
+fn is_whole(core: &Core, copy: CopyId) -> Result<bool, Violation> {
+    Ok(core
+        .catalogue
+        .places(copy)?
+        .all(|(_, _, segment)| segment.is_some_and(|segment| core.residency.is_resident(segment))))
+}
+
 fn i1_charged_is_what_is_in_memory(core: &Core) -> Result<(), Violation> {
-    let account = core.ledger.account(Tier::Host);
-    let all = sum(core.residency.all().map(|(_, segment)| segment));
-    ensure(account.charged == all, 1, || {
-        format!("charged {:?}, is {all:?}", account.charged)
-    })?;
-    let evicting = core.residency.all().map(|(_, segment)| segment);
-    let freeing = sum(evicting.filter(|segment| matches!(segment.state, State::Evicting(_))));
-    ensure(account.freeing == freeing, 1, || {
-        format!("{:?} is {freeing:?}", account.freeing)
-    })
+    for tier in core.ledger.tiers() {
+        let account = core.ledger.account(tier);
+        let here = || {
+            let all = core.residency.all().map(|(_, segment)| segment);
+            all.filter(move |segment| segment.tier == tier)
+        };
+        let all = sum(here());
+        ensure(account.charged == all, 1, || {
+            format!("{tier}: charged {:?}, is {all:?}", account.charged)
+        })?;
+        let freeing = sum(here().filter(|segment| matches!(segment.state, State::Evicting(_))));
+        ensure(account.freeing == freeing, 1, || {
+            format!("{tier}: {:?} is {freeing:?}", account.freeing)
+        })?;
+        ensure(account.limit.fits(account.budget), 1, || {
+            format!("{tier}: a limit above the budget")
+        })?;
+    }
+    let astray = core.residency.all().find(|(_, segment)| {
+        let mut tiers = core.ledger.tiers();
+        tiers.all(|tier| tier != segment.tier)
+    });
+    ensure(astray.is_none(), 1, || "a segment without tier".to_owned())
 }
 
 fn i3_evicting_is_let_go(core: &Core) -> Result<(), Violation> {
@@ -118,8 +152,8 @@ fn i4_ops_have_one_object(core: &Core) -> Result<(), Violation> {
 fn i5_held_is_counted(core: &Core) -> Result<(), Violation> {
     for (id, segment) in core.residency.all() {
         let mut held = 0;
-        for user in core.catalogue.users(&segment.sources)? {
-            held += u64::from(core.catalogue.version(user)?.held());
+        for user in core.catalogue.copies_with(segment.tier, &segment.sources)? {
+            held += u64::from(core.catalogue.held(user)?);
         }
         ensure(held == segment.held, 5, || {
             format!("{id} held {}, is {held}", segment.held)
@@ -128,51 +162,86 @@ fn i5_held_is_counted(core: &Core) -> Result<(), Violation> {
     Ok(())
 }
 
-fn i6_idle_is_indexed(core: &Core) -> Result<(), Violation> {
-    let mut amount = Amount::ZERO;
-    let mut len = 0;
+fn i5_feeds_are_counted(core: &Core) -> Result<(), Violation> {
+    let mut fed: BTreeMap<CopyId, u64> = BTreeMap::new();
     for (id, segment) in core.residency.all() {
-        let idle = matches!(segment.state, State::Resident(_)) && segment.held == 0;
-        ensure(idle == segment.idle_since.is_some(), 6, || {
-            format!("{id} idle: {idle}")
+        let Some(feeding) = segment.fed_by else {
+            continue;
+        };
+        let loading = matches!(segment.state, State::Loading(_));
+        ensure(loading && feeding.tier != segment.tier, 5, || {
+            format!("{id} is fed by {feeding}")
         })?;
-        if let Some(since) = segment.idle_since {
-            let there = core.residency.idle_index().contains(&(since, id));
-            ensure(there, 6, || format!("{id} is not in the index"))?;
-            amount = amount.plus(Amount::segment(segment.charge));
-            len += 1;
-        }
+        *fed.entry(feeding).or_default() += 1;
     }
-    ensure(amount == core.residency.idle_amount(), 6, || {
-        format!("idle amount is {amount:?}")
-    })?;
-    ensure(len == core.residency.idle_index().len(), 6, || {
-        format!("{len} are idle")
-    })
+    for (id, copy) in copies(core) {
+        let loads = fed.remove(&id).unwrap_or_default();
+        ensure(loads == copy.feeding, 5, || {
+            format!("{id} feeds {loads} loads")
+        })?;
+        let lost = core.devices.tier_is_lost(id.tier);
+        ensure(lost == copy.lost, 5, || format!("{id} lost: {lost}"))?;
+        let used = copy.leases > 0 || copy.admitted;
+        ensure(!(lost && used), 5, || format!("{id} is used, but lost"))?;
+        let mut fed_from = true;
+        if copy.feeding > 0 && !lost {
+            for (slot, _, segment) in core.catalogue.places(id)? {
+                fed_from &= slot.part == Part::Table || segment.is_some();
+            }
+        }
+        // A file whose load failed is gone; what it fed will fail by itself.
+        ensure(fed_from || id.tier == Tier::Host, 5, || {
+            format!("{id} feeds, but is not there")
+        })?;
+    }
+    ensure(fed.is_empty(), 5, || format!("fed by unknown {fed:?}"))
+}
+
+fn i6_idle_is_indexed(core: &Core) -> Result<(), Violation> {
+    for tier in core.ledger.tiers() {
+        let mut idle = BTreeSet::new();
+        let mut amount = Amount::ZERO;
+        let here = core.residency.all();
+        for (id, segment) in here.filter(|(_, segment)| segment.tier == tier) {
+            let free = matches!(segment.state, State::Resident(_)) && segment.held == 0;
+            ensure(free == segment.idle_since.is_some(), 6, || {
+                format!("{id} idle: {free}")
+            })?;
+            if let Some(since) = segment.idle_since {
+                amount = amount.plus(segment.charge);
+                idle.insert((since, id));
+            }
+        }
+        ensure(amount == core.residency.idle_amount(tier), 6, || {
+            format!("idle amount of {tier} is {amount:?}")
+        })?;
+        ensure(core.residency.idle_index(tier).eq(idle), 6, || {
+            format!("the index of {tier}")
+        })?;
+    }
+    Ok(())
 }
 
 fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
-    let mut of_version: BTreeMap<VersionId, u64> = BTreeMap::new();
+    let mut of_copy: BTreeMap<CopyId, u64> = BTreeMap::new();
     for (session, lease, held) in core.leases.all() {
         ensure(core.leases.session(session).is_ok(), 7, || {
             format!("{lease} has no session")
         })?;
-        *of_version.entry(held.version).or_default() += 1;
+        *of_copy.entry(held.copy).or_default() += 1;
     }
-    for (id, version) in &core.catalogue.versions {
-        let leases = of_version.remove(id).unwrap_or_default();
-        ensure(leases == version.leases, 7, || {
+    for (id, copy) in copies(core) {
+        let leases = of_copy.remove(&id).unwrap_or_default();
+        ensure(leases == copy.leases, 7, || {
             format!("{id} has {leases} leases")
         })?;
         if leases > 0 {
-            let resident = core.catalogue.segments_of(*id)?.all(|(_, segment)| {
-                segment.is_some_and(|segment| core.residency.is_resident(segment))
-            });
-            ensure(resident, 7, || format!("{id} is leased, but not resident"))?;
+            let whole = is_whole(core, id)?;
+            ensure(whole, 7, || format!("{id} is leased, but not resident"))?;
         }
     }
-    ensure(of_version.is_empty(), 7, || {
-        format!("leases on unknown {of_version:?}")
+    ensure(of_copy.is_empty(), 7, || {
+        format!("leases on unknown {of_copy:?}")
     })?;
     for (id, session) in core.leases.sessions() {
         let leases = core.leases.of(id).count();
@@ -187,11 +256,11 @@ fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
 
 fn i8_waiters_are_bounded_and_have_a_target(core: &Core) -> Result<(), Violation> {
     let len = core.admission.len();
-    let bounded = core.admission.waiting_for_versions();
+    let bounded = core.admission.waiting_for_copies();
     let counted = core
         .admission
         .all()
-        .filter(|(_, w)| matches!(w.target, Target::Version(_)));
+        .filter(|(_, w)| matches!(w.target, Target::Copy(_)));
     ensure(bounded == counted.count(), 8, || {
         "the count of waiting".to_owned()
     })?;
@@ -213,7 +282,7 @@ fn i8_waiters_are_bounded_and_have_a_target(core: &Core) -> Result<(), Violation
                 .models
                 .get(&model)
                 .is_some_and(|model| model.resolving.is_some()),
-            Target::Version(version) => core.admission.stage(version).is_some(),
+            Target::Copy(copy) => core.admission.stage(copy).is_some(),
         };
         ensure(there, 8, || {
             format!("{request} of {session} waits for nothing")
@@ -233,12 +302,9 @@ fn i8_waiters_are_bounded_and_have_a_target(core: &Core) -> Result<(), Violation
 fn i8_wants_are_waited_for(core: &Core) -> Result<(), Violation> {
     let mut queued = 0;
     for (id, stage) in core.admission.wants() {
-        let waited_for = core
-            .admission
-            .first_waiting_for(Target::Version(id))
-            .is_some();
+        let waited_for = core.admission.first_waiting_for(Target::Copy(id)).is_some();
         ensure(waited_for, 8, || format!("nobody wants {id}"))?;
-        let admitted = core.catalogue.version(id)?.admitted;
+        let admitted = core.catalogue.copy(id)?.admitted;
         ensure(admitted == (stage == Stage::Loading), 8, || {
             format!("{id} is at {stage:?}")
         })?;
@@ -246,27 +312,16 @@ fn i8_wants_are_waited_for(core: &Core) -> Result<(), Violation> {
             queued += 1;
             continue;
         }
-        let coming = core
-            .catalogue
-            .segments_of(id)?
-            .all(|(_, segment)| segment.is_some());
-        ensure(coming, 8, || {
+        ensure(core.catalogue.lacks_nothing(id)?, 8, || {
             format!("{id} is admitted, but not all of it is charged")
         })?;
-        let whole = core
-            .catalogue
-            .segments_of(id)?
-            .all(|(_, segment)| segment.is_some_and(|segment| core.residency.is_resident(segment)));
+        let whole = is_whole(core, id)?;
         ensure(!whole, 8, || format!("{id} is resident and waited for"))?;
     }
     ensure(queued == core.admission.queue_len(), 8, || {
         format!("{queued} wants are queued")
     })?;
-    let admitted = core
-        .catalogue
-        .versions
-        .iter()
-        .filter(|(_, version)| version.admitted);
+    let admitted = copies(core).filter(|(_, copy)| copy.admitted);
     let wants = core
         .admission
         .wants()
@@ -279,29 +334,35 @@ fn i8_wants_are_waited_for(core: &Core) -> Result<(), Violation> {
 
 fn i9_sources_and_contents_agree(core: &Core) -> Result<(), Violation> {
     for (id, source) in &core.catalogue.sources {
-        if let Some(segment) = source.segment {
-            let there = core.residency.get(segment)?.sources.contains(id);
-            ensure(there, 9, || format!("{segment} does not stand for {id}"))?;
+        for (tier, segment) in &source.segments {
+            let there = core.residency.get(*segment)?;
+            let right = there.sources.contains(id) && there.tier == *tier;
+            ensure(right, 9, || format!("{segment} does not stand for {id}"))?;
+            let on_device = matches!(tier, Tier::Device(_));
+            ensure(on_device == (source.part == Part::Image), 9, || {
+                format!("{id} is on {tier}")
+            })?;
         }
         for version in &source.versions {
             let slots = &core.catalogue.version(*version)?.slots;
-            let there = slots.iter().any(|slot| slot.source == *id);
+            let same = |slot: &SegmentFact| slot.source == *id && slot.part == source.part;
+            let there = slots.iter().any(same);
             ensure(there, 9, || format!("{version} does not name {id}"))?;
         }
     }
     let mut resident = 0;
     for (id, segment) in core.residency.all() {
         for source in &segment.sources {
-            let there = core.catalogue.source(*source)?.segment == Some(id);
+            let there = core.catalogue.segment(*source, segment.tier) == Some(id);
             ensure(there, 9, || format!("{source} is not in {id}"))?;
         }
         if let State::Resident(content) = segment.state {
             resident += 1;
-            let there = core.residency.holding(content) == Some(id);
+            let there = core.residency.holding(segment.tier, content) == Some(id);
             ensure(there, 9, || format!("{content} is resident twice"))?;
         }
     }
-    let contents = core.residency.contents().count();
+    let contents = core.residency.contents_len();
     ensure(contents == resident, 9, || {
         format!("{contents} contents, {resident} resident")
     })
@@ -361,20 +422,16 @@ fn i11_nothing_is_kept_for_nothing(core: &Core) -> Result<(), Violation> {
 }
 
 fn i12_whole_is_true(core: &Core) -> Result<(), Violation> {
-    for (id, version) in &core.catalogue.versions {
-        let Some(whole) = &version.whole else {
+    for (id, copy) in copies(core) {
+        let Some(whole) = &copy.whole else {
             continue;
         };
-        let segments: Option<Vec<_>> = core
-            .catalogue
-            .segments_of(*id)?
-            .map(|(_, segment)| segment)
-            .collect();
+        let places = core.catalogue.places(id)?;
+        let segments: Option<Vec<_>> = places.map(|(_, _, segment)| segment).collect();
         let same = segments.as_deref() == Some(&**whole);
-        let resident = whole
-            .iter()
-            .all(|segment| core.residency.is_resident(*segment));
-        ensure(same && resident, 12, || format!("{id} is not whole"))?;
+        ensure(same && is_whole(core, id)?, 12, || {
+            format!("{id} is not whole")
+        })?;
     }
     Ok(())
 }
@@ -403,25 +460,25 @@ fn i13_evictions_await_frees(core: &Core) -> Result<(), Violation> {
 }
 
 fn i14_the_first_want_has_its_room_made(core: &Core) -> Result<(), Violation> {
-    let account = core.ledger.account(Tier::Host);
     let Some(first) = core.admission.queue().first().copied() else {
         return Ok(());
     };
-    let need = core.catalogue.need(first)?;
-    let missing = Amount {
-        bytes: need.missing_bytes,
-        segments: need.missing_segments,
-    };
-    ensure(!missing.fits(account.free()), 14, || {
-        format!("{first} waits, but fits")
-    })?;
-    let mut own = Amount::ZERO;
-    for segment in core.idle_of(first)? {
-        own = own.plus(Amount::segment(core.residency.get(segment)?.charge));
+    let nothing = Claims::default();
+    for plan in core.plans(first)? {
+        if core.exceeds(&plan).is_some() {
+            continue;
+        }
+        ensure(!core.fits_now(&plan, &nothing), 14, || {
+            format!("{first} waits, but fits")
+        })?;
+        if core.blocked_on(&plan, &nothing)?.is_some() {
+            continue;
+        }
+        let coming = plan.missing.iter().all(|(tier, missing)| {
+            let account = core.ledger.account(tier);
+            missing.fits(account.coming())
+        });
+        return ensure(coming, 14, || format!("{first} is forgotten"));
     }
-    let evictable = core.residency.idle_amount().minus(own);
-    let blocked = !missing.fits(account.coming().plus(evictable));
-    ensure(blocked || missing.fits(account.coming()), 14, || {
-        format!("{first} is forgotten")
-    })
+    Ok(())
 }

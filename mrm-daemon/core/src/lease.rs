@@ -1,6 +1,6 @@
 //! Sessions and what they hold.
 
-use crate::id::{LeaseId, ModelId, SessionId, Tenant, VersionId};
+use crate::id::{CopyId, LeaseId, ModelId, SessionId, Tenant};
 use crate::violation::Violation;
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub(crate) struct Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lease {
     pub(crate) model: ModelId,
-    pub(crate) version: VersionId,
+    pub(crate) copy: CopyId,
 }
 
 /// All sessions and leases.

@@ -1,11 +1,11 @@
-//! Who may use how much: limit, charged and freeing, per tier.
+//! Who may use how much: budget, limit, charged and freeing, per tier.
 //!
 //! A charge is taken when the decision falls and refunded when the memory is known to be free, so
 //! that the sum of what is in memory and of what is on its way never passes the limit.
 //!
 //! ```
 //! use mrm_core::{id::Bytes, ledger::{Amount, Ledger, Tier}};
-//! let mut ledger = Ledger::new(Amount { bytes: Bytes(10), segments: 4 });
+//! let mut ledger = Ledger::new(Amount { bytes: Bytes(10), segments: 4 }, &[]);
 //! ledger.charge(Tier::Host, Amount::segment(Bytes(8)))?;
 //! assert!(ledger.charge(Tier::Host, Amount::segment(Bytes(3))).is_err());
 //! ledger.start_free(Tier::Host, Amount::segment(Bytes(8)));
@@ -14,33 +14,36 @@
 //! # Ok::<(), mrm_core::violation::Violation>(())
 //! ```
 
-use crate::id::Bytes;
+use crate::id::{Bytes, DeviceId};
 use crate::violation::Violation;
+use std::collections::BTreeMap;
+use std::fmt;
 
-/// A kind of memory with a budget of its own. A device tier is one more variant.
+/// A kind of memory with a budget of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
     /// The node's main memory.
     Host,
+    /// The memory of a device.
+    Device(DeviceId),
 }
 
-impl Tier {
-    const COUNT: usize = 1;
-
-    const fn index(self) -> usize {
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Host => 0,
+            Self::Host => f.write_str("host"),
+            Self::Device(device) => write!(f, "{device}"),
         }
     }
 }
 
-/// Bytes, and how many segments they are in. A segment costs a descriptor whatever its size, so
-/// both have a limit.
+/// Bytes, and how many pieces they are in. A piece costs a descriptor whatever its size, so both
+/// have a limit. In host memory a segment is one piece, on a device it may be several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Amount {
     /// The bytes.
     pub bytes: Bytes,
-    /// The segments.
+    /// The pieces of all segments.
     pub segments: u64,
 }
 
@@ -51,7 +54,7 @@ impl Amount {
         segments: 0,
     };
 
-    /// One segment of so many bytes.
+    /// One segment of so many bytes in one piece.
     #[must_use]
     pub const fn segment(bytes: Bytes) -> Self {
         Self { bytes, segments: 1 }
@@ -85,7 +88,9 @@ impl Amount {
 /// The account of one tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Account {
-    /// What may be charged.
+    /// What is configured: what is larger never fits.
+    pub budget: Amount,
+    /// What may be charged now: the budget, or less while others use the device.
     pub limit: Amount,
     /// What is charged: loading, resident and being freed.
     pub charged: Amount,
@@ -116,25 +121,48 @@ impl Account {
 /// The accounts of all tiers.
 #[derive(Debug)]
 pub struct Ledger {
-    accounts: [Account; Tier::COUNT],
+    accounts: BTreeMap<Tier, Account>,
 }
 
+/// The account of a tier that is not there.
+const NOTHING: Account = Account {
+    budget: Amount::ZERO,
+    limit: Amount::ZERO,
+    charged: Amount::ZERO,
+    freeing: Amount::ZERO,
+};
+
 impl Ledger {
-    /// Accounts with nothing charged.
+    /// Accounts with nothing charged: the host's budget, and that of each device.
     #[must_use]
-    pub fn new(host: Amount) -> Self {
+    pub fn new(host: Amount, devices: &[Amount]) -> Self {
+        let ids = (0..=u16::MAX).map(|index| Tier::Device(DeviceId(index)));
+        let devices = ids.zip(devices.iter().copied());
+        let account = |(tier, budget)| {
+            let account = Account {
+                budget,
+                limit: budget,
+                ..NOTHING
+            };
+            (tier, account)
+        };
         Self {
-            accounts: [Account {
-                limit: host,
-                ..Account::default()
-            }],
+            accounts: std::iter::once((Tier::Host, host))
+                .chain(devices)
+                .map(account)
+                .collect(),
         }
     }
 
-    /// The account of a tier.
+    /// The tiers, the host's first.
+    pub fn tiers(&self) -> impl DoubleEndedIterator<Item = Tier> {
+        self.accounts.keys().copied()
+    }
+
+    /// The account of a tier; one without a budget if there is no such tier.
     #[must_use]
-    pub const fn account(&self, tier: Tier) -> &Account {
-        &self.accounts[tier.index()]
+    pub fn account(&self, tier: Tier) -> &Account {
+        self.accounts.get(&tier).unwrap_or(&NOTHING)
     }
 
     /// Takes `want`.
@@ -142,7 +170,7 @@ impl Ledger {
     /// # Errors
     /// When that would pass the limit: the caller was to look first.
     pub fn charge(&mut self, tier: Tier, want: Amount) -> Result<(), Violation> {
-        let account = self.account_mut(tier);
+        let account = *self.account(tier);
         let sum = account.charged.plus(want);
         if !sum.fits(account.limit) {
             return Err(Violation::OverLimit {
@@ -151,35 +179,71 @@ impl Ledger {
                 limit: account.limit.bytes,
             });
         }
-        account.charged = sum;
+        self.change(tier, |account| account.charged = sum);
         Ok(())
     }
 
     /// Notes that `what` is on its way out. It stays charged.
     pub fn start_free(&mut self, tier: Tier, what: Amount) {
-        let account = self.account_mut(tier);
-        account.freeing = account.freeing.plus(what);
+        self.change(tier, |account| account.freeing = account.freeing.plus(what));
     }
 
     /// Gives back what was on its way out and is out.
     pub fn end_free(&mut self, tier: Tier, what: Amount) {
-        let account = self.account_mut(tier);
-        account.freeing = account.freeing.minus(what);
-        account.charged = account.charged.minus(what);
+        self.change(tier, |account| {
+            account.freeing = account.freeing.minus(what);
+            account.charged = account.charged.minus(what);
+        });
     }
 
     /// Gives back a charge of which nothing is in memory.
     pub fn refund(&mut self, tier: Tier, what: Amount) {
-        let account = self.account_mut(tier);
-        account.charged = account.charged.minus(what);
+        self.change(tier, |account| {
+            account.charged = account.charged.minus(what)
+        });
     }
 
-    /// Changes the limit in bytes. What is charged above it stays charged until it is freed.
-    pub fn set_limit(&mut self, tier: Tier, bytes: Bytes) {
-        self.account_mut(tier).limit.bytes = bytes;
+    /// Changes budget and limit in bytes; a limit above the budget is the budget. What is charged
+    /// above it stays charged until it is freed.
+    pub fn set_limit(&mut self, tier: Tier, budget: Bytes, limit: Bytes) {
+        self.change(tier, |account| {
+            account.budget.bytes = budget;
+            account.limit.bytes = limit.min(budget);
+        });
     }
 
-    const fn account_mut(&mut self, tier: Tier) -> &mut Account {
-        &mut self.accounts[tier.index()]
+    /// Takes budget and limit away, in bytes and pieces.
+    pub fn close(&mut self, tier: Tier) {
+        self.change(tier, |account| {
+            account.budget = Amount::ZERO;
+            account.limit = Amount::ZERO;
+        });
+    }
+
+    fn change(&mut self, tier: Tier, change: impl FnOnce(&mut Account)) {
+        if let Some(account) = self.accounts.get_mut(&tier) {
+            change(account);
+        }
+    }
+}
+
+/// An amount for each tier that has one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Amounts(BTreeMap<Tier, Amount>);
+
+impl Amounts {
+    pub(crate) fn get(&self, tier: Tier) -> Amount {
+        self.0.get(&tier).copied().unwrap_or(Amount::ZERO)
+    }
+
+    pub(crate) fn add(&mut self, tier: Tier, amount: Amount) {
+        let sum = self.get(tier).plus(amount);
+        self.0.insert(tier, sum);
+    }
+
+    /// The tiers that have one that is not zero, the host's first.
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (Tier, Amount)> {
+        let all = self.0.iter().map(|(tier, amount)| (*tier, *amount));
+        all.filter(|(_, amount)| *amount != Amount::ZERO)
     }
 }

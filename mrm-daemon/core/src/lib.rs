@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use mrm_core::effect::{Effect, Origin, Reply};
-//! use mrm_core::event::{Event, Resolution, SegmentFact};
+//! use mrm_core::event::{Event, Part, Resolution, SegmentFact, Wanted};
 //! use mrm_core::id::*;
 //! use mrm_core::{Config, Core};
 //!
@@ -17,11 +17,13 @@
 //! let deadline = Time(0).after_ms(30_000);
 //!
 //! core.handle(Time(0), Event::SessionOpened { session, tenant: Tenant(1000) }, &mut effects)?;
-//! core.handle(Time(1), Event::Open { session, request, model, deadline }, &mut effects)?;
+//! let wanted = Wanted::Host;
+//! core.handle(Time(1), Event::Open { session, request, model, wanted, deadline }, &mut effects)?;
 //! let Some(Effect::Resolve { op, .. }) = effects.pop() else { unreachable!() };
 //!
-//! let facts = vec![SegmentFact { source: SourceId(1), charge: Bytes(4096) }];
-//! let outcome = Ok(Resolution { version: VersionId(1), segments: facts });
+//! let (source, charge, part) = (SourceId(1), Bytes(4096), Part::File);
+//! let segments = vec![SegmentFact { source, charge, pieces: 1, part }];
+//! let outcome = Ok(Resolution { version: VersionId(1), segments });
 //! core.handle(Time(2), Event::Resolved { op, outcome }, &mut effects)?;
 //! let Some(Effect::Load { op, .. }) = effects.pop() else { unreachable!() };
 //!
@@ -43,6 +45,7 @@ pub mod violation;
 
 mod admission;
 mod catalogue;
+mod devices;
 mod evictions;
 mod lease;
 mod ops;
@@ -51,8 +54,8 @@ mod step;
 
 use crate::effect::Effect;
 use crate::event::Event;
-use crate::id::{Bytes, Time, VersionId};
-use crate::ledger::{Amount, Ledger};
+use crate::id::{Bytes, DeviceId, Time, VersionId};
+use crate::ledger::{Amount, Amounts, Ledger};
 use crate::policy::{Lru, Policy};
 use crate::violation::Violation;
 use std::collections::BTreeSet;
@@ -75,12 +78,40 @@ pub struct Config {
     pub leases_per_session_max: usize,
     /// How long it is believed what a model was last found to stand for. 0: never.
     pub revalidate_ms: u64,
-    /// What goes first when room is needed.
+    /// What goes first when room is needed in host memory.
+    pub policy: Box<dyn Policy>,
+    /// The devices; the place in the list is the [`DeviceId`].
+    pub devices: Vec<DeviceConfig>,
+}
+
+/// What the decider is told of a device.
+#[derive(Debug)]
+pub struct DeviceConfig {
+    /// How much of its memory may be taken.
+    pub budget: Bytes,
+    /// Most pieces of memory on it: each costs the daemon a descriptor.
+    pub pieces_max: u64,
+    /// The devices whose memory this one can copy from.
+    pub peers: Vec<DeviceId>,
+    /// What goes first when room is needed on it.
     pub policy: Box<dyn Policy>,
 }
 
+impl DeviceConfig {
+    /// The usual settings, with this budget: no peers, least recently used first.
+    #[must_use]
+    pub fn with_budget(budget: Bytes) -> Self {
+        Self {
+            budget,
+            pieces_max: 16_384,
+            peers: Vec::new(),
+            policy: Box::new(Lru),
+        }
+    }
+}
+
 impl Config {
-    /// The usual settings, with this budget.
+    /// The usual settings, with this budget and no device.
     #[must_use]
     pub fn with_limit(limit: Bytes) -> Self {
         Self {
@@ -90,6 +121,7 @@ impl Config {
             leases_per_session_max: 4096,
             revalidate_ms: 1000,
             policy: Box::new(Lru),
+            devices: Vec::new(),
         }
     }
 }
@@ -102,6 +134,7 @@ pub struct Core {
     revalidate_ms: u64,
     policy: Box<dyn Policy>,
     draining: bool,
+    devices: devices::Devices,
     catalogue: catalogue::Catalogue,
     residency: residency::Residency,
     leases: lease::Leases,
@@ -113,6 +146,8 @@ pub struct Core {
     touched: BTreeSet<VersionId>,
     /// Something happened that may let a want in the queue proceed.
     room_changed: bool,
+    /// What wants in the queue have a claim on, since the queue was last gone through.
+    claimed: Amounts,
 }
 
 impl Core {
@@ -129,15 +164,17 @@ impl Core {
             revalidate_ms: config.revalidate_ms,
             policy: config.policy,
             draining: false,
+            ledger: Ledger::new(limit, &devices::Devices::budgets(&config.devices)),
+            devices: devices::Devices::new(config.devices),
             catalogue: catalogue::Catalogue::default(),
             residency: residency::Residency::default(),
             leases: lease::Leases::default(),
-            ledger: Ledger::new(limit),
             admission: admission::Admission::default(),
             evictions: evictions::Evictions::default(),
             ops: ops::Ops::default(),
             touched: BTreeSet::new(),
             room_changed: false,
+            claimed: Amounts::default(),
         }
     }
 
@@ -181,8 +218,9 @@ impl Core {
                 session,
                 request,
                 model,
+                wanted,
                 deadline,
-            } => self.open(turn, (session, request), model, deadline),
+            } => self.open(turn, (session, request), (model, wanted), deadline),
             Event::Close {
                 session,
                 request,
@@ -197,10 +235,16 @@ impl Core {
                 session,
                 request,
                 version,
-            } => self.evict_version(turn, (session, request), version),
+                tier,
+            } => self.evict_version(turn, (session, request), version, tier),
             Event::Configure { model, wishes } => self.configure(turn, model, wishes),
             Event::ModelChanged { model } => self.model_changed(turn, model),
-            Event::SetLimit { limit } => self.set_limit(limit),
+            Event::SetLimit {
+                tier,
+                budget,
+                limit,
+            } => self.set_limit(tier, budget, limit),
+            Event::DeviceLost { device, fault } => self.device_lost(turn, device, &fault),
             Event::Drain => self.drain(turn),
             Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),
             Event::Loaded { op, outcome } => self.loaded(turn, op, outcome),

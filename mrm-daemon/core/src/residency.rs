@@ -3,8 +3,8 @@
 //! Absent is not stored: a segment that is not in the table is absent, and stays so, because an
 //! id stands for one allocation.
 
-use crate::id::{Bytes, ContentId, OpId, SegmentId, SourceId, Time, VersionId};
-use crate::ledger::Amount;
+use crate::id::{ContentId, CopyId, OpId, SegmentId, SourceId, Time, VersionId};
+use crate::ledger::{Amount, Tier};
 use crate::policy::Candidate;
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,12 +24,15 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) state: State,
-    pub(crate) charge: Bytes,
+    pub(crate) tier: Tier,
+    pub(crate) charge: Amount,
     /// The sources that it stands for; empty once it is being freed.
     pub(crate) sources: Vec<SourceId>,
     /// The versions that used it when its eviction began; empty before.
     pub(crate) left_by: Vec<VersionId>,
-    /// How many pairs of a source of it and a held version that names the source there are.
+    /// The copy that it is being filled from.
+    pub(crate) fed_by: Option<CopyId>,
+    /// How many pairs of a source of it and a held copy that has it there are.
     pub(crate) held: u64,
     /// When it came to be resident and not held; its key in the index of idle segments.
     pub(crate) idle_since: Option<Time>,
@@ -40,9 +43,16 @@ pub(crate) struct Segment {
 pub(crate) struct Residency {
     created: u64,
     segments: BTreeMap<SegmentId, Segment>,
-    contents: BTreeMap<ContentId, SegmentId>,
-    idle: BTreeSet<(Time, SegmentId)>,
-    idle_amount: Amount,
+    contents: BTreeMap<(Tier, ContentId), SegmentId>,
+    idle: BTreeMap<Tier, Idle>,
+}
+
+/// What can be evicted of a tier: resident and not held.
+#[derive(Debug, Default)]
+struct Idle {
+    /// The longest idle first.
+    index: BTreeSet<(Time, SegmentId)>,
+    amount: Amount,
 }
 
 impl Residency {
@@ -77,28 +87,18 @@ impl Residency {
     }
 
     /// Absent to Loading.
-    pub(crate) fn start(
-        &mut self,
-        id: SegmentId,
-        op: OpId,
-        source: SourceId,
-        charge: Bytes,
-        held: u64,
-    ) {
-        let segment = Segment {
-            state: State::Loading(op),
-            charge,
-            sources: vec![source],
-            left_by: Vec::new(),
-            held,
-            idle_since: None,
-        };
+    pub(crate) fn start(&mut self, id: SegmentId, segment: Segment) {
         self.segments.insert(id, segment);
     }
 
-    /// The segment that holds a content.
-    pub(crate) fn holding(&self, content: ContentId) -> Option<SegmentId> {
-        self.contents.get(&content).copied()
+    /// The segment on a tier that holds a content.
+    pub(crate) fn holding(&self, tier: Tier, content: ContentId) -> Option<SegmentId> {
+        self.contents.get(&(tier, content)).copied()
+    }
+
+    /// Takes note that the load of a segment needs what it was filled from no longer.
+    pub(crate) fn end_feed(&mut self, id: SegmentId) -> Result<Option<CopyId>, Violation> {
+        Ok(self.get_mut(id)?.fed_by.take())
     }
 
     /// Loading to Resident.
@@ -113,7 +113,8 @@ impl Residency {
             return Err(Violation::WrongState(id));
         };
         segment.state = State::Resident(content);
-        self.contents.insert(content, id);
+        let key = (segment.tier, content);
+        self.contents.insert(key, id);
         self.index(id, now)
     }
 
@@ -137,14 +138,14 @@ impl Residency {
         Ok(sources)
     }
 
-    /// Loading or Resident to Evicting, left by its users; returns the charge and what it stood
+    /// Loading or Resident to Evicting, left by its users; returns the charge, and what it stood
     /// for.
     pub(crate) fn evict(
         &mut self,
         id: SegmentId,
         op: OpId,
         left_by: Vec<VersionId>,
-    ) -> Result<(Bytes, Vec<SourceId>), Violation> {
+    ) -> Result<(Amount, Vec<SourceId>), Violation> {
         self.unindex(id)?;
         let segment = self.get_mut(id)?;
         if segment.held > 0 {
@@ -153,11 +154,12 @@ impl Residency {
         let before = std::mem::replace(&mut segment.state, State::Evicting(op));
         segment.left_by = left_by;
         let (charge, sources) = (segment.charge, std::mem::take(&mut segment.sources));
+        let tier = segment.tier;
         match before {
-            // A load whose content was there already.
+            // A load whose content was there already, or whose device is lost.
             State::Loading(_) => {}
             State::Resident(content) => {
-                self.contents.remove(&content);
+                self.contents.remove(&(tier, content));
             }
             State::Evicting(_) => return Err(Violation::WrongState(id)),
         }
@@ -191,9 +193,10 @@ impl Residency {
         match (idle, segment.idle_since) {
             (true, None) => {
                 segment.idle_since = Some(now);
-                let amount = Amount::segment(segment.charge);
-                self.idle.insert((now, id));
-                self.idle_amount = self.idle_amount.plus(amount);
+                let (tier, charge) = (segment.tier, segment.charge);
+                let idle = self.idle.entry(tier).or_default();
+                idle.index.insert((now, id));
+                idle.amount = idle.amount.plus(charge);
                 Ok(())
             }
             (false, Some(_)) => self.unindex(id),
@@ -204,26 +207,36 @@ impl Residency {
     fn unindex(&mut self, id: SegmentId) -> Result<(), Violation> {
         let segment = self.get_mut(id)?;
         if let Some(since) = segment.idle_since.take() {
-            let amount = Amount::segment(segment.charge);
-            self.idle.remove(&(since, id));
-            self.idle_amount = self.idle_amount.minus(amount);
+            let (tier, charge) = (segment.tier, segment.charge);
+            let idle = self.idle.entry(tier).or_default();
+            idle.index.remove(&(since, id));
+            idle.amount = idle.amount.minus(charge);
         }
         Ok(())
     }
 
-    /// What is resident and not held: all that can be evicted.
-    pub(crate) fn idle_amount(&self) -> Amount {
-        self.idle_amount
+    /// Lets an idle segment count as used now.
+    pub(crate) fn refresh(&mut self, id: SegmentId, now: Time) -> Result<(), Violation> {
+        self.unindex(id)?;
+        self.index(id, now)
     }
 
-    /// The segments that can be evicted, the longest idle first.
-    pub(crate) fn candidates(&self) -> impl Iterator<Item = Candidate> {
-        self.idle.iter().filter_map(|(since, id)| {
-            let segment = self.segments.get(id)?;
+    /// What is resident on a tier and not held: all that can be evicted there.
+    pub(crate) fn idle_amount(&self, tier: Tier) -> Amount {
+        self.idle
+            .get(&tier)
+            .map_or(Amount::ZERO, |idle| idle.amount)
+    }
+
+    /// The segments of a tier that can be evicted, the longest idle first.
+    pub(crate) fn candidates(&self, tier: Tier) -> impl Iterator<Item = Candidate> {
+        let index = self.idle_index(tier);
+        index.filter_map(|(since, id)| {
+            let segment = self.segments.get(&id)?;
             Some(Candidate {
-                segment: *id,
-                charge: segment.charge,
-                last_used: *since,
+                segment: id,
+                charge: segment.charge.bytes,
+                last_used: since,
             })
         })
     }
@@ -236,11 +249,12 @@ impl Residency {
         self.segments.len()
     }
 
-    pub(crate) fn contents(&self) -> impl Iterator<Item = (ContentId, SegmentId)> {
-        self.contents.iter().map(|(content, id)| (*content, *id))
+    pub(crate) fn contents_len(&self) -> usize {
+        self.contents.len()
     }
 
-    pub(crate) fn idle_index(&self) -> &BTreeSet<(Time, SegmentId)> {
-        &self.idle
+    pub(crate) fn idle_index(&self, tier: Tier) -> impl Iterator<Item = (Time, SegmentId)> {
+        let idle = self.idle.get(&tier).into_iter();
+        idle.flat_map(|idle| idle.index.iter().copied())
     }
 }

@@ -1,21 +1,30 @@
 //! What each event does to the parts together. One file for requests, one for the operator's
-//! events, one for completions, one for room.
+//! events, one for completions, one for devices that are lost or short; then which copy an open
+//! gets, what that takes, how room is made for it, and who holds it.
 
 mod complete;
+mod device;
+mod holders;
 mod operate;
+mod place;
+mod plan;
 mod request;
 mod room;
+mod victims;
 
 use crate::Core;
 use crate::admission::{Key, Stage, Target};
-use crate::catalogue::Version;
-use crate::effect::{Effect, Origin, Refusal, Reply};
-use crate::id::{ModelId, SegmentId, Time, VersionId};
+use crate::catalogue::{Copy, Version};
+use crate::effect::{Effect, Origin, Reply};
+use crate::event::{Part, Wanted};
+use crate::id::{CopyId, ModelId, SegmentId, Time, VersionId};
 use crate::lease::Lease;
-use crate::ledger::{Amount, Tier};
+use crate::ledger::Tier;
 use crate::ops::Op;
 use crate::violation::{Record, Violation};
 use std::sync::Arc;
+
+pub(crate) use plan::Claims;
 
 /// The event being handled: when it is, and what is to be done about it.
 pub(crate) struct Turn<'a> {
@@ -34,7 +43,19 @@ impl Turn<'_> {
 }
 
 impl Core {
-    /// Changes what a version is held by, and tells its segments. The only way to do so.
+    /// Changes what a copy is held by, and tells its segments.
+    fn change_copy(
+        &mut self,
+        id: CopyId,
+        now: Time,
+        change: impl FnOnce(&mut Copy),
+    ) -> Result<(), Violation> {
+        let before = self.catalogue.held(id)?;
+        change(self.catalogue.copy_mut(id)?);
+        self.tell_segments(id, now, before)
+    }
+
+    /// Changes what all copies of a version are held by, and tells their segments.
     fn change_version(
         &mut self,
         id: VersionId,
@@ -42,16 +63,25 @@ impl Core {
         change: impl FnOnce(&mut Version),
     ) -> Result<(), Violation> {
         let version = self.catalogue.version_mut(id)?;
-        let before = version.held();
+        let tiers = version.copies.keys();
+        let before: Vec<(Tier, bool)> = tiers.map(|tier| (*tier, version.held(*tier))).collect();
         change(version);
-        let after = version.held();
+        for (tier, before) in before {
+            self.tell_segments(CopyId { version: id, tier }, now, before)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the segments of a copy if it came to be held, or is held no longer.
+    fn tell_segments(&mut self, id: CopyId, now: Time, before: bool) -> Result<(), Violation> {
+        let after = self.catalogue.held(id)?;
         if before == after {
             return Ok(());
         }
         if !after {
-            self.touched.insert(id);
+            self.touched.insert(id.version);
         }
-        for (_, segment) in self.catalogue.segments_of(id)? {
+        for (_, _, segment) in self.catalogue.places(id)? {
             if let Some(segment) = segment {
                 self.room_changed |= self.residency.hold(segment, after, now)?;
             }
@@ -59,24 +89,24 @@ impl Core {
         Ok(())
     }
 
-    /// The segments of a version, if all of them are resident.
-    fn whole(&mut self, id: VersionId) -> Result<Option<Arc<[SegmentId]>>, Violation> {
-        if let Some(whole) = &self.catalogue.version(id)?.whole {
+    /// The segments of a copy, if all of them are resident.
+    fn whole(&mut self, id: CopyId) -> Result<Option<Arc<[SegmentId]>>, Violation> {
+        if let Some(whole) = &self.catalogue.copy(id)?.whole {
             return Ok(Some(Arc::clone(whole)));
         }
         let mut segments = Vec::new();
-        for (_, segment) in self.catalogue.segments_of(id)? {
+        for (_, _, segment) in self.catalogue.places(id)? {
             match segment {
                 Some(segment) if self.residency.is_resident(segment) => segments.push(segment),
                 Some(_) | None => return Ok(None),
             }
         }
         let whole: Arc<[SegmentId]> = segments.into();
-        self.catalogue.version_mut(id)?.whole = Some(Arc::clone(&whole));
+        self.catalogue.copy_mut(id)?.whole = Some(Arc::clone(&whole));
         Ok(Some(whole))
     }
 
-    /// Answers an open with a lease on a version that is whole.
+    /// Answers an open with a lease on a copy that is whole.
     fn grant(
         &mut self,
         turn: &mut Turn<'_>,
@@ -85,17 +115,19 @@ impl Core {
         origin: Origin,
         segments: Arc<[SegmentId]>,
     ) -> Result<(), Violation> {
-        let version = lease.version;
+        let CopyId { version, tier } = lease.copy;
+        let copy = lease.copy;
         let lease = self.leases.grant(key.0, lease)?;
-        self.change_version(version, turn.now, |version| {
-            version.leases += 1;
-            version.last_used = Some(turn.now);
+        self.change_copy(copy, turn.now, |copy| {
+            copy.leases += 1;
+            copy.last_used = Some(turn.now);
         })?;
         turn.reply(
             key,
             Reply::Opened {
                 lease,
                 version,
+                tier,
                 origin,
                 segments,
             },
@@ -103,46 +135,15 @@ impl Core {
         Ok(())
     }
 
-    /// Gives the open its model if all of it is resident, else lets it wait for the version's want.
-    fn place(
-        &mut self,
-        turn: &mut Turn<'_>,
-        key: Key,
-        model: ModelId,
-        version: VersionId,
-        deadline: Time,
-    ) -> Result<(), Violation> {
-        if let Some(segments) = self.whole(version)? {
-            return self.grant(turn, key, Lease { model, version }, Origin::Hit, segments);
-        }
-        if self.admission.waiting_for_versions() >= self.waiting_max {
-            self.touched.insert(version);
-            let waiting = self.admission.waiting_for_versions();
-            turn.reply(key, Reply::Refused(Refusal::QueueFull { waiting }));
-            return Ok(());
-        }
-        if self.admission.stage(version).is_none() {
-            if let Some(refusal) = self.too_large(version)? {
-                self.touched.insert(version);
-                turn.reply(key, Reply::Refused(refusal));
-                return Ok(());
-            }
-            self.admission.enqueue(version);
-            self.room_changed = true;
-        }
-        self.wait(key, model, deadline, Target::Version(version))
-    }
-
     fn wait(
         &mut self,
         key: Key,
-        model: ModelId,
+        what: (ModelId, Wanted),
         deadline: Time,
         target: Target,
     ) -> Result<(), Violation> {
         self.leases.session_mut(key.0)?.waiting += 1;
-        self.admission
-            .wait(key, model, deadline, target, Origin::Joined);
+        self.admission.wait(key, what, deadline, target);
         Ok(())
     }
 
@@ -163,7 +164,7 @@ impl Core {
             return Ok(());
         }
         match target {
-            Target::Version(version) => self.end_want(turn, version),
+            Target::Copy(copy) => self.end_want(turn, copy),
             // What it stands for may have been kept for those who waited.
             Target::Model(model) => {
                 let known = self.catalogue.models.get(&model);
@@ -174,24 +175,24 @@ impl Core {
         }
     }
 
-    /// Whether an open that waits may get this version: directly, or through a model that stands
-    /// for it and is being resolved.
+    /// Whether what is idle of a version may be of use to an open that waits: one whose want is in
+    /// the queue, or one of a model that stands for the version and is being resolved.
     fn awaited(&self, id: VersionId) -> Result<bool, Violation> {
         let waited_for = |model| {
             self.admission
                 .first_waiting_for(Target::Model(model))
                 .is_some()
         };
+        let mut wants = self.admission.wants_of(id);
         let version = self.catalogue.version(id)?;
-        Ok(self.admission.stage(id).is_some() || version.models.iter().copied().any(waited_for))
+        Ok(wants.any(|(_, stage)| stage == Stage::Room)
+            || version.models.iter().copied().any(waited_for))
     }
 
-    fn end_want(&mut self, turn: &Turn<'_>, version: VersionId) -> Result<(), Violation> {
-        self.touched.insert(version);
-        match self.admission.end_want(version) {
-            Some(Stage::Loading) => {
-                self.change_version(version, turn.now, |version| version.admitted = false)
-            }
+    fn end_want(&mut self, turn: &Turn<'_>, copy: CopyId) -> Result<(), Violation> {
+        self.touched.insert(copy.version);
+        match self.admission.end_want(copy) {
+            Some(Stage::Loading) => self.change_copy(copy, turn.now, |copy| copy.admitted = false),
             // What it had claimed is for the next in the queue.
             Some(Stage::Room) => {
                 self.room_changed = true;
@@ -215,62 +216,63 @@ impl Core {
         self.let_go(turn, target)
     }
 
-    /// Grants all that wait for a version, if it is whole.
-    fn grant_if_whole(&mut self, turn: &mut Turn<'_>, version: VersionId) -> Result<(), Violation> {
-        if self.admission.stage(version) != Some(Stage::Loading) {
+    /// Grants all that wait for a copy, if it is whole.
+    fn grant_if_whole(&mut self, turn: &mut Turn<'_>, copy: CopyId) -> Result<(), Violation> {
+        if self.admission.stage(copy) != Some(Stage::Loading) {
             return Ok(());
         }
-        let Some(segments) = self.whole(version)? else {
+        let Some(segments) = self.whole(copy)? else {
             return Ok(());
         };
-        let target = Target::Version(version);
+        let target = Target::Copy(copy);
         while let Some(key) = self.admission.first_waiting_for(target) {
             let waiter = self.unwait(key)?;
             let lease = Lease {
                 model: waiter.model,
-                version,
+                copy,
             };
             self.grant(turn, key, lease, waiter.origin, Arc::clone(&segments))?;
         }
-        self.end_want(turn, version)
+        self.end_want(turn, copy)
     }
 
-    /// Resident, not held: on its way out. Also a load whose content was there already.
+    /// Resident, not held: on its way out. Also a load whose content was there already, or whose
+    /// device is lost.
     fn evict(&mut self, turn: &mut Turn<'_>, segment: SegmentId) -> Result<(), Violation> {
         let op = self.ops.start(Op::Free { segment });
-        let users = self
-            .catalogue
-            .users(&self.residency.get(segment)?.sources)?;
+        let going = self.residency.get(segment)?;
+        let tier = going.tier;
+        let copies = self.catalogue.copies_with(tier, &going.sources)?;
+        let users = self.catalogue.users(&going.sources)?;
         let (charge, sources) = self.residency.evict(segment, op, users.clone())?;
-        self.ledger.start_free(Tier::Host, Amount::segment(charge));
+        self.ledger.start_free(tier, charge);
+        for copy in copies {
+            self.catalogue.copy_mut(copy)?.whole = None;
+            self.demoted(turn, copy, tier)?;
+        }
         for user in users {
-            let version = self.catalogue.version_mut(user)?;
-            version.whole = None;
-            version.evicting.insert(segment);
+            self.catalogue.version_mut(user)?.evicting.insert(segment);
             self.touched.insert(user);
         }
         for source in sources {
-            self.catalogue.source_mut(source)?.segment = None;
+            self.catalogue.set_segment(source, tier, None)?;
         }
-        turn.effects.push(Effect::Free { op, segment });
+        turn.effects.push(Effect::Free { op, segment, tier });
         Ok(())
     }
 
-    /// Whether a version can never fit.
-    fn too_large(&self, version: VersionId) -> Result<Option<Refusal>, Violation> {
-        let need = self.catalogue.need(version)?;
-        if need.missing_segments == 0 {
-            return Ok(None);
+    /// A copy on a device loses what it has there: the host's copy, if there is one, is the best
+    /// that is left, and counts as used now.
+    fn demoted(&mut self, turn: &Turn<'_>, copy: CopyId, tier: Tier) -> Result<(), Violation> {
+        let host = CopyId::host(copy.version);
+        if tier == Tier::Host || !self.catalogue.version(copy.version)?.has(Part::File) {
+            return Ok(());
         }
-        let all = Amount {
-            bytes: need.all_bytes,
-            segments: need.all_segments,
-        };
-        let limit = self.ledger.account(Tier::Host).limit;
-        let refusal = Refusal::TooLarge {
-            want: all.bytes,
-            limit: limit.bytes,
-        };
-        Ok((!all.fits(limit)).then_some(refusal))
+        for segment in self.whole(host)?.iter().flat_map(|whole| whole.iter()) {
+            if self.residency.is_idle(*segment) {
+                self.residency.refresh(*segment, turn.now)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,19 +1,22 @@
 //! What there is to see of the decider: for status, and for the progress of an open that waits.
 //!
 //! ```
-//! use mrm_core::{Config, Core, id::Bytes};
+//! use mrm_core::{Config, Core, id::Bytes, ledger::Tier};
 //! let core = Core::new(Config::with_limit(Bytes(4096)));
-//! let ledger = core.view().ledger();
+//! let ledger = core.view().ledger(Tier::Host);
 //! assert_eq!((ledger.limit, ledger.charged), (Bytes(4096), Bytes::ZERO));
 //! ```
 
+mod shapes;
+
+pub use shapes::*;
+
 use crate::Core;
 use crate::admission::{Stage as WantStage, Target};
-use crate::catalogue::{Model, Version};
-use crate::event::Wishes;
-use crate::id::{Bytes, ContentId, LeaseId, ModelId, RequestId, SegmentId, SessionId, SourceId};
-use crate::id::{Tenant, Time, VersionId};
-use crate::lease::Session;
+use crate::catalogue::{Copy, Model, Version};
+use crate::id::VersionId;
+use crate::id::{Bytes, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId};
+use crate::lease::{Lease, Session};
 use crate::ledger::Tier;
 use crate::residency::{Segment, State};
 
@@ -23,220 +26,38 @@ pub struct View<'a> {
     core: &'a Core,
 }
 
-/// Totals of the host tier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LedgerView {
-    /// The budget.
-    pub limit: Bytes,
-    /// Taken of it: loading, resident and freeing.
-    pub charged: Bytes,
-    /// The part that is being freed.
-    pub freeing: Bytes,
-    /// The part that is resident, held or idle.
-    pub resident: Bytes,
-    /// The part that is resident and could be evicted.
-    pub idle: Bytes,
-    /// Segments that are charged.
-    pub segments: u64,
-    /// Most segments that may be.
-    pub segments_max: u64,
-}
-
-/// How much of a version is in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
-    /// Nothing.
-    Absent,
-    /// Something is on its way.
-    Loading,
-    /// All.
-    Resident,
-    /// Something.
-    Partial,
-}
-
-/// One version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VersionView {
-    /// The version.
-    pub version: VersionId,
-    /// How much of it is in memory.
-    pub presence: Presence,
-    /// What its segments are charged. A segment that versions share counts for each of them.
-    pub charged: Bytes,
-    /// Leases on it, over all sessions.
-    pub leases: u64,
-    /// Whether a model that stands for it is pinned.
-    pub pinned: bool,
-    /// When it was last granted or given back.
-    pub last_used: Option<Time>,
-    /// Its segments, in the order of the resolution.
-    pub segments: Vec<SlotView>,
-}
-
-/// One place in a version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlotView {
-    /// What it is filled from.
-    pub source: SourceId,
-    /// What it is or will be charged.
-    pub charge: Bytes,
-    /// The segment that fills it, if any does.
-    pub segment: Option<SegmentId>,
-    /// Where that is in its life.
-    pub state: SegmentState,
-}
-
-/// Where a segment is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SegmentState {
-    /// Not in memory.
-    Absent,
-    /// On its way.
-    Loading,
-    /// Filled and sealed.
-    Resident,
-    /// On its way out.
-    Evicting,
-}
-
-/// One segment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SegmentView {
-    /// The segment.
-    pub segment: SegmentId,
-    /// Where it is in its life.
-    pub state: SegmentState,
-    /// What it is charged.
-    pub charge: Bytes,
-    /// Leases on it: the sum over the versions that use it.
-    pub leases: u64,
-    /// The sources that it stands for.
-    pub sources: Vec<SourceId>,
-    /// What it holds, once that is known.
-    pub content: Option<ContentId>,
-}
-
-/// One model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ModelView {
-    /// The model.
-    pub model: ModelId,
-    /// What it stands for, as far as known.
-    pub version: Option<VersionId>,
-    /// The operator's wishes.
-    pub wishes: Wishes,
-    /// Whether it is being resolved.
-    pub resolving: bool,
-}
-
-/// One session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionView {
-    /// The session.
-    pub session: SessionId,
-    /// Who is charged.
-    pub tenant: Tenant,
-    /// Leases that it holds.
-    pub leases: usize,
-    /// Opens of it that wait.
-    pub waiting: usize,
-}
-
-/// One lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeaseView {
-    /// Who holds it.
-    pub session: SessionId,
-    /// The lease.
-    pub lease: LeaseId,
-    /// What was opened.
-    pub model: ModelId,
-    /// What was granted.
-    pub version: VersionId,
-}
-
-/// What an open waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// To know what the model stands for.
-    Resolve,
-    /// For room.
-    Room,
-    /// For its segments to be loaded.
-    Load,
-}
-
-/// How many opens wait, and for what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WaitingView {
-    /// To know what the model stands for.
-    pub resolve: usize,
-    /// For room.
-    pub room: usize,
-    /// For segments to be loaded.
-    pub load: usize,
-}
-
-/// An open that waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PendingView {
-    /// What is being opened.
-    pub model: ModelId,
-    /// What it waits for.
-    pub stage: Stage,
-    /// The version that it will get; not known while it is being resolved.
-    pub version: Option<VersionId>,
-    /// The segments of that version.
-    pub segments: Vec<SlotView>,
-}
-
-/// How many records of each kind the decider keeps: flat, however many opens there were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RecordsView {
-    /// Models.
-    pub models: usize,
-    /// Versions.
-    pub versions: usize,
-    /// Sources.
-    pub sources: usize,
-    /// Segments.
-    pub segments: usize,
-    /// Contents.
-    pub contents: usize,
-    /// Sessions.
-    pub sessions: usize,
-    /// Leases.
-    pub leases: usize,
-    /// Opens that wait.
-    pub waiting: usize,
-    /// Versions that they want.
-    pub wants: usize,
-    /// Effects in flight.
-    pub ops: usize,
-    /// Evictions that await their frees.
-    pub evictions: usize,
-}
-
 impl<'a> View<'a> {
     pub(crate) const fn new(core: &'a Core) -> Self {
         Self { core }
     }
 
-    /// Totals of the host tier. Takes time in the number of segments.
+    /// The tiers: the host's, and each device that is configured.
+    pub fn tiers(&self) -> impl Iterator<Item = Tier> + 'a {
+        self.core.ledger.tiers()
+    }
+
+    /// Whether a device is lost, or is not configured.
     #[must_use]
-    pub fn ledger(&self) -> LedgerView {
-        let account = self.core.ledger.account(Tier::Host);
-        let segments = self.core.residency.all();
+    pub fn is_lost(&self, device: DeviceId) -> bool {
+        self.core.devices.is_lost(device)
+    }
+
+    /// Totals of a tier; nothing but zeros if there is no such tier. Takes time in the number of
+    /// segments.
+    #[must_use]
+    pub fn ledger(&self, tier: Tier) -> LedgerView {
+        let account = self.core.ledger.account(tier);
+        let segments = self.core.residency.all().map(|(_, segment)| segment);
         let resident = segments
-            .filter(|(_, segment)| matches!(segment.state, State::Resident(_)))
-            .map(|(_, segment)| segment.charge);
+            .filter(|segment| segment.tier == tier && matches!(segment.state, State::Resident(_)))
+            .map(|segment| segment.charge.bytes);
         LedgerView {
+            budget: account.budget.bytes,
             limit: account.limit.bytes,
             charged: account.charged.bytes,
             freeing: account.freeing.bytes,
             resident: resident.sum(),
-            idle: self.core.residency.idle_amount().bytes,
+            idle: self.core.residency.idle_amount(tier).bytes,
             segments: account.charged.segments,
             segments_max: account.limit.segments,
         }
@@ -331,12 +152,7 @@ impl<'a> View<'a> {
         self.core
             .leases
             .all()
-            .map(|(session, lease, held)| LeaseView {
-                session,
-                lease,
-                model: held.model,
-                version: held.version,
-            })
+            .map(|(session, lease, held)| show_lease(session, lease, held))
     }
 
     /// The leases of one session, oldest first.
@@ -344,12 +160,7 @@ impl<'a> View<'a> {
         self.core
             .leases
             .of(session)
-            .map(move |(lease, held)| LeaseView {
-                session,
-                lease,
-                model: held.model,
-                version: held.version,
-            })
+            .map(move |(lease, held)| show_lease(session, lease, held))
     }
 
     /// How many leases there are.
@@ -379,7 +190,7 @@ impl<'a> View<'a> {
             versions: core.catalogue.versions.len(),
             sources: core.catalogue.sources.len(),
             segments: core.residency.len(),
-            contents: core.residency.contents().count(),
+            contents: core.residency.contents_len(),
             sessions: core.leases.sessions_len(),
             leases: core.leases.len(),
             waiting: core.admission.len(),
@@ -409,48 +220,49 @@ impl<'a> View<'a> {
         waiting
     }
 
-    /// Whether opens of this version wait for room: its loads are still to be started.
+    /// Whether opens of this version wait for room, on any tier: its loads are still to be started.
     #[must_use]
     pub fn waits_for_room(&self, version: VersionId) -> bool {
-        self.core.admission.stage(version) == Some(WantStage::Room)
+        let mut wants = self.core.admission.wants_of(version);
+        wants.any(|(_, stage)| stage == WantStage::Room)
     }
 
     /// What an open waits for, if it waits.
     #[must_use]
     pub fn pending_segments(&self, session: SessionId, request: RequestId) -> Option<PendingView> {
         let waiter = self.core.admission.waiter((session, request))?;
-        let version = match waiter.target {
+        let copy = match waiter.target {
             Target::Model(_) => None,
-            Target::Version(version) => Some(version),
+            Target::Copy(copy) => Some(copy),
         };
         Some(PendingView {
             model: waiter.model,
             stage: self.stage(waiter.target),
-            version,
-            segments: version
-                .map(|version| self.slots(version))
-                .unwrap_or_default(),
+            copy,
+            segments: copy.map(|copy| self.slots(copy)).unwrap_or_default(),
         })
     }
 
     fn stage(&self, target: Target) -> Stage {
         match target {
             Target::Model(_) => Stage::Resolve,
-            Target::Version(version) => match self.core.admission.stage(version) {
+            Target::Copy(copy) => match self.core.admission.stage(copy) {
                 Some(WantStage::Loading) => Stage::Load,
                 Some(WantStage::Room) | None => Stage::Room,
             },
         }
     }
 
-    fn slots(&self, id: VersionId) -> Vec<SlotView> {
-        let Ok(slots) = self.core.catalogue.segments_of(id) else {
+    fn slots(&self, id: CopyId) -> Vec<SlotView> {
+        let Ok(places) = self.core.catalogue.places(id) else {
             return Vec::new();
         };
         let show = |segment: SegmentId| self.core.residency.get(segment).ok().map(state);
-        slots
-            .map(|(slot, segment)| SlotView {
+        places
+            .map(|(slot, tier, segment)| SlotView {
                 source: slot.source,
+                part: slot.part,
+                tier,
                 charge: slot.charge,
                 segment,
                 state: segment.and_then(show).unwrap_or(SegmentState::Absent),
@@ -459,6 +271,27 @@ impl<'a> View<'a> {
     }
 
     fn show(&self, id: VersionId, version: &Version) -> VersionView {
+        let nothing = Copy::default();
+        let host = version.copies.get(&Tier::Host).unwrap_or(&nothing);
+        let devices = version.copies.iter().filter_map(|(tier, copy)| {
+            let on_device = CopyId {
+                version: id,
+                tier: *tier,
+            };
+            let own = self.core.catalogue.own_segments(on_device).ok()?;
+            let wanted = self.core.admission.stage(on_device).is_some();
+            let worth_showing = copy.leases > 0 || wanted || !own.is_empty();
+            (*tier != Tier::Host && worth_showing).then(|| self.show_copy(on_device, copy))
+        });
+        VersionView {
+            version: id,
+            pinned: version.pins > 0,
+            host: self.show_copy(CopyId::host(id), host),
+            devices: devices.collect(),
+        }
+    }
+
+    fn show_copy(&self, id: CopyId, copy: &Copy) -> CopyView {
         let segments = self.slots(id);
         let is = |state| {
             segments
@@ -476,36 +309,37 @@ impl<'a> View<'a> {
         } else {
             Presence::Partial
         };
-        VersionView {
-            version: id,
+        CopyView {
+            tier: id.tier,
             presence,
             charged: self
                 .core
-                .holder(id)
+                .holder(id, id.tier)
                 .map_or(Bytes::ZERO, |holder| holder.charged),
-            leases: version.leases,
-            pinned: version.pins > 0,
-            last_used: version.last_used,
+            leases: copy.leases,
+            feeding: copy.feeding,
+            last_used: copy.last_used,
             segments,
         }
     }
 
     fn show_segment(&self, id: SegmentId, segment: &Segment) -> SegmentView {
-        let mut users = self
-            .core
-            .catalogue
-            .users(&segment.sources)
-            .unwrap_or_default();
+        let tier = segment.tier;
+        let users = self.core.catalogue.copies_with(tier, &segment.sources);
+        let mut users = users.unwrap_or_default();
         users.sort_unstable();
         users.dedup();
-        let versions = users
-            .iter()
-            .filter_map(|user| self.core.catalogue.versions.get(user));
+        let leases = users.iter().filter_map(|user| {
+            let copy = self.core.catalogue.copy(*user).ok()?;
+            Some(copy.leases)
+        });
         SegmentView {
             segment: id,
             state: state(segment),
-            charge: segment.charge,
-            leases: versions.map(|version| version.leases).sum(),
+            tier,
+            charge: segment.charge.bytes,
+            pieces: segment.charge.segments,
+            leases: leases.sum(),
             sources: segment.sources.clone(),
             content: match segment.state {
                 State::Resident(content) => Some(content),
@@ -538,5 +372,15 @@ const fn show_session(id: SessionId, session: &Session) -> SessionView {
         tenant: session.tenant,
         leases: session.leases,
         waiting: session.waiting,
+    }
+}
+
+const fn show_lease(session: SessionId, lease: LeaseId, held: &Lease) -> LeaseView {
+    LeaseView {
+        session,
+        lease,
+        model: held.model,
+        version: held.copy.version,
+        tier: held.copy.tier,
     }
 }

@@ -5,8 +5,8 @@
 //! assert_eq!(Violation::UnknownOp(OpId(7)).to_string(), "op7 completed, but is not in flight");
 //! ```
 
-use crate::id::{Bytes, LeaseId, ModelId, OpId, RequestId, SegmentId, SessionId, SourceId};
-use crate::id::{ContentId, VersionId};
+use crate::id::{Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId};
+use crate::id::{SegmentId, SessionId, SourceId, VersionId};
 
 /// A rule that the daemon broke: either the shell sent what cannot happen, or the decider's own
 /// books disagree. Never a client's doing.
@@ -21,6 +21,12 @@ pub enum Violation {
     /// A request whose id still awaits its answer.
     #[error("{1} of {0} is unanswered, but came again")]
     RequestExists(SessionId, RequestId),
+    /// A device that is not configured.
+    #[error("{0} is not configured")]
+    UnknownDevice(DeviceId),
+    /// An open that wants a device, but names none.
+    #[error("{1} of {0} wants a device, but names none")]
+    NoDevice(SessionId, RequestId),
     /// A completion of an effect that is not in flight.
     #[error("{0} completed, but is not in flight")]
     UnknownOp(OpId),
@@ -33,6 +39,9 @@ pub enum Violation {
     /// A resolution that names a source twice.
     #[error("{0} names {1} twice")]
     RepeatedSource(VersionId, SourceId),
+    /// A source that is another part of this version than of another.
+    #[error("{1} is another part of {0} than of other versions")]
+    PartChanged(VersionId, SourceId),
     /// A charge that would have broken the budget.
     #[error("a charge of {want} with {charged} of {limit} taken")]
     OverLimit {
@@ -83,7 +92,10 @@ pub enum Record {
     /// A waiting open.
     #[error("{1} of {0}")]
     Waiter(SessionId, RequestId),
-    /// The want of a version.
+    /// A copy.
+    #[error("{0}")]
+    Copy(CopyId),
+    /// The want of a copy.
     #[error("the want of {0}")]
-    Want(VersionId),
+    Want(CopyId),
 }

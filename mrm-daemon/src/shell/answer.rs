@@ -33,6 +33,7 @@ impl State {
                 CoreReply::Opened {
                     lease,
                     version,
+                    tier: _,
                     origin,
                     segments,
                 },
@@ -124,7 +125,7 @@ impl State {
     ) {
         let (outcome, kind) = match origin {
             Origin::Hit => (OpenOutcome::Hit, EventKind::OpenHit),
-            Origin::Loaded => (OpenOutcome::Loaded, EventKind::OpenLoaded),
+            Origin::Loaded | Origin::Promoted => (OpenOutcome::Loaded, EventKind::OpenLoaded),
             Origin::Joined => (OpenOutcome::Joined, EventKind::OpenJoined),
         };
         self.metrics.open(outcome, took_us);
@@ -185,7 +186,8 @@ impl State {
             .core
             .view()
             .pending_segments(session, request)?
-            .version?;
+            .copy?
+            .version;
         Some(self.progress_of_version(version))
     }
 
@@ -215,7 +217,11 @@ impl State {
     pub(super) fn error_of_refusal(&self, refusal: &Refusal, label: Option<&str>) -> ErrorReply {
         let model = label.map_or_else(String::new, |label| format!("`{label}`: "));
         let (code, text) = match refusal {
-            Refusal::TooLarge { want, limit } => (
+            Refusal::TooLarge {
+                tier: _,
+                want,
+                limit,
+            } => (
                 ErrorCode::TooLarge,
                 format!(
                     "needs {}, the host budget is {}: raise host_budget_bytes",
@@ -224,6 +230,7 @@ impl State {
                 ),
             ),
             Refusal::NoRoom {
+                tier: _,
                 want,
                 limit,
                 charged,
@@ -239,6 +246,9 @@ impl State {
                     self.list_holders(holders)
                 ),
             ),
+            Refusal::DeviceLost { .. } | Refusal::NoImage => {
+                (ErrorCode::Internal, refusal.to_string())
+            }
             Refusal::TimedOut => (
                 ErrorCode::TimedOut,
                 "the load did not end within the wait and goes on: open again".to_owned(),
@@ -313,7 +323,7 @@ pub(super) fn error_of_fault(fault: &mrm_core::event::Fault) -> ErrorReply {
 const fn wire_origin(origin: Origin) -> reply::Origin {
     match origin {
         Origin::Hit => reply::Origin::Hit,
-        Origin::Loaded => reply::Origin::Loaded,
+        Origin::Loaded | Origin::Promoted => reply::Origin::Loaded,
         Origin::Joined => reply::Origin::Joined,
     }
 }

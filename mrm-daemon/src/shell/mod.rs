@@ -328,10 +328,19 @@ impl State {
                 source,
                 version,
                 charge,
+                // There is no device yet: all is in host memory, and comes from files.
+                tier: _,
+                feed: _,
             } => {
                 self.load(op, segment, source, version, charge);
             }
-            Effect::Free { op, segment } => self.free(op, segment),
+            Effect::Free {
+                op,
+                segment,
+                tier: _,
+            } => self.free(op, segment),
+            // Only a lost device takes leases away.
+            Effect::Revoke { .. } => {}
             Effect::Reply {
                 session,
                 request,

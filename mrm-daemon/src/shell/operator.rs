@@ -14,8 +14,9 @@ use crate::status::view::{Drained, Evicted, OriginView, Pinned, Warmed};
 use crate::status::{Query, ReplyTo, StatusInbox};
 use crate::transfer::Hung;
 use mrm_core::effect::{Origin, Reply as CoreReply};
-use mrm_core::event::{Event, Wishes};
+use mrm_core::event::{Event, Wanted, Wishes};
 use mrm_core::id::{Bytes, ModelId, RequestId, SessionId, Tenant};
+use mrm_core::ledger::Tier;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::name::ModelName;
@@ -258,6 +259,8 @@ impl State {
             self.forget_if_unknown(model);
         }
         self.step(Event::SetLimit {
+            tier: Tier::Host,
+            budget: Bytes(host_budget_bytes),
             limit: Bytes(host_budget_bytes),
         });
     }
@@ -309,6 +312,7 @@ impl State {
             session,
             request: THE_REQUEST,
             model,
+            wanted: Wanted::Host,
             deadline,
         });
     }
@@ -333,6 +337,7 @@ impl State {
             session,
             request: THE_REQUEST,
             version,
+            tier: None,
         });
     }
 
@@ -424,7 +429,7 @@ impl State {
             name: name.as_str().to_owned(),
             origin: match origin {
                 Origin::Hit => OriginView::Hit,
-                Origin::Loaded => OriginView::Loaded,
+                Origin::Loaded | Origin::Promoted => OriginView::Loaded,
                 Origin::Joined => OriginView::Joined,
             },
             bytes: parts.iter().skip(1).map(|part| part.bytes).sum(),

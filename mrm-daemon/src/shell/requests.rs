@@ -4,7 +4,7 @@ use super::listing::Question;
 use super::{Pending, Shell, State, Who};
 use crate::source::PassedFd;
 use crate::status::events::{Event as LogEvent, EventKind};
-use mrm_core::event::Event;
+use mrm_core::event::{Event, Wanted};
 use mrm_core::id::{LeaseId, ModelId, RequestId, SessionId};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
@@ -183,6 +183,7 @@ impl State {
             session,
             request,
             model,
+            wanted: Wanted::Host,
             deadline,
         });
     }

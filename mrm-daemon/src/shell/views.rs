@@ -8,6 +8,7 @@ use crate::status::view::{
     SegmentStateView, SegmentView, SessionView, SessionsView, StatusView,
 };
 use mrm_core::id::{SegmentId, SessionId, VersionId};
+use mrm_core::ledger::Tier;
 use mrm_core::view::{Presence, SegmentState, SlotView, VersionView};
 use mrm_proto::ids::Digest;
 use mrm_proto::limits::{VERSION_MAX, VERSION_MIN};
@@ -41,7 +42,7 @@ impl State {
 
     pub(super) fn status_view(&self) -> StatusView {
         let view = self.core.view();
-        let ledger = view.ledger();
+        let ledger = view.ledger(Tier::Host);
         let waiting = view.waiting();
         let huge: u64 = self
             .segments
@@ -255,7 +256,7 @@ impl State {
         let shown = version.and_then(|version| self.core.view().version(version));
         let segments = match (record, &shown) {
             (Some(record), Some(shown)) => {
-                let parts = record.parts.iter().zip(&shown.segments).skip(1);
+                let parts = record.parts.iter().zip(&shown.host.segments).skip(1);
                 parts
                     .map(|(part, slot)| self.segment_view(&part.name, part.bytes, slot))
                     .collect()
@@ -278,7 +279,7 @@ impl State {
     pub(super) fn segments_of(&self, version: VersionId) -> Vec<Option<SegmentId>> {
         let shown = self.core.view().version(version);
         shown.map_or_else(Vec::new, |v| {
-            v.segments.iter().map(|slot| slot.segment).collect()
+            v.host.segments.iter().map(|slot| slot.segment).collect()
         })
     }
 
@@ -362,10 +363,12 @@ impl State {
             .and_then(|model| self.core.view().model(model))
             .map(|m| m.wishes);
         let held = || {
-            let slots = shown.iter().flat_map(|shown| shown.segments.iter().skip(1));
+            let slots = shown
+                .iter()
+                .flat_map(|shown| shown.host.segments.iter().skip(1));
             slots.filter_map(|slot| self.segments.get(&slot.segment?))
         };
-        let used = shown.as_ref().and_then(|shown| shown.last_used);
+        let used = shown.as_ref().and_then(|shown| shown.host.last_used);
         let load_us: u64 = held().map(|held| held.load_us).sum();
         ModelView {
             name,
@@ -374,22 +377,22 @@ impl State {
                 ModelKind::Safetensors => ModelKindView::Safetensors,
                 ModelKind::Opaque => ModelKindView::Opaque,
             }),
-            state: shown
-                .as_ref()
-                .map_or(ModelStateView::Absent, |shown| match shown.presence {
+            state: shown.as_ref().map_or(ModelStateView::Absent, |shown| {
+                match shown.host.presence {
                     Presence::Absent => ModelStateView::Absent,
                     Presence::Loading => ModelStateView::Loading,
                     Presence::Resident => ModelStateView::Resident,
                     Presence::Partial => ModelStateView::Partial,
-                }),
+                }
+            }),
             bytes: record.map_or(0, |record| {
                 let files = record.parts.iter().skip(1);
                 files.fold(0, |sum: u64, part| sum.saturating_add(part.bytes))
             }),
-            charged_bytes: shown.as_ref().map_or(0, |shown| shown.charged.0),
+            charged_bytes: shown.as_ref().map_or(0, |shown| shown.host.charged.0),
             huge_bytes: held().map(|held| held.segment.huge_bytes()).sum(),
             loaded_bytes: version.map_or(0, |v| self.progress_of_version(v).loaded_bytes),
-            leases: shown.as_ref().map_or(0, |shown| shown.leases),
+            leases: shown.as_ref().map_or(0, |shown| shown.host.leases),
             sessions: version
                 .and_then(|v| sessions.get(&v))
                 .map_or(0, |(_, sessions)| *sessions),
@@ -409,7 +412,7 @@ impl State {
     /// The identity of a version: of one file its digest, of several the digest of their digests
     /// in order.
     fn digest_of_version(&self, shown: &VersionView) -> Option<String> {
-        let files = shown.segments.iter().skip(1);
+        let files = shown.host.segments.iter().skip(1);
         let digests: Vec<[u8; 32]> = files
             .map(|slot| self.names.digest_of(slot.segment?))
             .collect::<Option<_>>()?;

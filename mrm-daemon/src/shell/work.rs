@@ -9,7 +9,7 @@ use crate::memory::HostSegment;
 use crate::source::{FileSource, PassedFd};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::{Completion, Lane, Lanes, Loaded, Lost, Order, load};
-use mrm_core::event::{Event, Fault, Resolution, SegmentFact};
+use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact};
 use mrm_core::id::{Bytes, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::name::{FileName, ModelName};
@@ -151,6 +151,13 @@ impl State {
             segments.push(SegmentFact {
                 source: part.source,
                 charge,
+                pieces: 1,
+                // The table comes first, then each file.
+                part: if segments.is_empty() {
+                    Part::Table
+                } else {
+                    Part::File
+                },
             });
         }
         Ok(Resolution { version, segments })
@@ -233,7 +240,7 @@ impl State {
                     Some(label) => event.model(label),
                     None => event,
                 });
-                Err(fault)
+                Err(LoadFailure::Fault(fault))
             }
         };
         self.step(Event::Loaded { op, outcome });

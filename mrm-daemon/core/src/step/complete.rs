@@ -4,9 +4,9 @@ use super::Turn;
 use crate::Core;
 use crate::admission::Target;
 use crate::effect::Reply;
-use crate::event::{Fault, Resolution};
-use crate::id::{ContentId, ModelId, OpId, SegmentId, Time};
-use crate::ledger::{Amount, Tier};
+use crate::event::{Fault, LoadFailure, Resolution};
+use crate::id::{ContentId, CopyId, ModelId, OpId, SegmentId, Time};
+use crate::ledger::Tier;
 use crate::ops::Op;
 use crate::residency::State;
 use crate::violation::Violation;
@@ -46,12 +46,13 @@ impl Core {
         resolution: &Resolution,
     ) -> Result<(), Violation> {
         let version = resolution.version;
-        self.catalogue.learn(resolution)?;
+        self.catalogue.learn(resolution, self.devices.all())?;
         self.set_current(turn, model, Some((version, asked_at)))?;
         self.touched.insert(version);
         while let Some(key) = self.admission.first_waiting_for(Target::Model(model)) {
             let waiter = self.unwait(key)?;
-            self.place(turn, key, model, version, waiter.deadline)?;
+            let what = (model, waiter.wanted);
+            self.place(turn, key, what, version, waiter.deadline)?;
         }
         Ok(())
     }
@@ -60,50 +61,72 @@ impl Core {
         &mut self,
         turn: &mut Turn<'_>,
         op: OpId,
-        outcome: Result<ContentId, Fault>,
+        outcome: Result<ContentId, LoadFailure>,
     ) -> Result<(), Violation> {
         let Op::Load { segment } = self.ops.end(op)? else {
             return Err(Violation::WrongCompletion(op));
         };
-        let sources = self.residency.get(segment)?.sources.clone();
-        let users = self.catalogue.users(&sources)?;
-        self.touched.extend(users.iter().copied());
+        let loading = self.residency.get(segment)?;
+        let (tier, sources) = (loading.tier, loading.sources.clone());
+        let users = self.catalogue.copies_with(tier, &sources)?;
+        self.touched.extend(self.catalogue.users(&sources)?);
         self.room_changed = true;
+        if let Some(feeding) = self.residency.end_feed(segment)? {
+            self.change_copy(feeding, turn.now, |copy| copy.feeding -= 1)?;
+        }
         match outcome {
+            // What came to a device that is lost never is resident.
+            Ok(_) if self.devices.tier_is_lost(tier) => self.evict(turn, segment),
             Ok(content) => {
-                self.arrived(turn, segment, content)?;
+                self.arrived(turn, segment, tier, content)?;
                 for user in users {
                     self.grant_if_whole(turn, user)?;
                 }
+                Ok(())
             }
-            Err(fault) => {
+            Err(failure) => {
                 let ended = self.residency.end(segment)?;
-                self.ledger
-                    .refund(Tier::Host, Amount::segment(ended.charge));
+                self.ledger.refund(tier, ended.charge);
                 for source in sources {
-                    self.catalogue.source_mut(source)?.segment = None;
+                    self.catalogue.set_segment(source, tier, None)?;
                 }
                 for user in users {
-                    let failed = Reply::Failed(fault.clone());
-                    self.answer_all(turn, Target::Version(user), &failed)?;
+                    self.load_failed(turn, user, tier, &failure)?;
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    /// A load brought a content: it is resident now, or was already in another segment.
+    fn load_failed(
+        &mut self,
+        turn: &mut Turn<'_>,
+        copy: CopyId,
+        tier: Tier,
+        failure: &LoadFailure,
+    ) -> Result<(), Violation> {
+        match (failure, tier) {
+            (LoadFailure::OutOfMemory(_), Tier::Device(_)) => self.out_of_memory(turn, copy),
+            (LoadFailure::OutOfMemory(fault), Tier::Host) | (LoadFailure::Fault(fault), _) => {
+                let failed = Reply::Failed(fault.clone());
+                self.answer_all(turn, Target::Copy(copy), &failed)
+            }
+        }
+    }
+
+    /// A load brought a content: it is resident now, or was already in another segment of the tier.
     fn arrived(
         &mut self,
         turn: &mut Turn<'_>,
         segment: SegmentId,
+        tier: Tier,
         content: ContentId,
     ) -> Result<(), Violation> {
-        let Some(existing) = self.residency.holding(content) else {
+        let Some(existing) = self.residency.holding(tier, content) else {
             return self.residency.arrive(segment, content, turn.now);
         };
         for source in self.residency.redirect(segment, existing, turn.now)? {
-            self.catalogue.source_mut(source)?.segment = Some(existing);
+            self.catalogue.set_segment(source, tier, Some(existing))?;
         }
         self.evict(turn, segment)
     }
@@ -116,14 +139,13 @@ impl Core {
         let State::Evicting(_) = ended.state else {
             return Err(Violation::WrongState(segment));
         };
-        self.ledger
-            .end_free(Tier::Host, Amount::segment(ended.charge));
+        self.ledger.end_free(ended.tier, ended.charge);
         self.room_changed = true;
         for id in ended.left_by {
             self.catalogue.version_mut(id)?.evicting.remove(&segment);
             self.touched.insert(id);
         }
-        for (session, request, freed) in self.evictions.freed(op, ended.charge) {
+        for (session, request, freed) in self.evictions.freed(op, ended.charge.bytes) {
             turn.reply((session, request), Reply::Evicted { freed });
         }
         Ok(())

@@ -5,10 +5,11 @@ use crate::Core;
 use crate::admission::{Key, Target};
 use crate::effect::{Refusal, Reply};
 use crate::event::Wishes;
-use crate::id::{Bytes, ModelId, OpId, SegmentId, Time, VersionId};
+use crate::id::{Bytes, CopyId, ModelId, OpId, SegmentId, Time, VersionId};
 use crate::ledger::Tier;
 use crate::residency::State;
 use crate::violation::Violation;
+use std::collections::BTreeSet;
 
 impl Core {
     pub(crate) fn evict_version(
@@ -16,26 +17,38 @@ impl Core {
         turn: &mut Turn<'_>,
         key: Key,
         version: VersionId,
+        tier: Option<Tier>,
     ) -> Result<(), Violation> {
         self.leases.session(key.0)?;
         self.expect_new(key)?;
-        if !self.catalogue.versions.contains_key(&version) {
+        self.devices.expect_tier(tier.unwrap_or(Tier::Host))?;
+        let Some(known) = self.catalogue.versions.get(&version) else {
             turn.reply(key, Reply::Evicted { freed: Bytes::ZERO });
             return Ok(());
-        }
-        if let Some(user) = self.in_use(version)? {
-            let holder = self.holder(user)?;
+        };
+        let tiers = known.copies.keys().copied();
+        let asked = tiers.filter(|of| tier.is_none_or(|tier| tier == *of));
+        let copies: Vec<CopyId> = asked.map(|tier| CopyId { version, tier }).collect();
+        let going = self.goes_with(&copies)?;
+        if let Some((user, on)) = self.in_use(&copies, &going)? {
+            let holder = self.holder(user, on)?;
             turn.reply(key, Reply::Refused(Refusal::InUse(holder)));
             return Ok(());
         }
-        for segment in self.idle_of(version)? {
-            self.evict(turn, segment)?;
-            self.room_changed = true;
+        for segment in &going {
+            if self.residency.is_idle(*segment) {
+                self.evict(turn, *segment)?;
+                self.room_changed = true;
+            }
         }
         // Frees of it that were under way already count: the answer says that the memory is free.
         let mut ops: Vec<OpId> = Vec::new();
-        for segment in &self.catalogue.version(version)?.evicting {
-            if let State::Evicting(op) = self.residency.get(*segment)?.state {
+        for id in &self.catalogue.version(version)?.evicting {
+            let segment = self.residency.get(*id)?;
+            let asked = tier.is_none_or(|tier| tier == segment.tier) || going.contains(id);
+            if let State::Evicting(op) = segment.state
+                && asked
+            {
                 ops.push(op);
             }
         }
@@ -47,38 +60,56 @@ impl Core {
         Ok(())
     }
 
-    /// Who keeps a version from being evicted: the version itself, or, when all that is resident
-    /// of it is shared, a version that holds that.
-    fn in_use(&self, version: VersionId) -> Result<Option<VersionId>, Violation> {
-        if self.catalogue.version(version)?.held() || self.admission.stage(version).is_some() {
-            return Ok(Some(version));
-        }
-        let mut holder = None;
-        for segment in self.catalogue.distinct_segments(version)? {
-            let segment_now = self.residency.get(segment)?;
-            match segment_now.state {
-                State::Loading(_) => return Ok(Some(version)),
-                State::Resident(_) if segment_now.held == 0 => return Ok(None),
-                State::Resident(_) | State::Evicting(_) => {}
-            }
-            for user in self.catalogue.users(&segment_now.sources)? {
-                if self.catalogue.version(user)?.held() {
-                    holder = Some(user);
+    /// The segments that go with these copies: their own, and the table if no other copy that uses
+    /// it has anything.
+    fn goes_with(&self, copies: &[CopyId]) -> Result<BTreeSet<SegmentId>, Violation> {
+        let mut going = BTreeSet::new();
+        for copy in copies {
+            let own = self.catalogue.own_segments(*copy)?;
+            for id in self.catalogue.segments_of(*copy)? {
+                let segment = self.residency.get(id)?;
+                let mut needed = false;
+                for user in self.catalogue.copies_with(segment.tier, &segment.sources)? {
+                    let other = !copies.contains(&user);
+                    needed |= other && !self.catalogue.own_segments(user)?.is_empty();
+                }
+                if !needed || own.contains(&id) {
+                    going.insert(id);
                 }
             }
         }
-        Ok(holder)
+        Ok(going)
     }
 
-    /// The segments of a version that can be evicted.
-    pub(crate) fn idle_of(&self, version: VersionId) -> Result<Vec<SegmentId>, Violation> {
-        let mut segments: Vec<_> = self
-            .catalogue
-            .distinct_segments(version)?
-            .into_iter()
-            .collect();
-        segments.retain(|segment| self.residency.is_idle(*segment));
-        Ok(segments)
+    /// Who keeps these copies of a version from being evicted, and where: one of them, or, when
+    /// all that is resident of them is shared, a copy that holds that.
+    fn in_use(
+        &self,
+        copies: &[CopyId],
+        going: &BTreeSet<SegmentId>,
+    ) -> Result<Option<(CopyId, Tier)>, Violation> {
+        for copy in copies {
+            if self.catalogue.held(*copy)? || self.admission.stage(*copy).is_some() {
+                return Ok(Some((*copy, copy.tier)));
+            }
+        }
+        let (mut idle, mut holder) = (false, None);
+        for copy in copies {
+            let segments = self.catalogue.segments_of(*copy)?;
+            for segment in segments.intersection(going) {
+                let segment = self.residency.get(*segment)?;
+                match segment.state {
+                    State::Loading(_) => return Ok(Some((*copy, copy.tier))),
+                    State::Resident(_) | State::Evicting(_) => idle |= segment.held == 0,
+                }
+                for user in self.catalogue.copies_with(segment.tier, &segment.sources)? {
+                    if self.catalogue.held(user)? {
+                        holder = Some((user, segment.tier));
+                    }
+                }
+            }
+        }
+        Ok(holder.filter(|_| !idle))
     }
 
     pub(crate) fn configure(
@@ -157,9 +188,17 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) fn set_limit(&mut self, limit: Bytes) -> Result<(), Violation> {
-        self.ledger.set_limit(Tier::Host, limit);
-        self.room_changed = true;
+    pub(crate) fn set_limit(
+        &mut self,
+        tier: Tier,
+        budget: Bytes,
+        limit: Bytes,
+    ) -> Result<(), Violation> {
+        self.devices.expect_tier(tier)?;
+        if !self.devices.tier_is_lost(tier) {
+            self.ledger.set_limit(tier, budget, limit);
+            self.room_changed = true;
+        }
         Ok(())
     }
 

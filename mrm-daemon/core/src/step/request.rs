@@ -3,23 +3,27 @@
 use super::Turn;
 use crate::Core;
 use crate::admission::{Key, Stage, Target};
-use crate::effect::{Effect, Refusal, Reply};
-use crate::id::{LeaseId, ModelId, RequestId, SessionId, Time};
+use crate::effect::{Effect, Origin, Refusal, Reply};
+use crate::event::Wanted;
+use crate::id::{CopyId, LeaseId, ModelId, RequestId, SessionId, Time, VersionId};
 use crate::lease::Lease;
 use crate::ops::Op;
 use crate::violation::Violation;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 impl Core {
     pub(crate) fn open(
         &mut self,
         turn: &mut Turn<'_>,
         key: Key,
-        model: ModelId,
+        (model, wanted): (ModelId, Wanted),
         deadline: Time,
     ) -> Result<(), Violation> {
         let session = self.leases.session(key.0)?;
         let (held, waiting) = (session.leases, session.waiting);
         self.expect_new(key)?;
+        self.expect_devices(key, &wanted)?;
         if self.draining {
             turn.reply(key, Reply::Refused(Refusal::Draining));
             return Ok(());
@@ -28,44 +32,63 @@ impl Core {
             turn.reply(key, Reply::Refused(Refusal::TooManyLeases { held }));
             return Ok(());
         }
-        let current = self
-            .catalogue
-            .models
-            .get(&model)
-            .and_then(|model| model.current);
-        let fresh =
-            current.filter(|current| turn.now < current.checked_at.after_ms(self.revalidate_ms));
-        if let Some(current) = fresh
-            && let Some(segments) = self.whole(current.version)?
-        {
-            let lease = Lease {
-                model,
-                version: current.version,
-            };
-            return self.grant(turn, key, lease, crate::effect::Origin::Hit, segments);
-        }
-        // A second look at what is in memory is never turned away: those who wait for room must
-        // not be able to keep others from what needs none.
-        let in_memory = match current {
-            Some(current) => self.whole(current.version)?.is_some(),
-            None => false,
+        let known = self.catalogue.models.get(&model);
+        let current = known.and_then(|model| model.current);
+        let copy = match current {
+            Some(current) => self.chosen(current.version, &wanted)?,
+            None => None,
         };
-        if !in_memory && self.admission.len() >= self.waiting_max {
-            let waiting = self.admission.len();
-            turn.reply(key, Reply::Refused(Refusal::QueueFull { waiting }));
-            return Ok(());
+        let whole = match copy {
+            Some(copy) => self.whole(copy)?,
+            None => None,
+        };
+        let fresh = current
+            .is_some_and(|current| turn.now < current.checked_at.after_ms(self.revalidate_ms));
+        match (copy, whole) {
+            (Some(copy), Some(segments)) if fresh => {
+                return self.grant(turn, key, Lease { model, copy }, Origin::Hit, segments);
+            }
+            // A second look at what is in memory is never turned away: those who wait for room
+            // must not be able to keep others from what needs none.
+            (_, Some(_)) => {}
+            (_, None) => {
+                let waiting = self.admission.len();
+                if waiting >= self.waiting_max {
+                    turn.reply(key, Reply::Refused(Refusal::QueueFull { waiting }));
+                    return Ok(());
+                }
+            }
         }
-        match fresh {
-            Some(current) if self.catalogue.need(current.version)?.missing_segments == 0 => {
-                self.place(turn, key, model, current.version, deadline)
+        match copy {
+            Some(copy) if fresh && self.catalogue.lacks_nothing(copy)? => {
+                self.place(turn, key, (model, wanted), copy.version, deadline)
             }
             // What must be loaded is resolved first, however fresh: the shell keeps files open
             // only for those who wait.
             Some(_) | None => {
                 self.resolve(turn, model);
-                self.wait(key, model, deadline, Target::Model(model))
+                self.wait(key, (model, wanted), deadline, Target::Model(model))
             }
         }
+    }
+
+    /// The copy that an open would get of what its model stands for, as far as known.
+    fn chosen(&mut self, version: VersionId, wanted: &Wanted) -> Result<Option<CopyId>, Violation> {
+        let tier = self.choose(version, wanted)?.ok();
+        Ok(tier.map(|tier| CopyId { version, tier }))
+    }
+
+    fn expect_devices(&self, key: Key, wanted: &Wanted) -> Result<(), Violation> {
+        let devices = match wanted {
+            Wanted::Host => return Ok(()),
+            Wanted::Device(devices) if devices.is_empty() => {
+                return Err(Violation::NoDevice(key.0, key.1));
+            }
+            Wanted::Device(devices) | Wanted::Best(devices) => devices,
+        };
+        devices
+            .iter()
+            .try_for_each(|device| self.devices.expect(*device))
     }
 
     /// Starts a resolution, unless one is in flight.
@@ -106,11 +129,11 @@ impl Core {
         Ok(())
     }
 
-    fn lease_ended(&mut self, turn: &Turn<'_>, lease: Lease) -> Result<(), Violation> {
+    pub(super) fn lease_ended(&mut self, turn: &Turn<'_>, lease: Lease) -> Result<(), Violation> {
         let now = turn.now;
-        self.change_version(lease.version, now, |version| {
-            version.leases -= 1;
-            version.last_used = Some(now);
+        self.change_copy(lease.copy, now, |copy| {
+            copy.leases -= 1;
+            copy.last_used = Some(now);
         })
     }
 
@@ -154,18 +177,19 @@ impl Core {
 
     /// Gives up the opens whose time has come. What was started for them goes on.
     pub(crate) fn tick(&mut self, turn: &mut Turn<'_>) -> Result<(), Violation> {
-        let mut holders = None;
+        let mut holders = BTreeMap::new();
         while let Some(key) = self.admission.first_expired(turn.now) {
             let waiter = self.unwait(key)?;
             let refusal = match waiter.target {
-                Target::Version(version) if self.admission.stage(version) == Some(Stage::Room) => {
-                    let holders = match &holders {
-                        Some(holders) => holders,
-                        None => holders.insert(self.holders()?),
+                Target::Copy(copy) if self.admission.stage(copy) == Some(Stage::Room) => {
+                    let tier = self.short_of(copy)?;
+                    let of_tier = match holders.entry(tier) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(unknown) => unknown.insert(self.holders(tier)?),
                     };
-                    self.no_room(version, holders.clone())?
+                    self.no_room(copy, tier, of_tier.clone())?
                 }
-                Target::Version(_) | Target::Model(_) => Refusal::TimedOut,
+                Target::Copy(_) | Target::Model(_) => Refusal::TimedOut,
             };
             turn.reply(key, Reply::Refused(refusal));
             self.let_go(turn, waiter.target)?;

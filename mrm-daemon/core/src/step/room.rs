@@ -1,26 +1,25 @@
-//! Room: who is admitted, what is evicted for it, and what is done at the end of each event.
+//! Room: who is admitted, and what is done at the end of each event.
 
 use super::Turn;
+use super::plan::{Claims, Feeder, Plan};
 use crate::Core;
-use crate::admission::{Stage, Target};
-use crate::effect::{Effect, HOLDERS_MAX, Holder, Origin, Refusal, Reply};
-use crate::id::{Bytes, SegmentId, VersionId};
-use crate::ledger::{Amount, Tier};
+use crate::admission::Target;
+use crate::effect::{Effect, Feed, Origin, Refusal, Reply};
+use crate::event::{Part, SegmentFact};
+use crate::id::{CopyId, SegmentId, VersionId};
+use crate::ledger::{Amount, Amounts, Tier};
 use crate::ops::Op;
-use crate::policy::Candidate;
-use crate::residency::State;
-use crate::violation::Violation;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::residency::{Segment, State};
+use crate::violation::{Record, Violation};
+use std::collections::BTreeSet;
 
-/// What earlier wants in the queue have a claim on.
-#[derive(Default)]
-struct Claims {
-    /// What they will take of what is free or being freed.
-    room: Amount,
-    /// Segments of theirs, which are not evicted for later wants.
-    kept: BTreeSet<SegmentId>,
-    /// What the idle ones among these take.
-    kept_idle: Amount,
+/// What becomes of a want in the queue.
+enum Decision {
+    Admit(Plan),
+    MakeRoom(Plan),
+    /// It cannot have room now, and claims nothing.
+    Pass,
+    Refuse(Refusal),
 }
 
 impl Core {
@@ -39,6 +38,7 @@ impl Core {
             if !std::mem::take(&mut self.room_changed) {
                 break;
             }
+            self.claimed = Amounts::default();
             if self.admission.queue_len() > 0 {
                 self.run_queue(turn)?;
             }
@@ -52,14 +52,14 @@ impl Core {
 
     /// Evicts what models of this version wish to be gone once nobody holds it.
     fn evict_eagerly(&mut self, turn: &mut Turn<'_>, id: VersionId) -> Result<(), Violation> {
-        let Some(version) = self.catalogue.versions.get(&id) else {
-            return Ok(());
-        };
-        if version.held() || self.awaited(id)? || !self.catalogue.eager(id)? {
+        if !self.catalogue.versions.contains_key(&id)
+            || !self.catalogue.eager(id)?
+            || self.awaited(id)?
+        {
             return Ok(());
         }
-        for segment in self.idle_of(id)? {
-            if self.only_eager(segment)? {
+        for segment in self.catalogue.all_segments(id)? {
+            if self.residency.is_idle(segment) && self.only_eager(segment)? {
                 self.evict(turn, segment)?;
                 self.room_changed = true;
             }
@@ -80,16 +80,20 @@ impl Core {
         Ok(true)
     }
 
-    /// Evicts what is above the limit, as far as it can be evicted.
+    /// Evicts what is above the limits, as far as it can be evicted: on devices first, since that
+    /// makes what the host has of it worth more.
     fn shrink(&mut self, turn: &mut Turn<'_>) -> Result<(), Violation> {
-        let excess = self.ledger.account(Tier::Host).excess();
-        if excess == Amount::ZERO || self.residency.idle_amount() == Amount::ZERO {
-            return Ok(());
+        let tiers: Vec<Tier> = self.ledger.tiers().rev().collect();
+        for tier in tiers {
+            let excess = self.ledger.account(tier).excess();
+            if excess == Amount::ZERO || self.residency.idle_amount(tier) == Amount::ZERO {
+                continue;
+            }
+            for segment in self.victims(tier, excess, &BTreeSet::new())? {
+                self.evict(turn, segment)?;
+            }
+            self.room_changed = true;
         }
-        for segment in self.victims(excess, &BTreeSet::new())? {
-            self.evict(turn, segment)?;
-        }
-        self.room_changed = true;
         Ok(())
     }
 
@@ -100,179 +104,158 @@ impl Core {
     /// held, claims nothing: later ones may pass it.
     fn run_queue(&mut self, turn: &mut Turn<'_>) -> Result<(), Violation> {
         let mut claims = Claims::default();
-        for version in self.admission.queue() {
-            let need = self.catalogue.need(version)?;
-            let missing = Amount {
-                bytes: need.missing_bytes,
-                segments: need.missing_segments,
-            };
-            if missing == Amount::ZERO {
-                self.admit(turn, version)?;
-                continue;
-            }
-            if let Some(refusal) = self.too_large(version)? {
-                self.answer_all(turn, Target::Version(version), &Reply::Refused(refusal))?;
-                continue;
-            }
-            let wanted = claims.room.plus(missing);
-            if wanted.fits(self.ledger.account(Tier::Host).free()) {
-                self.admit(turn, version)?;
-            } else {
-                self.make_room(turn, version, wanted, &mut claims)?;
+        for copy in self.admission.queue() {
+            match self.decide(copy, &claims)? {
+                Decision::Admit(plan) => self.admit(turn, copy, &plan)?,
+                Decision::MakeRoom(plan) => self.make_room(turn, plan, &mut claims)?,
+                Decision::Pass => {}
+                Decision::Refuse(refusal) => {
+                    self.answer_all(turn, Target::Copy(copy), &Reply::Refused(refusal))?;
+                }
             }
         }
+        self.claimed = claims.room;
         Ok(())
     }
 
-    /// Evicts what is needed beyond what is free or being freed, if that is possible.
+    /// The first plan that can be followed now or later is followed.
+    fn decide(&self, copy: CopyId, claims: &Claims) -> Result<Decision, Violation> {
+        let mut decision = Decision::Pass;
+        for plan in self.plans(copy)? {
+            if let Some(refusal) = self.exceeds(&plan) {
+                decision = Decision::Refuse(refusal);
+            } else if self.fits_now(&plan, claims) {
+                return Ok(Decision::Admit(plan));
+            } else if self.blocked_on(&plan, claims)?.is_none() {
+                return Ok(Decision::MakeRoom(plan));
+            } else {
+                decision = Decision::Pass;
+            }
+        }
+        Ok(decision)
+    }
+
+    /// Evicts what is needed beyond what is free or being freed.
     fn make_room(
         &mut self,
         turn: &mut Turn<'_>,
-        version: VersionId,
-        wanted: Amount,
+        plan: Plan,
         claims: &mut Claims,
     ) -> Result<(), Violation> {
-        let coming = self.ledger.account(Tier::Host).coming();
-        let mut own = self.catalogue.distinct_segments(version)?;
-        own.retain(|segment| !claims.kept.contains(segment));
-        let mut own_idle = Amount::ZERO;
-        for segment in own
-            .iter()
-            .filter(|segment| self.residency.is_idle(**segment))
-        {
-            let charge = self.residency.get(*segment)?.charge;
-            own_idle = own_idle.plus(Amount::segment(charge));
+        let own_idle = self.idle_among(plan.kept.difference(&claims.kept))?;
+        for (tier, amount) in own_idle.iter() {
+            claims.kept_idle.add(tier, amount);
         }
-        let kept_idle = claims.kept_idle.plus(own_idle);
-        let evictable = self.residency.idle_amount().minus(kept_idle);
-        if !wanted.fits(coming.plus(evictable)) {
-            return Ok(());
-        }
-        claims.room = wanted;
-        claims.kept.append(&mut own);
-        claims.kept_idle = kept_idle;
-        let short = wanted.minus(coming);
-        if short != Amount::ZERO {
-            for segment in self.victims(short, &claims.kept)? {
+        claims.kept.extend(plan.kept);
+        // Devices first: what they lose makes what the host has of it worth more.
+        for (tier, missing) in plan.missing.iter().rev() {
+            claims.room.add(tier, missing);
+            let coming = self.ledger.account(tier).coming();
+            let short = claims.room.get(tier).minus(coming);
+            if short == Amount::ZERO {
+                continue;
+            }
+            for segment in self.victims(tier, short, &claims.kept)? {
                 self.evict(turn, segment)?;
             }
         }
         Ok(())
     }
 
-    /// Charges what a version lacks and starts to load it.
-    fn admit(&mut self, turn: &mut Turn<'_>, id: VersionId) -> Result<(), Violation> {
-        self.admission.admit(id)?;
-        self.change_version(id, turn.now, |version| version.admitted = true)?;
-        let slots: Vec<_> = self.catalogue.segments_of(id)?.collect();
-        let mut started = false;
-        for (slot, _) in slots.into_iter().filter(|(_, segment)| segment.is_none()) {
-            started = true;
-            self.ledger
-                .charge(Tier::Host, Amount::segment(slot.charge))?;
-            let segment = self.residency.next_id();
-            let op = self.ops.start(Op::Load { segment });
-            let mut held = 0;
-            for user in self.catalogue.users(&[slot.source])? {
-                held += u64::from(self.catalogue.version(user)?.held());
-            }
-            self.residency
-                .start(segment, op, slot.source, slot.charge, held);
-            self.catalogue.source_mut(slot.source)?.segment = Some(segment);
-            turn.effects.push(Effect::Load {
-                op,
-                segment,
-                source: slot.source,
-                version: id,
-                charge: slot.charge,
-            });
+    /// Charges what a copy lacks and starts to load it.
+    fn admit(&mut self, turn: &mut Turn<'_>, copy: CopyId, plan: &Plan) -> Result<(), Violation> {
+        self.admission.admit(copy)?;
+        // The rest of the version may have been kept for this want.
+        self.touched.insert(copy.version);
+        self.change_copy(copy, turn.now, |copy| copy.admitted = true)?;
+        let mut origin = None;
+        for (slot, tier) in &plan.loads {
+            let feed = self.load(turn, copy, *slot, *tier, plan.feeder)?;
+            origin = match feed {
+                Feed::Source => Some(Origin::Loaded),
+                Feed::Host(_) | Feed::Peer(_) => origin.or(Some(Origin::Promoted)),
+            };
         }
-        if let Some(first) = self.admission.first_waiting_for(Target::Version(id))
-            && started
+        if let (Some(origin), Some(first)) =
+            (origin, self.admission.first_waiting_for(Target::Copy(copy)))
         {
-            self.admission.set_origin(first, Origin::Loaded);
+            self.admission.set_origin(first, origin);
         }
         // Other loads may have brought what it lacked while it waited.
-        self.grant_if_whole(turn, id)
+        self.grant_if_whole(turn, copy)
     }
 
-    /// Chooses idle segments outside `kept` that bring `short` together, or all of them.
-    fn victims(
-        &self,
-        short: Amount,
-        kept: &BTreeSet<SegmentId>,
-    ) -> Result<Vec<SegmentId>, Violation> {
-        let candidates: Vec<Candidate> = self
-            .residency
-            .candidates()
-            .filter(|candidate| !kept.contains(&candidate.segment))
-            .collect();
-        let mut ranked = Vec::with_capacity(candidates.len());
-        self.policy.rank(&candidates, &mut ranked);
-        ranked.extend(candidates.iter().map(|candidate| candidate.segment));
-        let mut left: BTreeMap<SegmentId, Bytes> = candidates
-            .iter()
-            .map(|candidate| (candidate.segment, candidate.charge))
-            .collect();
-        let (mut chosen, mut sum) = (Vec::new(), Amount::ZERO);
-        for segment in ranked {
-            if short.fits(sum) {
-                break;
-            }
-            if let Some(charge) = left.remove(&segment) {
-                chosen.push(segment);
-                sum = sum.plus(Amount::segment(charge));
-            }
+    /// Charges one segment and starts to load it; what feeds it is held until that has ended.
+    fn load(
+        &mut self,
+        turn: &mut Turn<'_>,
+        copy: CopyId,
+        slot: SegmentFact,
+        tier: Tier,
+        feeder: Feeder,
+    ) -> Result<Feed, Violation> {
+        self.ledger.charge(tier, slot.amount())?;
+        let (feed, fed_by) = self.feed(copy.version, &slot, feeder)?;
+        if let Some(fed_by) = fed_by {
+            self.change_copy(fed_by, turn.now, |copy| copy.feeding += 1)?;
         }
-        self.give_back(&mut chosen, sum, short)?;
-        Ok(chosen)
+        let segment = self.residency.next_id();
+        let op = self.ops.start(Op::Load { segment });
+        let mut held = 0;
+        for user in self.catalogue.copies_with(tier, &[slot.source])? {
+            held += u64::from(self.catalogue.held(user)?);
+        }
+        let loading = Segment {
+            state: State::Loading(op),
+            tier,
+            charge: slot.amount(),
+            sources: vec![slot.source],
+            left_by: Vec::new(),
+            fed_by,
+            held,
+            idle_since: None,
+        };
+        self.residency.start(segment, loading);
+        self.catalogue
+            .set_segment(slot.source, tier, Some(segment))?;
+        turn.effects.push(Effect::Load {
+            op,
+            segment,
+            source: slot.source,
+            version: copy.version,
+            charge: slot.charge,
+            tier,
+            feed: feed.clone(),
+        });
+        Ok(feed)
     }
 
-    /// Takes back victims without which the rest suffices, the last ranked first.
-    ///
-    /// Only a whole version is worth keeping: what is left of one that loses a segment stays a
-    /// victim, or small remains would be spared again and again and pile up.
-    fn give_back(
+    /// What a segment is filled from, and the copy that this is a part of.
+    fn feed(
         &self,
-        chosen: &mut Vec<SegmentId>,
-        mut sum: Amount,
-        short: Amount,
-    ) -> Result<(), Violation> {
-        let mut victims: BTreeSet<SegmentId> = chosen.iter().copied().collect();
-        for segment in chosen.iter().rev() {
-            if !victims.contains(segment) {
-                continue;
+        version: VersionId,
+        slot: &SegmentFact,
+        feeder: Feeder,
+    ) -> Result<(Feed, Option<CopyId>), Violation> {
+        match (slot.part, feeder) {
+            (Part::Table | Part::File, _) | (Part::Image, Feeder::Source) => {
+                Ok((Feed::Source, None))
             }
-            for user in self
-                .catalogue
-                .users(&self.residency.get(*segment)?.sources)?
-            {
-                let mut whole = true;
-                let mut group = BTreeSet::new();
-                for (_, part) in self.catalogue.segments_of(user)? {
-                    match part {
-                        Some(part) if victims.contains(&part) => {
-                            group.insert(part);
-                        }
-                        Some(part) => whole &= self.residency.is_resident(part),
-                        None => whole = false,
-                    }
-                }
-                let mut without = sum;
-                for part in &group {
-                    without = without.minus(Amount::segment(self.residency.get(*part)?.charge));
-                }
-                if whole && short.fits(without) {
-                    sum = without;
-                    for part in &group {
-                        victims.remove(part);
-                    }
-                    break;
-                }
+            (Part::Image, Feeder::Host) => {
+                let host = CopyId::host(version);
+                let files = self.catalogue.places(host)?;
+                let files = files.filter(|(slot, _, _)| slot.part == Part::File);
+                let segments: Option<Vec<SegmentId>> = files.map(|(_, _, there)| there).collect();
+                let segments = segments.ok_or(Violation::Missing(Record::Copy(host)))?;
+                Ok((Feed::Host(segments.into()), Some(host)))
+            }
+            (Part::Image, Feeder::Peer(peer)) => {
+                let on_peer = CopyId::device(version, peer);
+                let segment = self.catalogue.segment(slot.source, on_peer.tier);
+                let segment = segment.ok_or(Violation::Missing(Record::Copy(on_peer)))?;
+                Ok((Feed::Peer(segment), Some(on_peer)))
             }
         }
-        chosen.retain(|segment| victims.contains(segment));
-        Ok(())
     }
 
     /// Drops a version of which nothing is in memory and that nobody holds or wants.
@@ -288,63 +271,9 @@ impl Core {
         let Some(version) = self.catalogue.versions.get(&id) else {
             return Ok(false);
         };
-        Ok(version.leases == 0
+        Ok(version.copies.values().all(|copy| copy.leases == 0)
             && version.evicting.is_empty()
-            && self.admission.stage(id).is_none()
-            && self
-                .catalogue
-                .segments_of(id)?
-                .all(|(_, segment)| segment.is_none()))
-    }
-
-    /// What a version takes and why it cannot be evicted.
-    pub(crate) fn holder(&self, id: VersionId) -> Result<Holder, Violation> {
-        let mut charged = Bytes::ZERO;
-        let mut loading = self.admission.stage(id).is_some();
-        for segment in self.catalogue.distinct_segments(id)? {
-            let segment = self.residency.get(segment)?;
-            charged = charged.saturating_add(segment.charge);
-            loading |= matches!(segment.state, State::Loading(_));
-        }
-        let version = self.catalogue.version(id)?;
-        let (leases, pinned) = (version.leases, version.pins > 0);
-        Ok(Holder {
-            version: id,
-            charged,
-            leases,
-            pinned,
-            loading,
-        })
-    }
-
-    /// The largest versions that cannot be evicted, largest first.
-    pub(crate) fn holders(&self) -> Result<Vec<Holder>, Violation> {
-        let mut holders = Vec::new();
-        for id in self.catalogue.versions.keys() {
-            let mut holder = self.holder(*id)?;
-            // A want that only waits for room takes nothing.
-            holder.loading &= self.admission.stage(*id) != Some(Stage::Room);
-            let holds = holder.leases > 0 || holder.pinned || holder.loading;
-            if holds && holder.charged > Bytes::ZERO {
-                holders.push(holder);
-            }
-        }
-        holders.sort_by_key(|holder| (std::cmp::Reverse(holder.charged), holder.version));
-        holders.truncate(HOLDERS_MAX);
-        Ok(holders)
-    }
-
-    pub(crate) fn no_room(
-        &self,
-        version: VersionId,
-        holders: Vec<Holder>,
-    ) -> Result<Refusal, Violation> {
-        let account = self.ledger.account(Tier::Host);
-        Ok(Refusal::NoRoom {
-            want: self.catalogue.need(version)?.missing_bytes,
-            limit: account.limit.bytes,
-            charged: account.charged.bytes,
-            holders,
-        })
+            && self.admission.wants_of(id).next().is_none()
+            && self.catalogue.all_segments(id)?.is_empty())
     }
 }

@@ -1,7 +1,7 @@
 //! The decider's own memory does not grow with the number of opens.
 
 use mrm_core::effect::{Effect, Reply};
-use mrm_core::event::{Event, Resolution, SegmentFact};
+use mrm_core::event::{Event, Part, Resolution, SegmentFact, Wanted};
 use mrm_core::id::*;
 use mrm_core::view::RecordsView;
 use mrm_core::{Config, Core};
@@ -24,6 +24,8 @@ fn settle(core: &mut Core, now: Time, event: Event) -> Option<LeaseId> {
                     let fact = |nth, charge| SegmentFact {
                         source: SourceId(model.0 * 2 + nth),
                         charge: Bytes(charge),
+                        pieces: 1,
+                        part: if nth == 0 { Part::Table } else { Part::File },
                     };
                     let segments = vec![fact(0, 1), fact(1, 7)];
                     let version = VersionId(model.0);
@@ -47,6 +49,7 @@ fn settle(core: &mut Core, now: Time, event: Event) -> Option<LeaseId> {
                 }
                 Effect::Reply { reply, .. } => panic!("{reply:?}"),
                 Effect::Forget { .. } => {}
+                Effect::Revoke { .. } => panic!("no device is lost"),
             }
         }
     }
@@ -79,6 +82,7 @@ fn ten_thousand_opens_of_as_many_models_leave_only_what_is_resident() {
             session,
             request,
             model: ModelId(n),
+            wanted: Wanted::Host,
             deadline: Time(u64::MAX),
         };
         let lease = settle(&mut core, now, open).unwrap();
@@ -135,6 +139,7 @@ fn ten_thousand_hits_of_one_model_leave_nothing() {
         session,
         request: RequestId(n),
         model: ModelId(1),
+        wanted: Wanted::Host,
         deadline: Time(u64::MAX),
     };
     settle(&mut core, Time(0), open(0)).unwrap();

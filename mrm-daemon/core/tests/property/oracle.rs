@@ -128,6 +128,7 @@ impl Oracle {
                 request,
                 reply,
             } => self.see_reply((*session, *request), reply),
+            Effect::Revoke { .. } => panic!("no device is lost"),
             Effect::Forget { version } => {
                 assert!(self.leases.values().all(|(leased, _)| leased != version));
                 self.current.retain(|_, current| current != version);

@@ -2,8 +2,9 @@
 
 use crate::oracle::{Asked, Oracle, Seen, charge_of, content_of, sources_of};
 use mrm_core::effect::Effect;
-use mrm_core::event::{Event, Fault, Resolution, SegmentFact, Wishes};
+use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact, Wanted, Wishes};
 use mrm_core::id::*;
+use mrm_core::ledger::Tier;
 use mrm_core::view::RecordsView;
 use mrm_core::{Config, Core, invariants};
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,7 +111,7 @@ impl World {
 
     fn compare(&self) {
         let view = self.core.view();
-        assert_eq!(view.ledger().charged.0, self.oracle.charged());
+        assert_eq!(view.ledger(Tier::Host).charged.0, self.oracle.charged());
         let leases: BTreeSet<_> = view
             .leases()
             .map(|lease| (lease.session, lease.lease))
@@ -163,6 +164,8 @@ impl World {
             Act::Limit(limit) => {
                 self.oracle.limit = u64::from(limit);
                 self.handle(Event::SetLimit {
+                    tier: Tier::Host,
+                    budget: Bytes(self.oracle.limit),
                     limit: Bytes(self.oracle.limit),
                 });
             }
@@ -204,6 +207,7 @@ impl World {
             session,
             request,
             model,
+            wanted: Wanted::Host,
             deadline,
         });
     }
@@ -243,6 +247,7 @@ impl World {
             session,
             request,
             version,
+            tier: None,
         });
     }
 
@@ -314,6 +319,8 @@ impl World {
                 let fact = |source| SegmentFact {
                     source,
                     charge: charge_of(source),
+                    pieces: 1,
+                    part: Part::File,
                 };
                 let segments = sources_of(version).into_iter().map(fact).collect();
                 self.handle(Event::Resolved {
@@ -330,7 +337,7 @@ impl World {
                 );
                 self.handle(Event::Loaded {
                     op,
-                    outcome: Err(fault()),
+                    outcome: Err(LoadFailure::Fault(fault())),
                 });
             }
             Effect::Load {
@@ -351,7 +358,9 @@ impl World {
                 );
                 self.handle(Event::Freed { op });
             }
-            effect @ (Effect::Reply { .. } | Effect::Forget { .. }) => panic!("{effect:?} settles"),
+            effect @ (Effect::Reply { .. } | Effect::Revoke { .. } | Effect::Forget { .. }) => {
+                panic!("{effect:?} settles")
+            }
         }
     }
 
@@ -385,7 +394,7 @@ impl World {
             self.act(&Act::Disconnect(0));
         }
         self.complete_all();
-        let ledger = self.core.view().ledger();
+        let ledger = self.core.view().ledger(Tier::Host);
         assert_eq!(
             (ledger.freeing, ledger.charged),
             (Bytes::ZERO, ledger.resident)
@@ -415,6 +424,6 @@ impl World {
             RecordsView::default(),
             "every gauge is at zero"
         );
-        assert_eq!(self.core.view().ledger().charged, Bytes::ZERO);
+        assert_eq!(self.core.view().ledger(Tier::Host).charged, Bytes::ZERO);
     }
 }

@@ -5,7 +5,9 @@
     reason = "a test fails by panicking"
 )]
 
+mod device;
 mod opens;
 mod operator;
 mod room;
+mod show;
 mod support;

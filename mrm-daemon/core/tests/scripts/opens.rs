@@ -1,6 +1,7 @@
 //! Opens that find room: hits, misses, joins, deduplication, staleness, failure.
 
 use crate::support::{Script, config, script};
+use mrm_core::ledger::Tier;
 
 const ONE_RESIDENT: &str = "
     > session 1
@@ -186,7 +187,7 @@ fn a_stale_model_is_resolved_again_and_a_changed_file_is_a_new_version() {
         .core
         .view()
         .versions()
-        .map(|v| (v.version.0, v.leases))
+        .map(|v| (v.version.0, v.host.leases))
         .collect();
     assert_eq!(
         versions,
@@ -272,7 +273,7 @@ fn a_failed_load_fails_every_version_that_needs_it_and_no_other() {
          > loaded op8 c2
          1.4 opened l2 v2 loaded [s4 s3]",
     );
-    assert_eq!(end.core.view().ledger().charged.0, 12);
+    assert_eq!(end.core.view().ledger(Tier::Host).charged.0, 12);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::support::{Script, config, script};
 use mrm_core::id::SegmentId;
+use mrm_core::ledger::Tier;
 use mrm_core::policy::{Candidate, Policy};
 
 /// Budget 10: m1 = a:4 and m2 = b:4 resident and idle, m1 used longer ago.
@@ -339,7 +340,7 @@ fn a_lower_limit_evicts_now_and_as_things_come_free() {
         )
         .core
         .view()
-        .ledger();
+        .ledger(Tier::Host);
     assert_eq!((end.limit.0, end.charged.0), (3, 2));
 }
 

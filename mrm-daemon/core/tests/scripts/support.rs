@@ -3,21 +3,25 @@
 //! ```text
 //! at 100                         the time from here on, in microseconds
 //! > session 1                    > gone 1
-//! > open 1.7 m2 [by 500]         session 1, request 7, model 2, deadline
+//! > open 1.7 m2 [on WHERE] [by 500]   session 1, request 7, model 2, deadline
+//!                                WHERE: host, d0, d0,d1, best:d0, best:d0,d1, best:
 //! > close 1.8 l1   > close 1 l1  with and without an answer
 //! > cancel 1.8 of 7
-//! > evict 1.7 v2   > wish m2 pinned eager   > changed m2   > limit 10   > drain   > tick
+//! > evict 1.7 v2 [on d0]   > wish m2 pinned eager   > changed m2   > drain   > tick
+//! > limit 10   > limit d0 10 [of 20]   > lost d0
 //! > resolved op1 v1 a:4 b:2      sources are letters, charges are bytes
+//! > resolved op1 v1 t=1 a:4 i@4/2     = is a table, @ an image, / its pieces
 //! > resolved op1 fails 303       > loaded op2 c1   > loaded op2 fails 303   > freed op3
+//! > loaded op2 short             the device had less than was thought
 //! ```
 //! The lines after an event are all of its effects, in order.
 
-use mrm_core::effect::{Effect, Holder, Origin, Refusal, Reply};
-use mrm_core::event::{Event, Fault, Resolution, SegmentFact, Wishes};
+use crate::show::show;
+use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact, Wanted, Wishes};
 use mrm_core::id::*;
+use mrm_core::ledger::Tier;
 use mrm_core::violation::Violation;
-use mrm_core::{Config, Core, invariants};
-use std::fmt::Write;
+use mrm_core::{Config, Core, DeviceConfig, invariants};
 
 /// A decider and the time.
 pub(crate) struct Script {
@@ -30,6 +34,18 @@ pub(crate) fn config(limit: u64) -> Config {
     Config {
         revalidate_ms: 1_000_000,
         ..Config::with_limit(Bytes(limit))
+    }
+}
+
+/// The same with devices of these budgets; each can copy from the one before it.
+pub(crate) fn with_devices(limit: u64, budgets: &[u64]) -> Config {
+    let device = |(index, budget): (u16, &u64)| DeviceConfig {
+        peers: index.checked_sub(1).map(DeviceId).into_iter().collect(),
+        ..DeviceConfig::with_budget(Bytes(*budget))
+    };
+    Config {
+        devices: (0..).zip(budgets).map(device).collect(),
+        ..config(limit)
     }
 }
 
@@ -116,17 +132,53 @@ fn fault(words: &[&str]) -> Fault {
 }
 
 fn fact(word: &&str) -> SegmentFact {
-    let (source, charge) = word.split_once(':').unwrap();
+    let (part, mark) = match word {
+        word if word.contains('=') => (Part::Table, '='),
+        word if word.contains('@') => (Part::Image, '@'),
+        _ => (Part::File, ':'),
+    };
+    let (source, amount) = word.split_once(mark).unwrap();
+    let (charge, pieces) = amount.split_once('/').unwrap_or((amount, "1"));
     SegmentFact {
         source: source_of(source),
         charge: Bytes(charge.parse().unwrap()),
+        pieces: pieces.parse().unwrap(),
+        part,
     }
+}
+
+fn device(word: &str) -> DeviceId {
+    DeviceId(u16::try_from(number(word, "d")).unwrap())
+}
+
+fn tier(word: &str) -> Tier {
+    match word {
+        "host" => Tier::Host,
+        word => Tier::Device(device(word)),
+    }
+}
+
+fn wanted(word: &str) -> Wanted {
+    let devices = |list: &str| {
+        let words = list.split(',').filter(|word| !word.is_empty());
+        words.map(device).collect()
+    };
+    match word.strip_prefix("best:") {
+        Some(list) => Wanted::Best(devices(list)),
+        None if word == "host" => Wanted::Host,
+        None => Wanted::Device(devices(word)),
+    }
+}
+
+/// The word after `key`.
+fn after<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    let at = words.iter().position(|word| *word == key)?;
+    Some(words[at + 1])
 }
 
 fn parse(line: &str) -> Event {
     let words: Vec<&str> = line.split_whitespace().collect();
     let model = |word: &str| ModelId(number(word, "m"));
-    let op = |word: &str| OpId(number(word, "op"));
     match words.as_slice() {
         ["session", id] => Event::SessionOpened {
             session: SessionId(number(id, "")),
@@ -139,7 +191,8 @@ fn parse(line: &str) -> Event {
             session: key(who).0,
             request: key(who).1.unwrap(),
             model: model(what),
-            deadline: Time(rest.get(1).map_or(1 << 40, |deadline| number(deadline, ""))),
+            wanted: after(rest, "on").map_or(Wanted::Host, wanted),
+            deadline: Time(after(rest, "by").map_or(1 << 40, |deadline| number(deadline, ""))),
         },
         ["close", who, lease] => Event::Close {
             session: key(who).0,
@@ -151,10 +204,11 @@ fn parse(line: &str) -> Event {
             request: key(who).1,
             target: RequestId(number(target, "")),
         },
-        ["evict", who, what] => Event::Evict {
+        ["evict", who, what, rest @ ..] => Event::Evict {
             session: key(who).0,
             request: key(who).1.unwrap(),
             version: VersionId(number(what, "v")),
+            tier: after(rest, "on").map(tier),
         },
         ["wish", what, rest @ ..] => Event::Configure {
             model: model(what),
@@ -165,10 +219,28 @@ fn parse(line: &str) -> Event {
         },
         ["changed", what] => Event::ModelChanged { model: model(what) },
         ["limit", bytes] => Event::SetLimit {
+            tier: Tier::Host,
+            budget: Bytes(number(bytes, "")),
             limit: Bytes(number(bytes, "")),
+        },
+        ["limit", place, bytes, rest @ ..] => Event::SetLimit {
+            tier: tier(place),
+            budget: Bytes(number(after(rest, "of").unwrap_or(bytes), "")),
+            limit: Bytes(number(bytes, "")),
+        },
+        ["lost", what] => Event::DeviceLost {
+            device: device(what),
+            fault: fault(&["", "404"]),
         },
         ["drain"] => Event::Drain,
         ["tick"] => Event::Tick,
+        _ => parse_completion(line, &words),
+    }
+}
+
+fn parse_completion(line: &str, words: &[&str]) -> Event {
+    let op = |word: &str| OpId(number(word, "op"));
+    match words {
         ["resolved", id, rest @ ..] if rest[0] == "fails" => Event::Resolved {
             op: op(id),
             outcome: Err(fault(rest)),
@@ -182,7 +254,11 @@ fn parse(line: &str) -> Event {
         },
         ["loaded", id, rest @ ..] if rest[0] == "fails" => Event::Loaded {
             op: op(id),
-            outcome: Err(fault(rest)),
+            outcome: Err(LoadFailure::Fault(fault(rest))),
+        },
+        ["loaded", id, "short"] => Event::Loaded {
+            op: op(id),
+            outcome: Err(LoadFailure::OutOfMemory(fault(&["", "405"]))),
         },
         ["loaded", id, content] => Event::Loaded {
             op: op(id),
@@ -191,100 +267,4 @@ fn parse(line: &str) -> Event {
         ["freed", id] => Event::Freed { op: op(id) },
         _ => panic!("no such event: {line}"),
     }
-}
-
-/// One effect as text.
-pub(crate) fn show(effect: &Effect) -> String {
-    match effect {
-        Effect::Resolve { op, model } => format!("resolve {op} m{}", model.0),
-        Effect::Load {
-            op,
-            segment,
-            source,
-            version,
-            charge,
-        } => {
-            let letter = char::from(b'a' + u8::try_from(source.0).unwrap() - 1);
-            format!(
-                "load {op} s{} {letter}:{} v{}",
-                segment.0, charge.0, version.0
-            )
-        }
-        Effect::Free { op, segment } => format!("free {op} s{}", segment.0),
-        Effect::Reply {
-            session,
-            request,
-            reply,
-        } => {
-            format!("{}.{} {}", session.0, request.0, show_reply(reply))
-        }
-        Effect::Forget { version } => format!("forget v{}", version.0),
-    }
-}
-
-fn show_reply(reply: &Reply) -> String {
-    match reply {
-        Reply::Opened {
-            lease,
-            version,
-            origin,
-            segments,
-        } => {
-            let origin = match origin {
-                Origin::Hit => "hit",
-                Origin::Loaded => "loaded",
-                Origin::Joined => "joined",
-            };
-            let segments: Vec<_> = segments.iter().map(|id| format!("s{}", id.0)).collect();
-            format!(
-                "opened l{} v{} {origin} [{}]",
-                lease.0,
-                version.0,
-                segments.join(" ")
-            )
-        }
-        Reply::Closed => "closed".to_owned(),
-        Reply::Cancelled { was_pending } => format!("cancelled {was_pending}"),
-        Reply::Evicted { freed } => format!("evicted {}", freed.0),
-        Reply::Failed(fault) => format!("failed {}", fault.code),
-        Reply::Refused(refusal) => format!("refused {}", show_refusal(refusal)),
-    }
-}
-
-fn show_refusal(refusal: &Refusal) -> String {
-    match refusal {
-        Refusal::TooLarge { want, limit } => format!("too_large {} of {}", want.0, limit.0),
-        Refusal::NoRoom {
-            want,
-            limit,
-            charged,
-            holders,
-        } => {
-            let mut text = format!("no_room {}, {} of {}:", want.0, charged.0, limit.0);
-            for holder in holders {
-                write!(text, " {}", show_holder(holder)).unwrap();
-            }
-            text
-        }
-        Refusal::TimedOut => "timed_out".to_owned(),
-        Refusal::QueueFull { waiting } => format!("queue_full {waiting}"),
-        Refusal::Draining => "draining".to_owned(),
-        Refusal::TooManyLeases { held } => format!("too_many_leases {held}"),
-        Refusal::UnknownLease => "unknown_lease".to_owned(),
-        Refusal::Cancelled => "cancelled".to_owned(),
-        Refusal::InUse(holder) => format!("in_use {}", show_holder(holder)),
-    }
-}
-
-fn show_holder(holder: &Holder) -> String {
-    let mut text = format!("v{}={}", holder.version.0, holder.charged.0);
-    if holder.leases > 0 {
-        write!(text, "+{}leases", holder.leases).unwrap();
-    }
-    for (is, word) in [(holder.pinned, "+pinned"), (holder.loading, "+loading")] {
-        if is {
-            text.push_str(word);
-        }
-    }
-    text
 }

@@ -1,0 +1,147 @@
+//! Which copy an open gets.
+
+use super::Turn;
+use crate::Core;
+use crate::admission::{Key, Target};
+use crate::effect::{Origin, Refusal, Reply};
+use crate::event::{Part, Wanted};
+use crate::id::{Bytes, CopyId, DeviceId, ModelId, Time, VersionId};
+use crate::lease::Lease;
+use crate::ledger::Tier;
+use crate::violation::Violation;
+use std::sync::Arc;
+
+impl Core {
+    /// Gives the open its copy if all of it is resident, else lets it wait for the copy's want.
+    pub(super) fn place(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Key,
+        (model, wanted): (ModelId, Wanted),
+        version: VersionId,
+        deadline: Time,
+    ) -> Result<(), Violation> {
+        let copy = match self.choose(version, &wanted)? {
+            Ok(tier) => CopyId { version, tier },
+            Err(refusal) => return self.turn_away(turn, key, version, refusal),
+        };
+        if let Some(segments) = self.whole(copy)? {
+            return self.grant(turn, key, Lease { model, copy }, Origin::Hit, segments);
+        }
+        let waiting = self.admission.waiting_for_copies();
+        if waiting >= self.waiting_max {
+            return self.turn_away(turn, key, version, Refusal::QueueFull { waiting });
+        }
+        if self.admission.stage(copy).is_none() {
+            if let Some(refusal) = self.too_large(copy)? {
+                return self.turn_away(turn, key, version, refusal);
+            }
+            self.admission.enqueue(copy);
+            self.room_changed = true;
+        }
+        self.wait(key, (model, wanted), deadline, Target::Copy(copy))
+    }
+
+    fn turn_away(
+        &mut self,
+        turn: &mut Turn<'_>,
+        key: Key,
+        version: VersionId,
+        refusal: Refusal,
+    ) -> Result<(), Violation> {
+        self.touched.insert(version);
+        turn.reply(key, Reply::Refused(refusal));
+        Ok(())
+    }
+
+    /// The tier on which an open gets its copy.
+    pub(super) fn choose(
+        &mut self,
+        version: VersionId,
+        wanted: &Wanted,
+    ) -> Result<Result<Tier, Refusal>, Violation> {
+        let (devices, or_host) = match wanted {
+            Wanted::Host => return Ok(Ok(Tier::Host)),
+            Wanted::Device(devices) => (devices, false),
+            Wanted::Best(devices) => (devices, true),
+        };
+        let chosen = self.choose_device(version, devices, or_host)?;
+        Ok(match chosen {
+            Ok(device) => Ok(Tier::Device(device)),
+            Err(_) if or_host => Ok(Tier::Host),
+            Err(refusal) => Err(refusal),
+        })
+    }
+
+    /// A device that has the copy, or will have it, or has the most room for it. `now`: only one
+    /// that can make the room now.
+    fn choose_device(
+        &mut self,
+        version: VersionId,
+        devices: &Arc<[DeviceId]>,
+        now: bool,
+    ) -> Result<Result<DeviceId, Refusal>, Violation> {
+        if !self.catalogue.version(version)?.has(Part::Image) {
+            return Ok(Err(Refusal::NoImage));
+        }
+        let there = |device: &DeviceId| !self.devices.is_lost(*device);
+        let alive: Vec<DeviceId> = devices.iter().copied().filter(there).collect();
+        for device in &alive {
+            if self.whole(CopyId::device(version, *device))?.is_some() {
+                return Ok(Ok(*device));
+            }
+        }
+        for device in &alive {
+            let copy = CopyId::device(version, *device);
+            if self.admission.stage(copy).is_some() || self.catalogue.lacks_nothing(copy)? {
+                return Ok(Ok(*device));
+            }
+        }
+        let device = devices.first().copied().unwrap_or(DeviceId(0));
+        let mut refusal = Refusal::DeviceLost { device };
+        let (mut roomiest, mut largest) = (None, None);
+        for device in alive {
+            let copy = CopyId::device(version, device);
+            let budget = self.ledger.account(copy.tier).budget.bytes;
+            let first = largest.is_none_or(|(most, _)| budget > most);
+            match self.too_large(copy)? {
+                Some(too_large) if largest.is_none() => refusal = larger(refusal, too_large),
+                Some(_) => {}
+                None => {
+                    let room = self.room_to_make(copy.tier).bytes;
+                    let most = roomiest.is_none_or(|(most, _)| room > most);
+                    if most && self.can_be_made(copy)? {
+                        roomiest = Some((room, device));
+                    }
+                    if first {
+                        largest = Some((budget, device));
+                    }
+                }
+            }
+        }
+        let chosen = if now { roomiest } else { roomiest.or(largest) };
+        Ok(chosen.map(|(_, device)| device).ok_or(refusal))
+    }
+}
+
+/// Of two refusals the one that says more: what is too large is so for the largest device.
+fn larger(before: Refusal, next: Refusal) -> Refusal {
+    let limit = |refusal: &Refusal| match refusal {
+        Refusal::TooLarge { limit, .. } => Some(*limit),
+        Refusal::NoRoom { .. }
+        | Refusal::DeviceLost { .. }
+        | Refusal::NoImage
+        | Refusal::TimedOut
+        | Refusal::QueueFull { .. }
+        | Refusal::Draining
+        | Refusal::TooManyLeases { .. }
+        | Refusal::UnknownLease
+        | Refusal::Cancelled
+        | Refusal::InUse(_) => None::<Bytes>,
+    };
+    if limit(&next) > limit(&before) {
+        next
+    } else {
+        before
+    }
+}
