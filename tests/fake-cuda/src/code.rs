@@ -32,7 +32,10 @@ pub(crate) const LAUNCH_FAILED: u32 = 719;
 
 /// Whether an error of this number leaves the context unusable until it is reset.
 pub(crate) const fn is_sticky(code: u32) -> bool {
-    matches!(code, 46 | 214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721 | 911)
+    matches!(
+        code,
+        46 | 214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721 | 911
+    )
 }
 
 /// The name of a code, as `cuGetErrorName` tells it; none for numbers that this version of the

@@ -2,6 +2,7 @@
 
 use crate::machine::{Agent, Answer, receive, send};
 use crate::raw::{Raw, in_a_fork};
+use crate::uploading::Uploads;
 use mrm_cuda::choose::{Trial, prove};
 use mrm_cuda::share::{NotClosed, View};
 use mrm_cuda::{
@@ -12,7 +13,7 @@ use std::error::Error;
 use std::ffi::c_void;
 use std::os::fd::{AsFd, OwnedFd};
 
-type Anything<T> = Result<T, Box<dyn Error>>;
+pub(crate) type Anything<T> = Result<T, Box<dyn Error>>;
 
 /// Serves commands on standard input until the other side is gone.
 pub(crate) fn serve() {
@@ -39,6 +40,9 @@ struct State {
     mapping: Option<Mapping>,
     raw: Option<Raw>,
     captured: Option<*mut c_void>,
+    /// Of `import-all`.
+    mappings: Vec<Mapping>,
+    uploads: Uploads,
 }
 
 /// Bytes by which the conformance tests know an allocation.
@@ -143,8 +147,13 @@ impl State {
             }
             ["forget"] => {
                 (self.allocation, self.sealed, self.mapping) = (None, None, None);
+                (self.mappings, self.uploads) = (Vec::new(), Uploads::default());
                 said("ok".to_owned())
             }
+            ["import-all", bytes, count, bad, export @ ..] => {
+                said(self.import_all(bytes.parse()?, count.parse()?, *bad == "bad", export, fd)?)
+            }
+            ["up", words @ ..] => said(self.upload(words)?),
             ["close"] => said(self.close(false)?),
             ["close", "naming"] => said(self.close(true)?),
             ["fork"] => said(self.fork()?),
@@ -211,6 +220,43 @@ impl State {
         Ok(charged.to_string())
     }
 
+    fn upload(&mut self, words: &[&str]) -> Anything<String> {
+        let context = self.ready()?.0;
+        let (text, sealed) = self.uploads.obey(&context, words)?;
+        self.sealed = sealed.or(self.sealed.take());
+        Ok(text)
+    }
+
+    /// Imports one export several times at once, the last of which may be none.
+    fn import_all(
+        &mut self,
+        bytes: u64,
+        count: usize,
+        bad: bool,
+        words: &[&str],
+        fd: Option<OwnedFd>,
+    ) -> Anything<String> {
+        let context = self.ready()?.0;
+        let mut exports = Vec::new();
+        for at in 0..count {
+            let again = fd.as_ref().map(OwnedFd::try_clone).transpose()?;
+            let (_, export) = export_of(words, again)?;
+            let export = match export {
+                Export::Vmm(_) if bad && at + 1 == count => {
+                    Export::Vmm(std::fs::File::open("/dev/null")?.into())
+                }
+                Export::Legacy(_) if bad && at + 1 == count => Export::Legacy([0; 64]),
+                good => good,
+            };
+            exports.push((export, bytes));
+        }
+        let how = mechanism(words.first().ok_or("no export")?);
+        self.mappings = how.sharing().import_all(&context, exports)?;
+        // Each is checked by itself: the last takes the place of the one that `check` reads.
+        self.mapping = self.mappings.pop();
+        Ok(self.mappings.len().to_string())
+    }
+
     fn check(&mut self, bytes: u64, seed: u64) -> Anything<String> {
         self.ready()?;
         let view: View<'_> = match (&self.mapping, &self.sealed) {
@@ -261,8 +307,14 @@ fn devices() -> Anything<String> {
     for device in probe()?.devices()? {
         let (major, minor) = device.compute_capability;
         let line = format!(
-            "{} {} {} {} {} {major}.{minor}\n",
-            device.ordinal, device.uuid, device.total_bytes, device.vmm, device.posix_fd
+            "{} {} {} {} {} {major}.{minor} {} {}\n",
+            device.ordinal,
+            device.uuid,
+            device.total_bytes,
+            device.vmm,
+            device.posix_fd,
+            device.read_only_register,
+            device.pci_bus_id
         );
         text.push_str(&line);
     }

@@ -14,6 +14,8 @@ mod machine;
 mod probe;
 mod raw;
 mod sharing;
+mod upload;
+mod uploading;
 
 /// Not a test by itself: what the other tests start as another process.
 #[test]
