@@ -241,7 +241,7 @@ fn names(_: &mut Peer) {
 
 #[test]
 fn calls_fail_when_told() {
-    let rules = "cuMemCreate:2:3,cuMemRelease:4242,cuMemMap:721:1+,cuCtxSynchronize:700:2";
+    let rules = "cuMemCreate:2:3,cuMemRelease:4242,cuMemMap:720:1+,cuCtxSynchronize:700:2";
     Machine::new().with("FAULTS", rules).run("faults");
     Machine::new().with("FAULTS", "*:4242:2+").run("every_call");
 }
@@ -256,8 +256,8 @@ fn faults(_: &mut Peer) {
     assert_eq!(cuMemRelease(handle), 0, "the first had no effect");
     let ptr = reserve(GRAIN);
     let mapped = create(0, GRAIN).unwrap();
-    assert_eq!(cuMemMap(ptr, GRAIN, 0, mapped, 0), 721);
-    assert_eq!(cuMemMap(ptr, GRAIN, 0, mapped, 0), 721);
+    assert_eq!(cuMemMap(ptr, GRAIN, 0, mapped, 0), 720);
+    assert_eq!(cuMemMap(ptr, GRAIN, 0, mapped, 0), 720);
     assert_eq!(cuCtxSynchronize(), 0);
     assert_eq!(cuCtxSynchronize(), 700);
     assert_eq!(cuCtxSynchronize(), 700, "sticky");
