@@ -80,6 +80,7 @@ fn once(source: &FileSource, degraded: &Degraded) -> Result<(f64, u64)> {
         header: None,
         progress: &progress,
         cancel: &cancel,
+        feed: None,
     };
     let loaded = load(&order, degraded)?;
     Ok((loaded.took_us as f64 / 1e6, loaded.segment.huge_bytes()))

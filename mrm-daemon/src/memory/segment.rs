@@ -107,8 +107,8 @@ impl Unsealed {
         &self.huge
     }
 
-    #[cfg(test)]
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+    /// The memory, which is still written to: nobody outside the daemon gets this.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 

@@ -235,7 +235,7 @@ fn a_charge_that_is_too_small_is_never_exceeded() {
 fn a_segment_that_someone_else_can_still_write_is_not_lent() {
     let degraded = Degraded::new();
     let unsealed = Unsealed::allocate(4096, 4096, &degraded).expect("a segment");
-    let path = format!("/proc/self/fd/{}", unsealed.descriptor().as_raw_fd());
+    let path = format!("/proc/self/fd/{}", unsealed.fd().as_raw_fd());
     rustix::fs::chmod(&path, Mode::RUSR | Mode::WUSR).expect("our own file");
     let other = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let other = other.expect("a second description");

@@ -386,6 +386,7 @@ fn supply_segment(
                 header: *check,
                 progress,
                 cancel: &AtomicBool::new(false),
+                feed: None,
             };
             let Loaded {
                 segment, digest, ..

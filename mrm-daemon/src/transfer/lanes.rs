@@ -82,7 +82,8 @@ pub struct Lanes {
     freeing: Threads,
 }
 
-struct Threads {
+/// The threads of one lane, and what waits for them.
+pub(crate) struct Threads {
     queue: Arc<Queue<Box<dyn Work>>>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -93,7 +94,9 @@ impl Lanes {
     /// # Errors
     /// If the system has no thread left; those already started end.
     pub fn start(config: LanesConfig) -> Result<Self, LanesError> {
-        let lane = |lane: Lane, threads: usize| Threads::start(lane, threads, config.waiting_max);
+        let lane = |lane: Lane, threads: usize| {
+            Threads::start(lane.thread_prefix(), threads, config.waiting_max)
+        };
         Ok(Self {
             registered: lane(Lane::Registered, config.registered_threads)?,
             foreign: lane(Lane::Foreign, config.foreign_threads)?,
@@ -111,12 +114,7 @@ impl Lanes {
         completion: Completion<T>,
         work: impl FnOnce() -> T + Send + 'static,
     ) {
-        if let Err((task, lost)) = self
-            .threads(lane)
-            .push(Box::new(Tracked { completion, work }))
-        {
-            task.give_up(lost);
-        }
+        self.threads(lane).run(completion, work);
     }
 
     /// Runs `job`, which answers to nobody, on a thread of the lane. Never blocks. A panic ends
@@ -133,19 +131,12 @@ impl Lanes {
     /// How much work waits in the lane.
     #[must_use]
     pub fn waiting(&self, lane: Lane) -> usize {
-        self.threads(lane).queue.len()
+        self.threads(lane).waiting()
     }
 
     /// Gives up what waits, and waits for what runs until `deadline`; returns what still ran then.
     pub fn shut_down(self, deadline: Instant) -> Vec<Hung> {
-        let lanes = [self.registered, self.foreign, self.freeing];
-        for threads in &lanes {
-            threads.close();
-        }
-        lanes
-            .into_iter()
-            .flat_map(|threads| threads.join(deadline))
-            .collect()
+        Threads::shut_down([self.registered, self.foreign, self.freeing], deadline)
     }
 
     const fn threads(&self, lane: Lane) -> &Threads {
@@ -168,7 +159,12 @@ impl fmt::Debug for Lanes {
 }
 
 impl Threads {
-    fn start(lane: Lane, threads: usize, waiting_max: usize) -> Result<Self, LanesError> {
+    /// Starts at least one thread, each called `prefix` and its number.
+    pub(crate) fn start(
+        prefix: &str,
+        threads: usize,
+        waiting_max: usize,
+    ) -> Result<Self, LanesError> {
         let threads = threads.max(1);
         let queue = Arc::new(Queue::new(waiting_max, threads));
         let mut started = Self {
@@ -176,7 +172,7 @@ impl Threads {
             workers: Vec::with_capacity(threads),
         };
         for index in 0..threads {
-            let name = format!("{}-{index}", lane.thread_prefix());
+            let name = format!("{prefix}-{index}");
             let queue = Arc::clone(&started.queue);
             let worker = Builder::new()
                 .name(name.clone())
@@ -185,6 +181,33 @@ impl Threads {
             started.workers.push(worker);
         }
         Ok(started)
+    }
+
+    /// As [`Lanes::run`].
+    pub(crate) fn run<T: 'static>(
+        &self,
+        completion: Completion<T>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) {
+        if let Err((task, lost)) = self.push(Box::new(Tracked { completion, work })) {
+            task.give_up(lost);
+        }
+    }
+
+    /// As [`Lanes::shut_down`], of several at once.
+    pub(crate) fn shut_down<const N: usize>(lanes: [Self; N], deadline: Instant) -> Vec<Hung> {
+        for threads in &lanes {
+            threads.close();
+        }
+        lanes
+            .into_iter()
+            .flat_map(|threads| threads.join(deadline))
+            .collect()
+    }
+
+    /// How much work waits.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.len()
     }
 
     fn push(&self, task: Box<dyn Work>) -> Result<(), (Box<dyn Work>, Lost)> {

@@ -5,6 +5,7 @@ use super::hash::{Chunk, Subtree, digest};
 use super::lanes::message;
 use super::read::{Buffered, CHUNK_BYTES, Reader};
 use crate::degraded::Degraded;
+use crate::device::feed::FeedWriter;
 use crate::format::HeaderCheck;
 use crate::memory::{HostSegment, Unsealed};
 use crate::source::{Identity, Source};
@@ -30,6 +31,8 @@ pub struct Order<'a> {
     pub progress: &'a AtomicU64,
     /// Set it to give up.
     pub cancel: &'a AtomicBool,
+    /// Who reads what is there before all of it is, if anybody may.
+    pub feed: Option<&'a FeedWriter>,
 }
 
 /// A file in memory.
@@ -51,6 +54,17 @@ pub struct Loaded {
 /// If it changed, cannot be read, does not fit into memory, or `cancel` was set. Nothing is left
 /// in memory then.
 pub fn load(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError> {
+    let outcome = load_and_feed(order, degraded);
+    if let Some(feed) = order.feed {
+        match &outcome {
+            Ok(loaded) => feed.done(loaded.segment.fd(), loaded.digest),
+            Err(error) => feed.failed(error.code(), &error),
+        }
+    }
+    outcome
+}
+
+fn load_and_feed(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError> {
     let started = Instant::now();
     let bytes = order.identity.bytes;
     let memory = |cause| LoadError::Memory {
@@ -58,8 +72,11 @@ pub fn load(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError>
         cause,
     };
     order.progress.store(0, Ordering::Relaxed);
-    unchanged(order)?;
+    unchanged(order.source, &order.identity)?;
     let mut unsealed = Unsealed::allocate(bytes, order.charge_bytes, degraded).map_err(memory)?;
+    if let Some(feed) = order.feed {
+        feed.begin(unsealed.fd());
+    }
     let mut reader = Buffered::new(order.source, order.cancel);
     let digest = fill(order, &mut reader, unsealed.as_mut_slice())?;
     verify(order, unsealed.as_mut_slice())?;
@@ -75,23 +92,30 @@ pub fn load(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError>
 
 /// Checks that what was read is the file that was resolved, from its first byte to its last.
 fn verify(order: &Order<'_>, image: &[u8]) -> Result<(), LoadError> {
-    let mut more = [0];
-    if order.source.read_at(order.identity.bytes, &mut more)? > 0 {
-        return Err(LoadError::changed(order.source, "it grew"));
-    }
-    unchanged(order)?;
+    ended(order.source, &order.identity)?;
     match &order.header {
-        Some(header) if !header.holds(image) => Err(LoadError::changed(
-            order.source,
-            "its header is not the one that was parsed",
-        )),
+        Some(header) if !header.holds(image) => Err(other_header(order.source)),
         Some(_) | None => Ok(()),
     }
 }
 
-fn unchanged(order: &Order<'_>) -> Result<(), LoadError> {
-    let now = order.source.identity()?;
-    let was = &order.identity;
+/// What is said of a file that does not begin as it did.
+pub(crate) fn other_header(source: &dyn Source) -> LoadError {
+    LoadError::changed(source, "its header is not the one that was parsed")
+}
+
+/// Fails unless the source ends where it did, and is what it was.
+pub(crate) fn ended(source: &dyn Source, was: &Identity) -> Result<(), LoadError> {
+    let mut more = [0];
+    if source.read_at(was.bytes, &mut more)? > 0 {
+        return Err(LoadError::changed(source, "it grew"));
+    }
+    unchanged(source, was)
+}
+
+/// Fails unless the source is what it was.
+pub(crate) fn unchanged(source: &dyn Source, was: &Identity) -> Result<(), LoadError> {
+    let now = source.identity()?;
     let what = if now == *was {
         return Ok(());
     } else if (now.dev, now.ino) != (was.dev, was.ino) {
@@ -101,7 +125,17 @@ fn unchanged(order: &Order<'_>) -> Result<(), LoadError> {
     } else {
         "it was written to".to_owned()
     };
-    Err(LoadError::changed(order.source, what))
+    Err(LoadError::changed(source, what))
+}
+
+impl Order<'_> {
+    /// The bytes before `bytes` are there.
+    fn filled(&self, bytes: u64) {
+        self.progress.store(bytes, Ordering::Relaxed);
+        if let Some(feed) = self.feed {
+            feed.filled(bytes);
+        }
+    }
 }
 
 /// Fills the image and returns its digest. A large image is hashed by a second thread, a few
@@ -113,7 +147,7 @@ fn fill(
 ) -> Result<[u8; 32], LoadError> {
     if image.len() <= CHUNK_BYTES {
         reader.read(0, image)?;
-        order.progress.store(image.len() as u64, Ordering::Relaxed);
+        order.filled(image.len() as u64);
         return Ok(*blake3::hash(image).as_bytes());
     }
     let name = || order.source.label().to_owned();
@@ -154,7 +188,7 @@ fn fill_chunks<'i>(
     for (index, bytes) in image.chunks_mut(CHUNK_BYTES).enumerate() {
         reader.read(offset, bytes)?;
         offset += bytes.len() as u64;
-        order.progress.store(offset, Ordering::Relaxed);
+        order.filled(offset);
         match hash.try_send(Chunk { index, bytes }) {
             Ok(()) => {}
             Err(TrySendError::Full(chunk)) => own.push(Subtree::of(chunk)),

@@ -42,6 +42,7 @@
 //!     header: None,
 //!     progress: &progress,
 //!     cancel: &cancel,
+//!     feed: None,
 //! };
 //! let loaded = load(&order, &Degraded::new())?;
 //! assert_eq!(loaded.digest, *blake3::hash(b"weights").as_bytes());
@@ -59,5 +60,8 @@ mod read;
 
 pub use completion::{Completion, Lost};
 pub use error::LoadError;
+pub(crate) use lanes::Threads;
 pub use lanes::{Hung, Job, Lane, Lanes, LanesConfig, LanesError};
 pub use load::{Loaded, Order, load};
+pub(crate) use load::{ended, other_header, unchanged};
+pub(crate) use read::{Buffered, Reader};

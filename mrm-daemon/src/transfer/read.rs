@@ -11,20 +11,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) const CHUNK_BYTES: usize = 4 << 20;
 
 /// A way to read.
-pub(super) trait Reader {
+pub(crate) trait Reader {
     /// Fills `chunk` with what the source has at `offset`.
     fn read(&mut self, offset: u64, chunk: &mut [u8]) -> Result<(), LoadError>;
 }
 
 /// Reads through the page cache.
-pub(super) struct Buffered<'a> {
+pub(crate) struct Buffered<'a> {
     source: &'a dyn Source,
     cancel: &'a AtomicBool,
 }
 
 impl<'a> Buffered<'a> {
     /// A reader that goes from the beginning to the end, and gives up when `cancel` is set.
-    pub(super) fn new(source: &'a dyn Source, cancel: &'a AtomicBool) -> Self {
+    pub(crate) fn new(source: &'a dyn Source, cancel: &'a AtomicBool) -> Self {
         if let Some(fd) = source.fd() {
             // Doubles how far the kernel reads ahead. A filesystem that cannot is as good as before.
             let _ = rustix::fs::fadvise(fd, 0, None, Advice::Sequential);

@@ -178,6 +178,7 @@ fn load_as_it_was(source: &FaultSource, watch: &Watch) -> Result<Loaded, LoadErr
         header: watch.header,
         progress: &watch.progress,
         cancel: &watch.cancel,
+        feed: None,
     };
     load(&order, &Degraded::new())
 }
@@ -383,6 +384,7 @@ fn a_real_file_is_loaded_until_it_is_written_to() {
         header: None,
         progress: &watch.progress,
         cancel: &watch.cancel,
+        feed: None,
     };
     let loaded = load(&order, &Degraded::new()).expect("loaded");
     assert_eq!(loaded.digest, *blake3::hash(&content).as_bytes());
