@@ -26,8 +26,23 @@
 //! ```
 //!
 //! Bytes come through the slots of a [`Ring`], out of host memory that is [`Registered`], or from
-//! another device; one upload may mix them. What is copied twice, or not at all, is the caller's to
-//! know: nothing counts it.
+//! another device; one upload may mix them:
+//!
+//! ```no_run
+//! # use mrm_cuda::{Context, Registered, Sealed, Upload};
+//! # use std::sync::Arc;
+//! # fn example(
+//! #     mut upload: Upload<'_>, context: &Context, elsewhere: &Arc<Sealed>, mapped: Vec<u8>,
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
+//! let segment = Registered::new(context, mapped)?; // once; all devices copy from it
+//! upload.from_registered(0, &segment, 0..4096)?;
+//! upload.from_peer(4096, elsewhere, 4096..8192)?;
+//! let weights = upload.finish()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What is copied twice, or not at all, is the caller's to know: nothing counts it.
 //!
 //! What copies read is kept until they were waited for, and what they write is not freed before.
 //! Where waiting fails, because the device is lost or the driver refuses, both are kept and tried

@@ -361,6 +361,17 @@ fn a_lost_device_is_told_as_lost() {
 }
 
 #[test]
+fn uploads_may_be_done_by_any_thread() {
+    fn sent<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    sent::<mrm_cuda::Upload<'static>>();
+    sent::<mrm_cuda::Ring>();
+    sent::<mrm_cuda::Allocation>();
+    shared::<mrm_cuda::Sealed>();
+    shared::<mrm_cuda::Registered<Vec<u8>>>();
+}
+
+#[test]
 fn codes_that_lose_the_device_are_told_apart() {
     let lost: Vec<u32> = (0..1100)
         .filter(|code| CudaError::new(*code).device_lost())
