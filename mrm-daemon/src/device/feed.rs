@@ -284,18 +284,21 @@ impl HostFeed {
     }
 
     fn register(&self, context: &Context) -> Result<Made, String> {
+        Registered::new(context, self.map()?)
+            .map(Made::Yes)
+            .map_err(|error| format!("`{}`: {error}", self.label))
+    }
+
+    fn map(&self) -> Result<Mapped, String> {
         let memory = lock(&self.state).memory.clone();
         let memory = memory.ok_or("there is no memory")?;
         let mapping = MmapOptions::new()
             .map_if_safe(&memory.as_fd())
             .map_err(|error| format!("`{}` cannot be mapped: {error}", self.label))?;
-        let mapped = Mapped {
+        Ok(Mapped {
             mapping,
             _gone: Arc::clone(&self.gone),
-        };
-        Registered::new(context, mapped)
-            .map(Made::Yes)
-            .map_err(|error| format!("`{}`: {error}", self.label))
+        })
     }
 
     fn wait<T>(

@@ -1,10 +1,10 @@
 //! Filling the memory of a device with a version, from wherever its bytes are.
 
-use super::core::Core;
 use super::error::FillError;
 use super::feed::HostFeed;
 use super::image::{DeviceImage, charge_for};
 use super::plan::{Part, Piece, Plan, gather, pieces};
+use super::shared::Shared;
 use super::supply::{Files, Segments, Supply};
 use crate::format::HeaderCheck;
 use crate::source::{Identity, Source};
@@ -67,7 +67,7 @@ pub struct FileFeed {
 }
 
 /// As [`Device::fill`](super::Device::fill).
-pub(super) fn fill(device: &Core, order: &FillOrder) -> Result<DeviceImage, FillError> {
+pub(super) fn fill(device: &Shared, order: &FillOrder) -> Result<DeviceImage, FillError> {
     // What could not be given back before may be what would be missing now.
     mrm_cuda::release_deferred();
     order.progress.store(0, Ordering::Relaxed);
@@ -106,7 +106,7 @@ pub(super) fn fill(device: &Core, order: &FillOrder) -> Result<DeviceImage, Fill
 type Filled = (Vec<Arc<Sealed>>, [u8; 32]);
 
 /// All of them, before anything is read: a device without room is to be known at once.
-fn allocate(device: &Core, plan: &Plan, charge_bytes: u64) -> Result<Vec<Allocation>, FillError> {
+fn allocate(device: &Shared, plan: &Plan, charge_bytes: u64) -> Result<Vec<Allocation>, FillError> {
     let (needed_bytes, _) = charge_for(&plan.layout, device.granularity_bytes());
     if needed_bytes > charge_bytes {
         return Err(FillError::TooLarge {
@@ -124,7 +124,7 @@ fn allocate(device: &Core, plan: &Plan, charge_bytes: u64) -> Result<Vec<Allocat
 
 /// Fills from segments or files.
 fn gathered(
-    device: &Core,
+    device: &Shared,
     order: &FillOrder,
     plan: &Plan,
     allocations: Vec<Allocation>,
@@ -147,7 +147,7 @@ fn gathered(
 
 /// Fills from another device.
 fn copied(
-    device: &Core,
+    device: &Shared,
     order: &FillOrder,
     image: &DeviceImage,
     allocations: Vec<Allocation>,
@@ -185,7 +185,7 @@ fn copied(
 
 /// One allocation that is being filled.
 struct Copying<'a> {
-    device: &'a Core,
+    device: &'a Shared,
     order: &'a FillOrder,
     upload: Upload<'a>,
 }

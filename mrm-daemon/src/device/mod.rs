@@ -36,7 +36,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod core;
 mod error;
 pub mod feed;
 mod fill;
@@ -45,6 +44,7 @@ mod plan;
 mod probe;
 pub mod self_test;
 mod settings;
+mod shared;
 mod supply;
 
 pub use error::FillError;
@@ -55,7 +55,7 @@ pub use probe::{DeviceReport, Found, NoDriver, Refused, Started, Usable, start};
 pub use self_test::SelfTest;
 pub use settings::{DeviceSettings, Register};
 
-use self::core::Core;
+use self::shared::Shared;
 use crate::degraded::Degraded;
 use crate::transfer::{Completion, Hung, LanesError, Threads};
 use mrm_cuda::{CallError, Context, DeviceUuid, Mechanism, MemoryInfo, ShareError};
@@ -72,7 +72,7 @@ const WAITING_MAX: usize = 4096;
 /// [`shut_down`](Device::shut_down) ends the threads; dropping without it only stops them from
 /// taking more work.
 pub struct Device {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     filling: Threads,
     foreign: Threads,
     freeing: Threads,
@@ -113,11 +113,11 @@ impl Device {
         degraded: &Degraded,
     ) -> Result<Self, OpenError> {
         let ordinal = context.device().ordinal;
-        let core = Core::new(context, mechanism, *settings, degraded.clone())?;
+        let shared = Shared::new(context, mechanism, *settings, degraded.clone())?;
         let threads =
             |kind: &str, threads| Threads::start(&format!("{kind}{ordinal}"), threads, WAITING_MAX);
         Ok(Self {
-            core: Arc::new(core),
+            shared: Arc::new(core),
             filling: threads("mrm-fill", settings.fill_threads)?,
             foreign: threads("mrm-ffill", settings.fill_threads)?,
             freeing: threads("mrm-dfree", 1)?,
@@ -127,25 +127,25 @@ impl Device {
     /// Its name for every process.
     #[must_use]
     pub fn uuid(&self) -> DeviceUuid {
-        self.core.uuid()
+        self.shared.uuid()
     }
 
     /// Its context.
     #[must_use]
     pub fn context(&self) -> &Context {
-        self.core.context()
+        self.shared.context()
     }
 
     /// How its memory is lent.
     #[must_use]
     pub fn mechanism(&self) -> Mechanism {
-        self.core.mechanism()
+        self.shared.mechanism()
     }
 
     /// What `layout` is charged here: bytes, and allocations.
     #[must_use]
     pub fn charge_for(&self, layout: &Layout) -> (u64, u64) {
-        charge_for(layout, self.core.granularity_bytes())
+        charge_for(layout, self.shared.granularity_bytes())
     }
 
     /// Allocates memory on the device, fills it and seals it. Blocks.
@@ -158,7 +158,7 @@ impl Device {
     /// When the bytes cannot be had, the device has no room or its driver refuses, or `cancel` was
     /// set. What was allocated is freed.
     pub fn fill(&self, order: &FillOrder) -> Result<DeviceImage, FillError> {
-        fill::fill(&self.core, order)
+        fill::fill(&self.shared, order)
     }
 
     /// [`fill`](Self::fill)s on a thread of the device. Never blocks; `completion` is settled
@@ -168,13 +168,13 @@ impl Device {
         order: FillOrder,
         completion: Completion<Result<DeviceImage, FillError>>,
     ) {
-        let core = Arc::clone(&self.core);
+        let shared = Arc::clone(&self.shared);
         let threads = if order.foreign {
             &self.foreign
         } else {
             &self.filling
         };
-        threads.run(completion, move || fill::fill(&core, &order));
+        threads.run(completion, move || fill::fill(&shared, &order));
     }
 
     /// Frees an image of this device on a thread of the device. Never blocks, unless the device is
@@ -199,7 +199,7 @@ impl Device {
     /// # Errors
     /// When the driver refuses.
     pub fn memory(&self) -> Result<MemoryInfo, CallError> {
-        self.core.context().memory()
+        self.shared.context().memory()
     }
 
     /// Whether the device still answers. Also tries again to give back what the driver did not
@@ -209,13 +209,13 @@ impl Device {
     /// # Errors
     /// When the driver refuses; the error says whether the device is lost.
     pub fn health(&self) -> Result<MemoryInfo, HealthError> {
-        health(&self.core)
+        health(&self.shared)
     }
 
     /// Asks for the [`health`](Self::health) on the thread that frees.
     pub fn health_async(&self, completion: Completion<Result<MemoryInfo, HealthError>>) {
-        let core = Arc::clone(&self.core);
-        self.freeing.run(completion, move || health(&core));
+        let shared = Arc::clone(&self.shared);
+        self.freeing.run(completion, move || health(&shared));
     }
 
     /// How many fills wait for a thread.
@@ -241,9 +241,9 @@ impl fmt::Debug for Device {
     }
 }
 
-fn health(core: &Core) -> Result<MemoryInfo, HealthError> {
-    let health = core.health().map_err(|cause| HealthError {
-        device: core.uuid(),
+fn health(shared: &Shared) -> Result<MemoryInfo, HealthError> {
+    let health = shared.health().map_err(|cause| HealthError {
+        device: shared.uuid(),
         lost: cause.cuda().is_some_and(mrm_cuda::CudaError::device_lost),
         cause,
     });

@@ -1,4 +1,5 @@
 use super::*;
+use crate::device::{FeedWriter, HostFeed};
 use crate::memory::charge_for;
 use crate::source::{FileSource, SourceError, settle};
 use mrm_proto::error::ErrorCode;
@@ -7,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -409,4 +410,72 @@ fn a_real_file_is_loaded_until_it_is_written_to() {
         .map_if_safe(&fd)
         .expect("sealed");
     assert!(map[..] == content[..], "the image differs");
+}
+
+fn loading(source: &FaultSource) -> (Arc<HostFeed>, FeedWriter) {
+    HostFeed::loading("faulty.safetensors", source.content.len() as u64)
+}
+
+fn load_feeding(source: &FaultSource, feed: &FeedWriter) -> Result<Loaded, LoadError> {
+    let (watch, bytes) = (watch(), source.content.len() as u64);
+    let order = Order {
+        source,
+        identity: source.identity().expect("an identity"),
+        charge_bytes: charge_for(bytes),
+        header: None,
+        progress: &watch.progress,
+        cancel: &watch.cancel,
+        feed: Some(feed),
+    };
+    load(&order, &Degraded::new())
+}
+
+#[test]
+fn what_is_loaded_can_be_read_before_the_rest_is() {
+    let hanging_read = Some(2);
+    let source = FaultSource::new(
+        9 * MIB,
+        Faults {
+            hanging_read,
+            ..Faults::default()
+        },
+    );
+    let (feed, writer) = loading(&source);
+    let go_on = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| load_feeding(&source, &writer));
+        source.wait_hanging();
+        let mut first = vec![0; CHUNK_BYTES];
+        feed.wait_for(first.len() as u64, &go_on)
+            .expect("the first chunk is there");
+        feed.read_at(0, &mut first).expect("read");
+        assert!(first == source.content[..CHUNK_BYTES]);
+        assert!(!feed.is_complete());
+        source.release();
+        let loaded = load.join().expect("no panic").expect("loaded");
+        assert_eq!(feed.digest(&go_on), Ok(loaded.digest));
+        feed.adopt(Arc::new(loaded.segment));
+    });
+    let mut whole = vec![0; source.content.len()];
+    feed.read_at(0, &mut whole).expect("read");
+    assert!(whole == source.content);
+}
+
+#[test]
+fn a_failed_load_fails_its_feed_with_the_same_code() {
+    for broken_read in [1, 2, 3] {
+        let source = FaultSource::new(
+            9 * MIB,
+            Faults {
+                broken_read: Some(broken_read),
+                ..Faults::default()
+            },
+        );
+        let (feed, writer) = loading(&source);
+        let error = load_feeding(&source, &writer).expect_err("a broken read");
+        let go_on = AtomicBool::new(false);
+        let told = feed.wait_for(1, &go_on).expect_err("a failed feed");
+        assert_eq!(told.code(), error.code());
+        assert_eq!(told.to_string(), error.to_string());
+    }
 }

@@ -11,7 +11,7 @@ use mrm_cuda::{
 use std::sync::{Mutex, PoisonError};
 
 /// A device that is in use.
-pub(super) struct Core {
+pub(super) struct Shared {
     context: Context,
     mechanism: Mechanism,
     settings: DeviceSettings,
@@ -25,7 +25,7 @@ pub(super) struct Core {
     degraded: Degraded,
 }
 
-impl Core {
+impl Shared {
     pub(super) fn new(
         context: Context,
         mechanism: Mechanism,
