@@ -117,7 +117,7 @@ impl Device {
         let threads =
             |kind: &str, threads| Threads::start(&format!("{kind}{ordinal}"), threads, WAITING_MAX);
         Ok(Self {
-            shared: Arc::new(core),
+            shared: Arc::new(shared),
             filling: threads("mrm-fill", settings.fill_threads)?,
             foreign: threads("mrm-ffill", settings.fill_threads)?,
             freeing: threads("mrm-dfree", 1)?,
