@@ -50,9 +50,12 @@ impl Core {
         now: Time,
         change: impl FnOnce(&mut Copy),
     ) -> Result<(), Violation> {
-        let before = self.catalogue.held(id)?;
-        change(self.catalogue.copy_mut(id)?);
-        self.tell_segments(id, now, before)
+        let version = self.catalogue.version_mut(id.version)?;
+        let before = version.held(id.tier);
+        let copy = version.copies.get_mut(&id.tier);
+        change(copy.ok_or(Violation::Missing(Record::Copy(id)))?);
+        let after = version.held(id.tier);
+        self.tell_segments(id, now, before, after)
     }
 
     /// Changes what all copies of a version are held by, and tells their segments.
@@ -67,14 +70,21 @@ impl Core {
         let before: Vec<(Tier, bool)> = tiers.map(|tier| (*tier, version.held(*tier))).collect();
         change(version);
         for (tier, before) in before {
-            self.tell_segments(CopyId { version: id, tier }, now, before)?;
+            let copy = CopyId { version: id, tier };
+            let after = self.catalogue.held(copy)?;
+            self.tell_segments(copy, now, before, after)?;
         }
         Ok(())
     }
 
     /// Tells the segments of a copy if it came to be held, or is held no longer.
-    fn tell_segments(&mut self, id: CopyId, now: Time, before: bool) -> Result<(), Violation> {
-        let after = self.catalogue.held(id)?;
+    fn tell_segments(
+        &mut self,
+        id: CopyId,
+        now: Time,
+        before: bool,
+        after: bool,
+    ) -> Result<(), Violation> {
         if before == after {
             return Ok(());
         }

@@ -1,8 +1,9 @@
 //! Which copy an open gets.
 
 use super::Turn;
+use super::plan::Claims;
 use crate::Core;
-use crate::admission::{Key, Target};
+use crate::admission::{Key, Stage, Target};
 use crate::effect::{Origin, Refusal, Reply};
 use crate::event::{Part, Wanted};
 use crate::id::{Bytes, CopyId, DeviceId, ModelId, Time, VersionId};
@@ -65,8 +66,7 @@ impl Core {
             Wanted::Device(devices) => (devices, false),
             Wanted::Best(devices) => (devices, true),
         };
-        let chosen = self.choose_device(version, devices, or_host)?;
-        Ok(match chosen {
+        Ok(match self.choose_device(version, devices, or_host)? {
             Ok(device) => Ok(Tier::Device(device)),
             Err(_) if or_host => Ok(Tier::Host),
             Err(refusal) => Err(refusal),
@@ -92,56 +92,51 @@ impl Core {
             }
         }
         for device in &alive {
-            let copy = CopyId::device(version, *device);
-            if self.admission.stage(copy).is_some() || self.catalogue.lacks_nothing(copy)? {
+            if self.is_coming(CopyId::device(version, *device), now)? {
                 return Ok(Ok(*device));
             }
         }
-        let device = devices.first().copied().unwrap_or(DeviceId(0));
-        let mut refusal = Refusal::DeviceLost { device };
+        let lost = devices.first().copied().unwrap_or(DeviceId(0));
+        let mut refusal = (Bytes::ZERO, Refusal::DeviceLost { device: lost });
         let (mut roomiest, mut largest) = (None, None);
         for device in alive {
             let copy = CopyId::device(version, device);
             let budget = self.ledger.account(copy.tier).budget.bytes;
-            let first = largest.is_none_or(|(most, _)| budget > most);
-            match self.too_large(copy)? {
-                Some(too_large) if largest.is_none() => refusal = larger(refusal, too_large),
-                Some(_) => {}
-                None => {
-                    let room = self.room_to_make(copy.tier).bytes;
-                    let most = roomiest.is_none_or(|(most, _)| room > most);
-                    if most && self.can_be_made(copy)? {
-                        roomiest = Some((room, device));
-                    }
-                    if first {
-                        largest = Some((budget, device));
-                    }
+            if let Some(too_large) = self.too_large(copy)? {
+                let first = matches!(refusal.1, Refusal::DeviceLost { .. });
+                if first || budget > refusal.0 {
+                    refusal = (budget, too_large);
                 }
+                continue;
+            }
+            let room = self.room_to_make(copy.tier).bytes;
+            if more(room, roomiest) && self.can_be_made(copy)? {
+                roomiest = Some((room, device));
+            }
+            if more(budget, largest) {
+                largest = Some((budget, device));
             }
         }
         let chosen = if now { roomiest } else { roomiest.or(largest) };
-        Ok(chosen.map(|(_, device)| device).ok_or(refusal))
+        Ok(chosen.map(|(_, device)| device).ok_or(refusal.1))
+    }
+
+    /// Whether a copy is on its way, or an open waits for it already. `now`: not if that one waits
+    /// for room that cannot be made now.
+    fn is_coming(&self, copy: CopyId, now: bool) -> Result<bool, Violation> {
+        match self.admission.stage(copy) {
+            Some(Stage::Loading) => Ok(true),
+            Some(Stage::Room) if now => {
+                let least = self.least(copy)?;
+                Ok(self.blocked_on(&least, &Claims::default())?.is_none())
+            }
+            Some(Stage::Room) => Ok(true),
+            None => self.catalogue.lacks_nothing(copy),
+        }
     }
 }
 
-/// Of two refusals the one that says more: what is too large is so for the largest device.
-fn larger(before: Refusal, next: Refusal) -> Refusal {
-    let limit = |refusal: &Refusal| match refusal {
-        Refusal::TooLarge { limit, .. } => Some(*limit),
-        Refusal::NoRoom { .. }
-        | Refusal::DeviceLost { .. }
-        | Refusal::NoImage
-        | Refusal::TimedOut
-        | Refusal::QueueFull { .. }
-        | Refusal::Draining
-        | Refusal::TooManyLeases { .. }
-        | Refusal::UnknownLease
-        | Refusal::Cancelled
-        | Refusal::InUse(_) => None::<Bytes>,
-    };
-    if limit(&next) > limit(&before) {
-        next
-    } else {
-        before
-    }
+/// Whether this device has more than the best so far: the first of equals stays.
+fn more(bytes: Bytes, best: Option<(Bytes, DeviceId)>) -> bool {
+    best.is_none_or(|(most, _)| bytes > most)
 }

@@ -11,3 +11,4 @@ mod operator;
 mod room;
 mod show;
 mod support;
+mod tiers;

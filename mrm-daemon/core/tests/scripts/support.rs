@@ -23,6 +23,29 @@ use mrm_core::ledger::Tier;
 use mrm_core::violation::Violation;
 use mrm_core::{Config, Core, DeviceConfig, invariants};
 
+/// m1 = table a of 1, file b of 4, image i of 5 in two pieces; leased on the host as l1.
+pub(crate) const ON_HOST: &str = "
+    > session 1
+    > open 1.1 m1
+    resolve op1 m1
+    > resolved op1 v1 a=1 b:4 i@5/2
+    load op2 s1 a:1 v1
+    load op3 s2 b:4 v1
+    > loaded op2 c1
+    > loaded op3 c2
+    1.1 opened l1 v1 loaded [s1 s2]
+";
+
+/// After that: leased on the device, too, as l2.
+pub(crate) const ON_BOTH: &str = "
+    > open 1.2 m1 on d0
+    resolve op4 m1
+    > resolved op4 v1 a=1 b:4 i@5/2
+    load op5 s3 i:5 v1 on d0 from [s2]
+    > loaded op5 c3
+    1.2 opened l2 v1 on d0 promoted [s1 s3]
+";
+
 /// A decider and the time.
 pub(crate) struct Script {
     pub(crate) core: Core,
