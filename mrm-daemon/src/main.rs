@@ -1,6 +1,7 @@
 //! `mrmd`: reads its settings, takes its runtime directory, and serves.
 
 use mrm_daemon::config::{Cli, Loaded};
+use mrm_daemon::device::self_test;
 use mrm_daemon::runtime::{Activated, ClaimError, OpenFiles, RuntimeDir};
 use mrm_daemon::serve::{Embedding, run};
 use std::io::{self, Write};
@@ -21,6 +22,14 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
+    // The daemon starts itself once more, to prove that another process can use a device's memory.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments
+        .next()
+        .is_some_and(|first| first == self_test::ARGUMENT)
+    {
+        return self_test::child_main();
+    }
     let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|refused| refused.exit());
     match start(&cli) {
         Ok(()) => ExitCode::SUCCESS,

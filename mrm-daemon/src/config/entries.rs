@@ -2,9 +2,9 @@
 
 use super::file::{Document, unknown_among};
 use super::problem::{Place, Problem, Wrong};
-use super::setting::{CATALOGUES_FLAG, CATALOGUES_KEY, MODELS_FLAG, MODELS_KEY};
+use super::setting::{CATALOGUES_FLAG, CATALOGUES_KEY, GRANULARITIES, MODELS_FLAG, MODELS_KEY};
 use super::values::absolute;
-use super::{CatalogueEntry, ModelEntry};
+use super::{CatalogueEntry, GpuEntry, Granularity, ModelEntry};
 use mrm_proto::name::ModelName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,9 +15,11 @@ use toml::de::{DeTable, DeValue};
 pub(super) struct Entries {
     pub(super) models: Option<Vec<(ModelEntry, Place)>>,
     pub(super) catalogues: Option<Vec<(CatalogueEntry, Place)>>,
+    /// Only the file has any.
+    pub(super) gpus: Vec<(GpuEntry, Place)>,
 }
 
-const MODEL_KEYS: &[&str] = &["name", "path", "pin", "eager"];
+const MODEL_KEYS: &[&str] = &["name", "path", "pin", "eager", "granularity"];
 const CATALOGUE_KEYS: &[&str] = &["root", "prefix"];
 
 /// One table of a list, with what it takes to say what is wrong in it.
@@ -109,12 +111,17 @@ pub(super) fn models_of_file(
         let name = row.string("name", true, model_name);
         let path = row.string("path", true, absolute);
         let (pin, eager) = (row.boolean("pin"), row.boolean("eager"));
+        let granularity = row.string("granularity", false, |word| {
+            let remedy = || format!("give one of {}", GRANULARITIES.join(", "));
+            Granularity::from_word(word).ok_or_else(|| Wrong::new("not a known word", remedy()))
+        });
         Some((
             ModelEntry {
                 name: name?,
                 path: path?,
                 pin,
                 eager,
+                granularity,
             },
             row.place_of("name"),
         ))

@@ -1,8 +1,9 @@
 //! The configuration file: TOML in which every key is known and every problem has its line.
 
+use super::devices::{self, GPU_KEY};
 use super::entries::{self, Entries};
 use super::problem::{Place, Problem, Wrong, closest};
-use super::setting::{CATALOGUES_KEY, Key, MODELS_KEY, SETTINGS};
+use super::setting::{CATALOGUES_KEY, DEVICE_TABLE, Key, Kind, MODELS_KEY, SETTINGS};
 use super::values::{Form, Given};
 use std::path::Path;
 use toml::Spanned;
@@ -64,7 +65,13 @@ pub(super) fn read(document: Document<'_>, problems: &mut Vec<Problem>) -> FileL
             }
             (name, DeValue::Table(table)) if is_table(name) => {
                 for (key, value) in table.iter() {
-                    scalar(document, name, key, value, &mut layer, problems);
+                    if (name, key.get_ref().as_ref()) == (DEVICE_TABLE, GPU_KEY) {
+                        let (place, value) = (document.place(key.span().start), value.get_ref());
+                        layer.entries.gpus =
+                            devices::gpus_of_file(document, place, value, problems);
+                    } else {
+                        scalar(document, name, key, value, &mut layer, problems);
+                    }
                 }
             }
             (name, _) if is_table(name) => {
@@ -105,13 +112,43 @@ fn scalar(
         problems.push(unknown(table, name).at(place, &full, None));
         return;
     };
-    match given(value.get_ref(), place.clone()) {
+    let read = match row.kind {
+        Kind::Uuids => given_list(value.get_ref(), place.clone()),
+        Kind::Path
+        | Kind::Mode
+        | Kind::Group
+        | Kind::Size
+        | Kind::DeviceSize
+        | Kind::Bytes { .. }
+        | Kind::Integer { .. }
+        | Kind::Choice(_) => given(value.get_ref(), place.clone()),
+    };
+    match read {
         Ok(given) => layer.scalars.push((row.key, given)),
         Err(wrong) => problems.push(wrong.at(place, row.path, None)),
     }
 }
 
-/// A string or an integer; no setting takes anything else.
+/// A list of strings, or what [`given`] takes.
+fn given_list(value: &DeValue<'_>, place: Place) -> Result<Given, Wrong> {
+    let Some(items) = value.as_array() else {
+        return given(value, place);
+    };
+    let texts: Option<Vec<&str>> = items.iter().map(|item| item.get_ref().as_str()).collect();
+    match texts {
+        Some(texts) => Ok(Given {
+            text: texts.join(","),
+            form: Form::List,
+            place,
+        }),
+        None => Err(Wrong::new(
+            "has something that is not a string",
+            "give each in quotes",
+        )),
+    }
+}
+
+/// A string or an integer.
 pub(super) fn given(value: &DeValue<'_>, place: Place) -> Result<Given, Wrong> {
     let (text, form) = match value {
         DeValue::String(text) => (text.to_string(), Form::Quoted),
@@ -156,6 +193,9 @@ fn unknown(table: &str, name: &str) -> Wrong {
                 .filter(|t| !t.is_empty()),
         );
         names.extend([MODELS_KEY, CATALOGUES_KEY]);
+    }
+    if table == DEVICE_TABLE {
+        names.push(GPU_KEY);
     }
     unknown_among(name, &names)
 }

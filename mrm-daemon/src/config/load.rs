@@ -1,6 +1,7 @@
 //! Gathers the layers and builds the one [`Config`].
 
 use super::cli::Cli;
+use super::devices;
 use super::entries::{self, Entries};
 use super::file::{self, Document, FileLayer};
 use super::problem::{ConfigError, Origin, Place, Problem, Wrong};
@@ -99,10 +100,11 @@ pub fn load(
     // An empty variable is an unset one: that is how container manifests blank a value.
     let environment = &|name: &str| environment(name).filter(|value| !value.is_empty());
     let path = config_file(cli, environment, facts);
-    let (file, layer) = match path {
+    let (file, mut layer) = match path {
         Some((path, place)) => read_file(&path, place, &mut problems),
         None => (None, FileLayer::default()),
     };
+    let gpus = std::mem::take(&mut layer.entries.gpus);
     let scalars = gather(cli, environment, layer.scalars, &mut problems);
     let (lists, models, catalogues) = lists(cli, environment, layer.entries, &mut problems);
 
@@ -113,6 +115,7 @@ pub fn load(
     };
     let mut config = build(&mut reader, environment, facts);
     (config.models, config.catalogues) = lists;
+    config.device.gpus = devices::unique_gpus(gpus, &config.device.uuids, &mut problems);
 
     problems.sort();
     if !problems.is_empty() {
@@ -294,6 +297,7 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
             threads: reader.count(Key::LoadThreads, default.load.threads),
             foreign_threads: reader.count(Key::LoadForeignThreads, default.load.foreign_threads),
         },
+        device: devices::settings(reader),
         ..default
     }
 }

@@ -20,6 +20,8 @@ use mrm_proto::name::ModelName;
 use std::path::PathBuf;
 
 mod cli;
+mod device;
+mod devices;
 mod entries;
 mod file;
 mod load;
@@ -32,6 +34,10 @@ mod tests;
 mod values;
 
 pub use cli::Cli;
+pub use device::{
+    BudgetError, DEVICE_BUDGET_BYTES_MIN, DeviceBudget, DeviceConfig, DeviceRequired, Enabled,
+    GpuEntry, Granularity,
+};
 pub use load::{CONFIG_FILE_BYTES_MAX, DEFAULT_CONFIG_FILE, Facts, Loaded, load};
 pub use problem::{ConfigError, Origin, Place, Problem};
 pub use size::{Size, SizeError};
@@ -73,6 +79,8 @@ pub struct Config {
     pub limits: Limits,
     /// The worker threads.
     pub load: Load,
+    /// The devices. Of them a reload changes only budgets and reserves.
+    pub device: DeviceConfig,
     /// Models registered one by one. Names are unique.
     pub models: Vec<ModelEntry>,
     /// Directories whose contents are registered by relative path.
@@ -116,6 +124,8 @@ pub struct ModelEntry {
     pub pin: bool,
     /// Whether its memory is given back as soon as nobody holds it.
     pub eager: bool,
+    /// How its tensors are put together on a device, instead of [`DeviceConfig::granularity`].
+    pub granularity: Option<Granularity>,
 }
 
 /// One `[[catalogue]]`.
@@ -180,6 +190,7 @@ impl Config {
             log_format: LogFormat::Text,
             limits: Limits::default(),
             load: Load::default(),
+            device: DeviceConfig::default(),
             models: Vec::new(),
             catalogues: Vec::new(),
         }
@@ -221,7 +232,7 @@ impl Default for Load {
 }
 
 impl ModelEntry {
-    /// An entry that is neither pinned nor eager.
+    /// An entry that is neither pinned nor eager, and has no granularity of its own.
     #[must_use]
     pub fn new(name: ModelName, path: PathBuf) -> Self {
         Self {
@@ -229,6 +240,7 @@ impl ModelEntry {
             path,
             pin: false,
             eager: false,
+            granularity: None,
         }
     }
 }

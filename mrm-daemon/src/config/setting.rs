@@ -22,6 +22,17 @@ pub(super) enum Key {
     WriteStallMs,
     LoadThreads,
     LoadForeignThreads,
+    DeviceEnabled,
+    DeviceSharing,
+    DeviceUuids,
+    DeviceBudgetBytes,
+    DeviceReserveBytes,
+    DeviceGranularity,
+    DeviceBlockBytes,
+    DeviceRegister,
+    DeviceStageBytes,
+    DeviceStageSlots,
+    DeviceFillThreads,
 }
 
 /// What values a setting takes.
@@ -30,8 +41,19 @@ pub(super) enum Kind {
     Path,
     Mode,
     Group,
+    /// Bytes, or a share of what this process may use.
     Size,
-    Integer { min: u64, max: u64 },
+    /// Bytes, or a share of what each device has.
+    DeviceSize,
+    Bytes {
+        min: u64,
+        max: u64,
+    },
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    Uuids,
     Choice(&'static [&'static str]),
 }
 
@@ -57,8 +79,14 @@ pub(super) const CATALOGUES_KEY: &str = "catalogue";
 pub(super) const CONFIG_FLAG: &str = "config";
 pub(super) const CONFIG_ENV: &str = "MRM_CONFIG";
 
+pub(super) const DEVICE_TABLE: &str = "device";
+
 pub(super) const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
+pub(super) const DEVICE_ENABLED: &[&str] = &["auto", "yes", "no"];
+pub(super) const SHARING: &[&str] = &["auto", "vmm", "legacy"];
+pub(super) const GRANULARITIES: &[&str] = &["model", "block", "tensor"];
+pub(super) const REGISTER: &[&str] = &["auto", "never", "always"];
 
 const DAY_MS: u64 = 86_400_000;
 const SESSIONS: Kind = Kind::Integer {
@@ -84,7 +112,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 17] = [
+pub(super) const SETTINGS: [Setting; 28] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -240,6 +268,113 @@ pub(super) const SETTINGS: [Setting; 17] = [
         THREADS,
         "Threads that read files whose descriptors clients passed [default: 2]",
     ),
+    setting(
+        Key::DeviceEnabled,
+        ["device.enabled", "device-enabled", "MRM_DEVICE_ENABLED"],
+        Kind::Choice(DEVICE_ENABLED),
+        "Whether devices hold weights: auto (those there are), yes (one at least, or mrmd does not \
+         start) or no (the driver is not looked for) [default: auto]",
+    ),
+    setting(
+        Key::DeviceSharing,
+        ["device.sharing", "device-sharing", "MRM_DEVICE_SHARING"],
+        Kind::Choice(SHARING),
+        "How device memory is lent: vmm (descriptors), legacy (cuIpc handles) or auto (the first \
+         that works) [default: auto]",
+    ),
+    setting(
+        Key::DeviceUuids,
+        ["device.uuids", "device-uuids", "MRM_DEVICE_UUIDS"],
+        Kind::Uuids,
+        "Devices to use, by UUID, with commas between [default: all that mrmd sees]",
+    ),
+    setting(
+        Key::DeviceBudgetBytes,
+        [
+            "device.budget_bytes",
+            "device-budget-bytes",
+            "MRM_DEVICE_BUDGET_BYTES",
+        ],
+        Kind::DeviceSize,
+        "Most memory of each device for models: bytes, \"60GiB\", or \"90%\" of all it has \
+         [default: 90%]",
+    ),
+    setting(
+        Key::DeviceReserveBytes,
+        [
+            "device.reserve_bytes",
+            "device-reserve-bytes",
+            "MRM_DEVICE_RESERVE_BYTES",
+        ],
+        Kind::DeviceSize,
+        "What is kept free of each device for the clients' own work: bytes, \"4GiB\" or a share \
+         [default: 1GiB]",
+    ),
+    setting(
+        Key::DeviceGranularity,
+        [
+            "device.granularity",
+            "device-granularity",
+            "MRM_DEVICE_GRANULARITY",
+        ],
+        Kind::Choice(GRANULARITIES),
+        "How tensors are put together into allocations: model (one), block or tensor (one each) \
+         [default: model]",
+    ),
+    setting(
+        Key::DeviceBlockBytes,
+        [
+            "device.block_bytes",
+            "device-block-bytes",
+            "MRM_DEVICE_BLOCK_BYTES",
+        ],
+        Kind::Bytes {
+            min: 256,
+            max: 1 << 40,
+        },
+        "Size of a block, for granularity block [default: 256MiB]",
+    ),
+    setting(
+        Key::DeviceRegister,
+        ["device.register", "device-register", "MRM_DEVICE_REGISTER"],
+        Kind::Choice(REGISTER),
+        "Whether host segments are registered for the device's copies: auto (from the second copy \
+         on), never or always [default: auto]",
+    ),
+    setting(
+        Key::DeviceStageBytes,
+        [
+            "device.stage_bytes",
+            "device-stage-bytes",
+            "MRM_DEVICE_STAGE_BYTES",
+        ],
+        Kind::Bytes {
+            min: 64 << 10,
+            max: 1 << 30,
+        },
+        "Size of a page-locked staging buffer [default: 8MiB]",
+    ),
+    setting(
+        Key::DeviceStageSlots,
+        [
+            "device.stage_slots",
+            "device-stage-slots",
+            "MRM_DEVICE_STAGE_SLOTS",
+        ],
+        Kind::Integer { min: 2, max: 64 },
+        "Staging buffers of each thread that fills a device [default: 4]",
+    ),
+    setting(
+        Key::DeviceFillThreads,
+        [
+            "device.fill_threads",
+            "device-fill-threads",
+            "MRM_DEVICE_FILL_THREADS",
+        ],
+        Kind::Integer { min: 1, max: 64 },
+        "Threads that fill each device from registered files, and as many again from passed ones \
+         [default: 2]",
+    ),
 ];
 
 impl Key {
@@ -260,7 +395,8 @@ impl Setting {
             Kind::Path => "DIR",
             Kind::Mode => "MODE",
             Kind::Group => "GROUP",
-            Kind::Size => "SIZE",
+            Kind::Size | Kind::DeviceSize | Kind::Bytes { .. } => "SIZE",
+            Kind::Uuids => "UUID,...",
             Kind::Integer { .. } if self.path.contains("_ms") => "MS",
             Kind::Integer { .. } => "N",
             Kind::Choice(_) => "WORD",

@@ -34,6 +34,7 @@ impl Loaded {
             }
             line(&mut out, &self.scalar(row, name));
         }
+        self.gpus(&mut out);
         self.lists(&mut out);
         out
     }
@@ -55,6 +56,20 @@ impl Loaded {
         }
     }
 
+    /// Only a file has them.
+    fn gpus(&self, out: &mut String) {
+        for gpu in &self.config.device.gpus {
+            let uuid = quoted(&gpu.uuid.to_string());
+            let from = Origin::File.as_str();
+            line(out, &format!("\n[device.gpu.{uuid}]  # from {from}"));
+            for (name, size) in [("budget_bytes", gpu.budget), ("reserve_bytes", gpu.reserve)] {
+                if let Some(size) = size {
+                    line(out, &format!("{name} = {}", quoted(&size.to_string())));
+                }
+            }
+        }
+    }
+
     fn lists(&self, out: &mut String) {
         let head = |out: &mut String, list: &str, origin: Origin| {
             line(out, &format!("\n[[{list}]]  # from {}", origin.as_str()));
@@ -73,6 +88,10 @@ impl Loaded {
                 out,
                 &format!("pin = {}\neager = {}", model.pin, model.eager),
             );
+            if let Some(granularity) = model.granularity {
+                let word = quoted(granularity.as_str());
+                line(out, &format!("granularity = {word}"));
+            }
         }
         if self.config.catalogues.is_empty() {
             line(
@@ -92,6 +111,7 @@ impl Loaded {
 
 fn value(config: &Config, key: Key) -> Option<String> {
     let (limits, load) = (&config.limits, &config.load);
+    let (device, fill) = (&config.device, &config.device.settings);
     Some(match key {
         Key::RuntimeDir => quoted_path(&config.runtime_dir),
         Key::SocketMode => quoted(&format!("{:04o}", config.socket_mode.bits())),
@@ -110,6 +130,20 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::WriteStallMs => limits.write_stall_ms.to_string(),
         Key::LoadThreads => load.threads.to_string(),
         Key::LoadForeignThreads => load.foreign_threads.to_string(),
+        Key::DeviceEnabled => quoted(device.enabled.as_str()),
+        Key::DeviceSharing => quoted(&fill.sharing.to_string()),
+        Key::DeviceUuids => {
+            let texts = device.uuids.iter().map(|uuid| quoted(&uuid.to_string()));
+            format!("[{}]", texts.collect::<Vec<_>>().join(", "))
+        }
+        Key::DeviceBudgetBytes => quoted(&device.budget.to_string()),
+        Key::DeviceReserveBytes => quoted(&device.reserve.to_string()),
+        Key::DeviceGranularity => quoted(device.granularity.as_str()),
+        Key::DeviceBlockBytes => device.block_bytes.to_string(),
+        Key::DeviceRegister => quoted(&fill.register.to_string()),
+        Key::DeviceStageBytes => fill.stage_bytes.to_string(),
+        Key::DeviceStageSlots => fill.stage_slots.to_string(),
+        Key::DeviceFillThreads => fill.fill_threads.to_string(),
     })
 }
 

@@ -7,6 +7,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
 const GIB: u64 = 1 << 30;
+const GPU_A: &str = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab";
+const GPU_B: &str = "GPU-00000000-0000-0000-0000-00000000000b";
 
 /// One host for every test: root, 16 GiB, one group, no file unless one is written.
 struct Host {
@@ -81,7 +83,15 @@ fn samples(kind: Kind) -> [(String, String); 3] {
         Kind::Group => ["mrm", "ops", "wheel"].map(quoted),
         Kind::Size => [("1GiB", GIB), ("25%", 4 * GIB), ("2147483648", 2 * GIB)]
             .map(|(text, bytes)| (text.to_owned(), bytes.to_string())),
+        Kind::DeviceSize => [("1GiB", "1GiB"), ("25%", "25%"), ("2147483648", "2GiB")]
+            .map(|(text, printed)| (text.to_owned(), format!("{printed:?}"))),
+        Kind::Bytes { .. } => [("1MiB", 1 << 20), ("2MiB", 2 << 20), ("4194304", 4 << 20)]
+            .map(|(text, bytes): (_, u64)| (text.to_owned(), bytes.to_string())),
         Kind::Integer { .. } => ["3", "4", "5"].map(|text| (text.to_owned(), text.to_owned())),
+        Kind::Uuids => [&[GPU_A][..], &[GPU_B], &[GPU_B, GPU_A]].map(|uuids| {
+            let printed: Vec<String> = uuids.iter().map(|uuid| format!("{uuid:?}")).collect();
+            (uuids.join(","), format!("[{}]", printed.join(", ")))
+        }),
         Kind::Choice(words) => [words[0], words[1], words[0]].map(quoted),
     }
 }
@@ -93,7 +103,8 @@ fn in_file(row: &Setting, (text, printed): &(String, String)) -> String {
         table => format!("[{table}]\n"),
     };
     // A size is text in the file as well; all else is printed as it is written.
-    let value = if row.kind == Kind::Size {
+    let is_size = matches!(row.kind, Kind::Size | Kind::DeviceSize | Kind::Bytes { .. });
+    let value = if is_size {
         format!("{text:?}")
     } else {
         printed.clone()
@@ -259,6 +270,100 @@ root = \"/a\"
 }
 
 #[test]
+fn every_problem_of_devices_is_reported_with_its_place_and_remedy() {
+    let host = Host::new().file(
+        "[device]
+enabled = true
+sharing = \"ipc\"
+uuids = [\"MIG-5a3c\"]
+budget_bytes = \"1MiB\"
+reserve_bytes = \"100%\"
+block_bytes = 1000
+stage_bytes = \"10%\"
+stage_slots = 1
+gpus = 3
+
+[device.gpu.\"0\"]
+
+[device.gpu.GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab]
+budget = 1
+reserve_bytes = \"lots\"
+
+[device.gpu.GPU-5a3c1b2e0f1d4c9a8a770123456789ab]
+
+[[model]]
+name = \"a\"
+path = \"/a\"
+granularity = \"layer\"
+",
+    );
+    let at = "DIR/mrm.toml";
+    let expected = [
+        "2:1: device.enabled: has the type boolean; give a string in quotes or a whole number",
+        "3:1: device.sharing = \"ipc\": not a known word; give one of auto, vmm, legacy",
+        "4:1: device.uuids = \"MIG-5a3c\": MIG-5a3c is a MIG slice: name a whole device, its UUID \
+         is in `nvidia-smi -L`; give it as `nvidia-smi -L` lists it, GPU-...",
+        "5:1: device.budget_bytes = \"1MiB\": too small to hold any model; give at least 2MiB",
+        "6:1: device.reserve_bytes = \"100%\": leaves nothing to models; give a smaller share, or \
+         set device.enabled = \"no\"",
+        "7:1: device.block_bytes = \"1000\": not a multiple of 256, where each tensor begins; \
+         write for example \"256MiB\"",
+        "8:1: device.stage_bytes = \"10%\": is a share, of nothing; give from 64KiB to 1GiB",
+        "9:1: device.stage_slots = \"1\": out of range; give a whole number from 2 to 64",
+        "10:1: device.gpus: is not a setting; did you mean `gpu`?",
+        "12:13: device.gpu = \"0\": \"0\" is not the UUID of a device: it reads GPU-, then 32 \
+         hexadecimal digits; give it as `nvidia-smi -L` lists it, GPU-...",
+        "15:1: device.gpu.\"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\".budget: is not a setting; \
+         did you mean `budget_bytes`?",
+        "16:1: device.gpu.\"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\".reserve_bytes = \"lots\": \
+         not a number of bytes; write for example \"8GiB\", \"50%\" or a plain number of bytes",
+        "18:13: device.gpu = \"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\": is given twice, first \
+         at DIR/mrm.toml:14:13; give each device one table",
+        "23:1: model.granularity = \"layer\": not a known word; give one of model, block, tensor",
+    ];
+    let expected: String = expected.map(|line| format!("\n  {at}:{line}")).concat();
+    let report = host.report([]);
+    assert_eq!(
+        report,
+        format!("the configuration has 14 problems{expected}")
+    );
+}
+
+#[test]
+fn devices_are_named_once_and_a_table_is_for_one_of_them() {
+    let twice = format!("--device-uuids={GPU_A}, {GPU_A}");
+    let report = Host::new().report([&twice]);
+    let line = format!("{GPU_A} is given twice; name each device once");
+    assert!(report.contains(&line), "{report}");
+
+    let table = format!("[device.gpu.\"{GPU_B}\"]\nbudget_bytes = '50%'");
+    let host = Host::new().file(&table);
+    let flag = format!("--device-uuids={GPU_A}");
+    let line = format!(
+        "DIR/mrm.toml:1:13: device.gpu = \"{GPU_B}\": is not one of device.uuids; add it there, \
+         or remove this table"
+    );
+    assert!(
+        host.report([&flag]).contains(&line),
+        "{}",
+        host.report([&flag])
+    );
+    assert_eq!(host.load([]).unwrap().config.device.gpus.len(), 1);
+
+    let text = format!("[device]\nuuids = \"{GPU_A}\"");
+    let report = Host::new().file(&text).report([]);
+    assert!(
+        report.contains("is not a list; write for example [\"GPU-...\"]"),
+        "{report}"
+    );
+    let report = Host::new().file("[device]\nuuids = [1]").report([]);
+    assert!(
+        report.contains("has something that is not a string"),
+        "{report}"
+    );
+}
+
+#[test]
 fn flags_and_variables_are_named_in_their_problems() {
     let host = Host::new()
         .variable("MRM_LOAD_THREADS", "many")
@@ -348,6 +453,11 @@ fn what_check_prints_reads_back_as_the_same_configuration() {
         "socket_group = 'mrm'
 [limits]
 sessions_max = 0x10
+[device]
+uuids = ['GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab']
+budget_bytes = 68719476736
+[device.gpu.'GPU-5A3C1B2E0F1D4C9A8A770123456789AB']
+reserve_bytes = '5%'
 [[model]]
 name = \"a \\\"quoted\\\" näme # with = signs\"
 path = '/with \\ and \" in it'
@@ -356,6 +466,7 @@ eager = true
 name = 'b'
 path = '/b'
 pin = true
+granularity = 'tensor'
 [[catalogue]]
 root = '/c'
 [[catalogue]]
@@ -375,6 +486,10 @@ prefix = 'again'
         "threads = 7  # from environment",
         "sessions_max = 16  # from file",
         "[[model]]  # from file",
+        "budget_bytes = \"64GiB\"  # from file",
+        "[device.gpu.\"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\"]  # from file",
+        "reserve_bytes = \"5%\"",
+        "granularity = \"tensor\"",
     ] {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }
@@ -420,6 +535,8 @@ fn the_examples_entries_are_valid() {
         .unwrap()
         .config;
     assert_eq!((config.models.len(), config.catalogues.len()), (1, 1));
+    assert_eq!(config.models[0].granularity, Some(Granularity::Tensor));
+    assert!(config.device.gpus[0].budget.is_some() && config.device.gpus[0].reserve.is_some());
 }
 
 #[test]
@@ -437,8 +554,15 @@ fn help_states_the_defaults_in_force() {
             Kind::Choice(_) | Kind::Mode => {
                 assert_printed(&defaults, row, &format!("{stated:?}"), Origin::Default);
             }
+            Kind::DeviceSize => {
+                assert_printed(&defaults, row, &format!("{stated:?}"), Origin::Default);
+            }
+            Kind::Bytes { .. } => {
+                let bytes = stated.parse::<Size>().unwrap().of(0).to_string();
+                assert_printed(&defaults, row, &bytes, Origin::Default);
+            }
             Kind::Size => assert_eq!(stated, "50%"),
-            Kind::Path | Kind::Group => {}
+            Kind::Path | Kind::Group | Kind::Uuids => {}
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) enum Form {
     Bare,
     /// A string of the file.
     Quoted,
+    /// A list of strings of the file, with commas between them.
+    List,
     /// An integer of the file; its text is digits without a prefix.
     Integer { radix: u32 },
 }
@@ -56,6 +58,10 @@ impl Reader<'_> {
         self.read(key, default, |given| integer(key.setting(), given))
     }
 
+    pub(super) fn bytes(&mut self, key: Key, default: u64) -> u64 {
+        self.read(key, default, |given| bytes(key.setting(), given))
+    }
+
     pub(super) fn count(&mut self, key: Key, default: usize) -> usize {
         let number = self.number(key, default as u64);
         usize::try_from(number).unwrap_or(usize::MAX)
@@ -65,13 +71,21 @@ impl Reader<'_> {
 fn integer(row: &Setting, given: &Given) -> Result<u64, Wrong> {
     let (min, max) = match row.kind {
         Kind::Integer { min, max } => (min, max),
-        Kind::Path | Kind::Mode | Kind::Group | Kind::Size | Kind::Choice(_) => (0, u64::MAX),
+        Kind::Path
+        | Kind::Mode
+        | Kind::Group
+        | Kind::Size
+        | Kind::DeviceSize
+        | Kind::Bytes { .. }
+        | Kind::Uuids
+        | Kind::Choice(_) => (0, u64::MAX),
     };
     let remedy = format!("give a whole number from {min} to {max}");
     let radix = match given.form {
         Form::Bare => 10,
         Form::Integer { radix } => radix,
         Form::Quoted => return Err(Wrong::new("is a string", remedy + ", without quotes")),
+        Form::List => return Err(Wrong::new("is a list", remedy)),
     };
     match u64::from_str_radix(&given.text, radix) {
         Ok(number) if (min..=max).contains(&number) => Ok(number),
@@ -80,7 +94,28 @@ fn integer(row: &Setting, given: &Given) -> Result<u64, Wrong> {
     }
 }
 
-/// `host_budget_bytes`.
+/// A plain number of bytes, within the bounds of its setting.
+pub(super) fn bytes(row: &Setting, given: &Given) -> Result<u64, Wrong> {
+    let (min, max) = match row.kind {
+        Kind::Bytes { min, max } => (min, max),
+        Kind::Path
+        | Kind::Mode
+        | Kind::Group
+        | Kind::Size
+        | Kind::DeviceSize
+        | Kind::Integer { .. }
+        | Kind::Uuids
+        | Kind::Choice(_) => (0, u64::MAX),
+    };
+    let remedy = || format!("give from {} to {}", Size::Bytes(min), Size::Bytes(max));
+    match size(given)? {
+        Size::Bytes(bytes) if (min..=max).contains(&bytes) => Ok(bytes),
+        Size::Bytes(_) => Err(Wrong::new("out of range", remedy())),
+        Size::Percent(_) => Err(Wrong::new("is a share, of nothing", remedy())),
+    }
+}
+
+/// Bytes or a share.
 pub(super) fn size(given: &Given) -> Result<Size, Wrong> {
     let wrong = |reason: String| {
         Wrong::new(
@@ -94,6 +129,7 @@ pub(super) fn size(given: &Given) -> Result<Size, Wrong> {
             Ok(bytes) => Ok(Size::Bytes(bytes)),
             Err(_) => Err(wrong("not a number of bytes".to_owned())),
         },
+        Form::List => Err(wrong("is a list".to_owned())),
     }
 }
 
@@ -104,6 +140,7 @@ pub(super) fn mode(given: &Given) -> Result<SocketMode, Wrong> {
         Form::Bare | Form::Quoted => given.text.strip_prefix("0o").unwrap_or(&given.text),
         Form::Integer { radix: 8 } => &given.text,
         Form::Integer { .. } => return Err(Wrong::new("is a decimal number", remedy)),
+        Form::List => return Err(Wrong::new("is a list", remedy)),
     };
     let plain = digits.chars().all(|c| c.is_digit(8));
     let bits = u32::from_str_radix(digits, 8).ok().filter(|_| plain);
@@ -161,5 +198,6 @@ fn text<'a>(given: &'a Given, remedy: &str) -> Result<&'a str, Wrong> {
     match given.form {
         Form::Bare | Form::Quoted => Ok(&given.text),
         Form::Integer { .. } => Err(Wrong::new("is a number", remedy)),
+        Form::List => Err(Wrong::new("is a list", remedy)),
     }
 }

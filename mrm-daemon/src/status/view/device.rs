@@ -1,6 +1,6 @@
 //! The device tier in the JSON of the status socket.
 
-use mrm_cuda::{Driver, Mechanism, ProbeFailure};
+use mrm_cuda::Mechanism;
 use serde::Serialize;
 
 /// `devices` of `GET /v1/status`: the driver, and each device that it was asked for.
@@ -63,7 +63,7 @@ pub struct DeviceView {
     pub state: DeviceStateView,
     /// Why not; null while it is ready.
     pub cause: Option<String>,
-    /// What to do about it; null while it is ready.
+    /// What to do about it; null while it is ready, and where the cause says it.
     pub cure: Option<String>,
     /// How its memory is lent; null when no way was found.
     pub sharing: Option<SharingView>,
@@ -207,49 +207,41 @@ impl DevicesView {
 impl DriverView {
     /// A driver that can be used.
     #[must_use]
-    pub fn ready(driver: Driver) -> Self {
+    pub fn ready(version: &str, library: &str) -> Self {
         Self {
             state: DriverStateView::Ready,
-            version: Some(driver.version().to_string()),
-            library: Some(driver.library().to_owned()),
+            version: Some(version.to_owned()),
+            library: Some(library.to_owned()),
             cause: None,
             cure: None,
         }
     }
 
-    /// Why there is none.
+    /// Why there is none: a [`ProbeFailure`](mrm_cuda::ProbeFailure) in its own words.
     #[must_use]
-    pub fn failed(failure: &ProbeFailure) -> Self {
-        let (version, library) = match failure {
-            ProbeFailure::DriverTooOld { version, .. } => (Some(version.to_string()), None),
-            ProbeFailure::StubLibrary { path } | ProbeFailure::SymbolMissing { path, .. } => {
-                (None, Some(path.clone()))
-            }
-            ProbeFailure::NoDriverLibrary { .. }
-            | ProbeFailure::NoDevice
-            | ProbeFailure::InitFailed { .. } => (None, None),
-        };
+    pub fn failed(id: &str, cause: &str, cure: &str) -> Self {
         Self {
-            state: DriverStateView::of(failure),
-            version,
-            library,
-            cause: Some(failure.cause()),
-            cure: Some(failure.cure().to_owned()),
+            state: DriverStateView::of_failure(id),
+            version: None,
+            library: None,
+            cause: Some(cause.to_owned()),
+            cure: Some(cure.to_owned()),
         }
     }
 }
 
 impl DriverStateView {
-    /// The state that a failed probe stands for.
+    /// The state that the [id](mrm_cuda::ProbeFailure::id) of a failed probe stands for.
     #[must_use]
-    pub const fn of(failure: &ProbeFailure) -> Self {
-        match failure {
-            ProbeFailure::NoDriverLibrary { .. } => Self::NoDriver,
-            ProbeFailure::StubLibrary { .. } => Self::Stub,
-            ProbeFailure::NoDevice => Self::NoDevice,
-            ProbeFailure::DriverTooOld { .. } => Self::TooOld,
-            ProbeFailure::SymbolMissing { .. } => Self::SymbolMissing,
-            ProbeFailure::InitFailed { .. } => Self::InitFailed,
+    pub fn of_failure(id: &str) -> Self {
+        match id {
+            "no_driver_library" => Self::NoDriver,
+            "stub_library" => Self::Stub,
+            "no_device" => Self::NoDevice,
+            "driver_too_old" => Self::TooOld,
+            "symbol_missing" => Self::SymbolMissing,
+            // "init_failed", and what a later probe may tell apart.
+            _ => Self::InitFailed,
         }
     }
 }
@@ -260,5 +252,43 @@ impl From<Mechanism> for SharingView {
             Mechanism::Vmm => Self::Vmm,
             Mechanism::Legacy => Self::Legacy,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mrm_cuda::{CudaError, ProbeFailure};
+
+    #[test]
+    fn each_failure_of_the_probe_has_its_state() {
+        let no_library = ProbeFailure::NoDriverLibrary {
+            tried: Vec::new(),
+            reason: String::new(),
+        };
+        let stub = ProbeFailure::StubLibrary {
+            path: String::new(),
+        };
+        let incomplete = ProbeFailure::SymbolMissing {
+            names: Vec::new(),
+            path: String::new(),
+        };
+        let failed = ProbeFailure::InitFailed {
+            code: CudaError::NO_DEVICE,
+        };
+        for (failure, state) in [
+            (no_library, DriverStateView::NoDriver),
+            (stub, DriverStateView::Stub),
+            (ProbeFailure::NoDevice, DriverStateView::NoDevice),
+            (incomplete, DriverStateView::SymbolMissing),
+            (failed, DriverStateView::InitFailed),
+        ] {
+            let view = DriverView::failed(failure.id(), &failure.cause(), failure.cure());
+            assert_eq!(view.state, state);
+            assert!(view.cause.is_some() && view.cure.is_some());
+        }
+        // Its versions are the driver's to make.
+        let old = DriverStateView::of_failure("driver_too_old");
+        assert_eq!(old, DriverStateView::TooOld);
     }
 }
