@@ -1,10 +1,13 @@
 //! What a daemon must look like from outside: small, naive, and kept from effects alone.
 
-use mrm_core::effect::{Effect, Reply};
+use crate::files::{DEVICES, charge_of, content_of, parts_of, pieces_of, sources_on, wants};
+use mrm_core::effect::{Effect, Feed, Refusal, Reply};
+use mrm_core::event::{Part, Wanted};
 use mrm_core::id::*;
+use mrm_core::ledger::Tier;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A segment as the shell sees it.
+/// Where a segment is in its life, as the shell sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
     Loading(SourceId),
@@ -12,59 +15,71 @@ pub(crate) enum Seen {
     Freeing,
 }
 
-/// What an unanswered request is.
+/// A segment as the shell sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) tier: Tier,
+    pub(crate) charge: u64,
+    pub(crate) pieces: u64,
+    pub(crate) seen: Seen,
+}
+
+/// What an unanswered request is.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asked {
-    Open,
+    Open(Wanted),
     Evict,
     Close,
     Cancel,
 }
 
-/// Contents repeat, so that some sources are the same bytes.
-pub(crate) fn content_of(source: SourceId) -> ContentId {
-    ContentId(source.0 % 6)
-}
-
-/// The charge goes with the content.
-pub(crate) fn charge_of(source: SourceId) -> Bytes {
-    Bytes(content_of(source).0 % 4 + 1)
-}
-
-/// Versions 0 to 9: one to three of nine sources.
-pub(crate) fn sources_of(version: VersionId) -> Vec<SourceId> {
-    let v = version.0;
-    (0..=v % 3)
-        .map(|nth| SourceId((v * 2 + nth * 3) % 9))
-        .collect()
+/// A lease as its session sees it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) version: VersionId,
+    pub(crate) tier: Tier,
+    pub(crate) segments: Vec<SegmentId>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
-    pub(crate) limit: u64,
+    pub(crate) limits: BTreeMap<Tier, u64>,
+    pub(crate) lost: BTreeSet<DeviceId>,
     pub(crate) sessions: BTreeSet<SessionId>,
     pub(crate) asked: BTreeMap<(SessionId, RequestId), Asked>,
-    pub(crate) leases: BTreeMap<(SessionId, LeaseId), (VersionId, Vec<SegmentId>)>,
-    pub(crate) segments: BTreeMap<SegmentId, (Bytes, Seen)>,
+    pub(crate) leases: BTreeMap<(SessionId, LeaseId), Held>,
+    pub(crate) segments: BTreeMap<SegmentId, Segment>,
     pub(crate) current: BTreeMap<ModelId, VersionId>,
     pub(crate) pinned: BTreeSet<ModelId>,
     pub(crate) in_flight: BTreeMap<OpId, Effect>,
-    /// Sources whose bytes are in memory.
-    pub(crate) loaded: BTreeSet<SourceId>,
+    /// What loads in flight are filled from.
+    pub(crate) feeds: BTreeMap<OpId, Vec<SegmentId>>,
+    /// Loads in flight whose feed is gone by a fault: they fail.
+    pub(crate) starved: BTreeSet<OpId>,
+    /// Sources whose bytes are in a tier's memory.
+    pub(crate) loaded: BTreeSet<(Tier, SourceId)>,
     /// Segment ids and op ids come once.
     pub(crate) last_segment: u64,
     pub(crate) last_op: u64,
 }
 
 impl Oracle {
-    pub(crate) fn charged(&self) -> u64 {
-        self.segments.values().map(|(charge, _)| charge.0).sum()
+    /// The bytes and pieces that are charged on a tier.
+    pub(crate) fn charged(&self, tier: Tier) -> (u64, u64) {
+        let here = self.segments.values().filter(|there| there.tier == tier);
+        here.fold((0, 0), |(bytes, pieces), there| {
+            (bytes + there.charge, pieces + there.pieces)
+        })
+    }
+
+    pub(crate) fn is_lost(&self, tier: Tier) -> bool {
+        matches!(tier, Tier::Device(device) if self.lost.contains(&device))
     }
 
     fn leased(&self, segment: SegmentId) -> bool {
         self.leases
             .values()
-            .any(|(_, segments)| segments.contains(&segment))
+            .any(|held| held.segments.contains(&segment))
     }
 
     /// The sources that a pinned model stands for.
@@ -73,13 +88,22 @@ impl Oracle {
             .pinned
             .iter()
             .filter_map(|model| self.current.get(model));
-        pinned.flat_map(|version| sources_of(*version)).collect()
+        let parts = pinned.flat_map(|version| parts_of(*version));
+        parts.map(|(source, _)| *source).collect()
     }
 
-    fn source_is_in(&self, source: SourceId) -> bool {
-        self.segments
-            .values()
-            .any(|(_, seen)| *seen == Seen::Loading(source))
+    fn filled_with(&self, tier: Tier, content: ContentId) -> Option<SegmentId> {
+        let mut all = self.segments.iter();
+        let found =
+            all.find(|(_, there)| there.tier == tier && there.seen == Seen::Filled(content));
+        found.map(|(id, _)| *id)
+    }
+
+    /// The loads in flight that a segment feeds.
+    pub(crate) fn fed_by(&self, segment: SegmentId) -> Vec<OpId> {
+        let feeds = self.feeds.iter();
+        let fed = feeds.filter(|(_, from)| from.contains(&segment));
+        fed.map(|(op, _)| *op).collect()
     }
 
     /// Takes in one effect, and panics where it breaks a rule.
@@ -98,65 +122,123 @@ impl Oracle {
                     "resolved twice at once"
                 );
             }
-            Effect::Load {
-                segment,
-                source,
-                version,
-                charge,
-                ..
-            } => {
-                assert!(segment.0 > self.last_segment, "{segment} twice");
-                self.last_segment = segment.0;
-                assert!(sources_of(*version).contains(source));
-                assert_eq!(*charge, charge_of(*source));
-                assert!(
-                    !self.source_is_in(*source),
-                    "{source} is loaded twice at once"
-                );
-                self.segments
-                    .insert(*segment, (*charge, Seen::Loading(*source)));
-                assert!(
-                    self.charged() <= self.limit,
-                    "charged {} of {}",
-                    self.charged(),
-                    self.limit
-                );
+            Effect::Load { .. } => self.see_load(effect),
+            Effect::Free { segment, tier, .. } => self.see_free(*segment, *tier),
+            Effect::Revoke { session, lease, .. } => {
+                let held = self.leases.remove(&(*session, *lease)).unwrap();
+                assert!(self.is_lost(held.tier), "{lease} is revoked");
             }
-            Effect::Free { segment, .. } => self.see_free(*segment),
             Effect::Reply {
                 session,
                 request,
                 reply,
             } => self.see_reply((*session, *request), reply),
-            Effect::Revoke { .. } => panic!("no device is lost"),
             Effect::Forget { version } => {
-                assert!(self.leases.values().all(|(leased, _)| leased != version));
+                assert!(self.leases.values().all(|held| held.version != *version));
                 self.current.retain(|_, current| current != version);
             }
         }
     }
 
-    fn see_free(&mut self, segment: SegmentId) {
-        assert!(!self.leased(segment), "{segment} is freed while leased");
-        let (_, seen) = self.segments[&segment];
-        let Seen::Filled(content) = seen else {
-            panic!("{segment} is freed while {seen:?}")
+    fn see_load(&mut self, effect: &Effect) {
+        let Effect::Load {
+            op,
+            segment,
+            source,
+            version,
+            charge,
+            tier,
+            feed,
+        } = effect
+        else {
+            unreachable!()
         };
-        self.segments.get_mut(&segment).unwrap().1 = Seen::Freeing;
-        if self
-            .segments
-            .values()
-            .any(|(_, seen)| *seen == Seen::Filled(content))
-        {
+        assert!(segment.0 > self.last_segment, "{segment} twice");
+        self.last_segment = segment.0;
+        let part = parts_of(*version).iter().find(|(of, _)| of == source);
+        let part = part
+            .unwrap_or_else(|| panic!("{source} is not of {version}"))
+            .1;
+        let on_device = matches!(tier, Tier::Device(_));
+        assert_eq!(on_device, part == Part::Image, "{source} on {tier}");
+        assert!(!self.is_lost(*tier), "{tier} is lost");
+        assert_eq!(*charge, charge_of(*source));
+        let loading = |there: &Segment| there.tier == *tier && there.seen == Seen::Loading(*source);
+        assert!(
+            !self.segments.values().any(loading),
+            "{source} is loaded twice at once"
+        );
+        let made = Segment {
+            tier: *tier,
+            charge: charge.0,
+            pieces: pieces_of(*source),
+            seen: Seen::Loading(*source),
+        };
+        self.segments.insert(*segment, made);
+        let (charged, limit) = (self.charged(*tier).0, self.limits[tier]);
+        assert!(charged <= limit, "charged {charged} of {limit} on {tier}");
+        self.see_feed((*op, *source, *tier), *version, feed);
+    }
+
+    fn see_feed(
+        &mut self,
+        (op, source, tier): (OpId, SourceId, Tier),
+        version: VersionId,
+        feed: &Feed,
+    ) {
+        let from = match feed {
+            Feed::Source => return,
+            Feed::Host(segments) => {
+                let parts = parts_of(version).iter();
+                let files = parts.filter(|(_, part)| *part == Part::File);
+                let files: Vec<_> = files.map(|(file, _)| content_of(*file)).collect();
+                let given = segments.iter().map(|id| match self.segments[id].seen {
+                    Seen::Loading(source) => content_of(source),
+                    Seen::Filled(content) => content,
+                    Seen::Freeing => panic!("{id} feeds, but is being freed"),
+                });
+                assert_eq!(given.collect::<Vec<_>>(), files, "fed with other files");
+                let on_host = |id| self.segments[id].tier == Tier::Host;
+                assert!(segments.iter().all(on_host));
+                segments.to_vec()
+            }
+            Feed::Peer(segment) => {
+                let peer = self.segments[segment];
+                assert_eq!(peer.seen, Seen::Filled(content_of(source)));
+                let [first, second] = DEVICES.map(Tier::Device);
+                assert_eq!((peer.tier, tier), (first, second));
+                vec![*segment]
+            }
+        };
+        self.feeds.insert(op, from);
+    }
+
+    fn see_free(&mut self, segment: SegmentId, tier: Tier) {
+        assert!(!self.leased(segment), "{segment} is freed while leased");
+        let there = self.segments[&segment];
+        assert_eq!(there.tier, tier);
+        let Seen::Filled(content) = there.seen else {
+            panic!("{segment} is freed while {:?}", there.seen)
+        };
+        self.segments.get_mut(&segment).unwrap().seen = Seen::Freeing;
+        let other = self.filled_with(tier, content);
+        for op in self.fed_by(segment) {
+            // What is there twice may go: the copy from it goes on, and the other is kept for it.
+            let from = self.feeds.get_mut(&op).unwrap();
+            from.retain(|id| *id != segment);
+            match other {
+                Some(other) => from.push(other),
+                None => assert!(self.is_lost(tier), "{segment} is freed while it feeds {op}"),
+            }
+        }
+        if other.is_some() {
             return;
         }
-        let pinned = self.pinned_sources();
-        self.loaded.retain(|source| {
-            let gone = content_of(*source) == content;
-            assert!(
-                !gone || !pinned.contains(source),
-                "{segment} is freed while pinned"
-            );
+        let (pinned, lost) = (self.pinned_sources(), self.is_lost(tier));
+        self.loaded.retain(|(on, source)| {
+            let gone = *on == tier && content_of(*source) == content;
+            let kept = pinned.contains(source) && !lost;
+            assert!(!gone || !kept, "{segment} is freed while pinned");
             !gone
         });
     }
@@ -171,41 +253,60 @@ impl Oracle {
             .asked
             .remove(&key)
             .unwrap_or_else(|| panic!("{key:?} is answered twice"));
-        match (asked, reply) {
-            (
-                Asked::Open,
-                Reply::Opened {
-                    lease,
-                    version,
-                    segments,
-                    ..
-                },
-            ) => {
-                let wanted: Vec<_> = sources_of(*version).into_iter().map(content_of).collect();
-                let given = segments
-                    .iter()
-                    .map(|segment| match self.segments[segment].1 {
-                        Seen::Filled(content) => content,
-                        seen @ (Seen::Loading(_) | Seen::Freeing) => {
-                            panic!("{segment} is lent while {seen:?}")
-                        }
-                    });
-                assert_eq!(
-                    given.collect::<Vec<_>>(),
-                    wanted,
-                    "other bytes than the version's"
-                );
-                let held = (*version, segments.to_vec());
-                assert!(
-                    self.leases.insert((key.0, *lease), held).is_none(),
-                    "{lease} twice"
-                );
+        match (&asked, reply) {
+            (Asked::Open(wanted), Reply::Opened { .. }) => self.see_opened(key.0, wanted, reply),
+            (Asked::Open(wanted), Reply::Refused(Refusal::DeviceLost { .. })) => {
+                let Wanted::Device(devices) = wanted else {
+                    panic!("{wanted:?} needs no device")
+                };
+                assert!(devices.iter().all(|device| self.lost.contains(device)));
             }
-            (Asked::Open, Reply::Failed(_) | Reply::Refused(_))
+            (Asked::Open(wanted), Reply::Refused(Refusal::NoImage)) => {
+                assert!(matches!(wanted, Wanted::Device(_)), "{wanted:?}");
+            }
+            (Asked::Open(_), Reply::Failed(_) | Reply::Refused(_))
             | (Asked::Close, Reply::Closed | Reply::Refused(_))
             | (Asked::Cancel, Reply::Cancelled { .. })
             | (Asked::Evict, Reply::Evicted { .. } | Reply::Refused(_)) => {}
             (asked, reply) => panic!("{reply:?} to {asked:?}"),
         }
+    }
+
+    fn see_opened(&mut self, session: SessionId, wanted: &Wanted, reply: &Reply) {
+        let Reply::Opened {
+            lease,
+            version,
+            tier,
+            segments,
+            ..
+        } = reply
+        else {
+            unreachable!()
+        };
+        assert!(wants(wanted, *tier), "{tier} for {wanted:?}");
+        assert!(!self.is_lost(*tier), "{tier} is lost");
+        let named = sources_on(*version, *tier).into_iter();
+        let named: Vec<_> = named.map(|(of, on)| (on, content_of(of))).collect();
+        let given = segments.iter().map(|segment| {
+            let there = self.segments[segment];
+            match there.seen {
+                Seen::Filled(content) => (there.tier, content),
+                seen @ (Seen::Loading(_) | Seen::Freeing) => {
+                    panic!("{segment} is lent while {seen:?}")
+                }
+            }
+        });
+        assert_eq!(
+            given.collect::<Vec<_>>(),
+            named,
+            "other bytes than the version's"
+        );
+        let held = Held {
+            version: *version,
+            tier: *tier,
+            segments: segments.to_vec(),
+        };
+        let before = self.leases.insert((session, *lease), held);
+        assert!(before.is_none(), "{lease} twice");
     }
 }

@@ -1,12 +1,13 @@
 //! A shell, its clients and their files, driven by random acts.
 
-use crate::oracle::{Asked, Oracle, Seen, charge_of, content_of, sources_of};
+use crate::files::{DEVICES, content_of, facts_of, wanted};
+use crate::oracle::{Asked, Oracle, Seen};
 use mrm_core::effect::Effect;
-use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact, Wanted, Wishes};
+use mrm_core::event::{Event, Fault, LoadFailure, Resolution, Wishes};
 use mrm_core::id::*;
 use mrm_core::ledger::Tier;
 use mrm_core::view::RecordsView;
-use mrm_core::{Config, Core, invariants};
+use mrm_core::{Config, Core, DeviceConfig, invariants};
 use std::collections::{BTreeMap, BTreeSet};
 
 const MODELS: u64 = 6;
@@ -19,6 +20,7 @@ pub(crate) enum Act {
     Open {
         who: u8,
         model: u8,
+        place: u8,
         wait: u8,
     },
     Close {
@@ -33,6 +35,7 @@ pub(crate) enum Act {
     Evict {
         who: u8,
         model: u8,
+        tier: u8,
     },
     Wish {
         model: u8,
@@ -44,8 +47,13 @@ pub(crate) enum Act {
         model: u8,
         version: u8,
     },
-    Limit(u8),
-    /// Luck 0: fails; 1: a resolution that is of another version than the file is now.
+    Limit {
+        tier: u8,
+        budget: u8,
+        less: u8,
+    },
+    Lose(u8),
+    /// Luck 0: fails; 1 and 2: the device has less than was thought, which 1 says before.
     Complete {
         which: u8,
         luck: u8,
@@ -66,6 +74,18 @@ pub(crate) struct World {
     outdated: BTreeSet<OpId>,
 }
 
+fn tiers() -> [Tier; 3] {
+    let [first, second] = DEVICES.map(Tier::Device);
+    [Tier::Host, first, second]
+}
+
+fn fault() -> Fault {
+    Fault {
+        code: 303,
+        message: "bad luck".into(),
+    }
+}
+
 fn pick<T: Copy>(from: impl Iterator<Item = T>, index: u8) -> Option<T> {
     let all: Vec<T> = from.collect();
     (!all.is_empty()).then(|| all[usize::from(index) % all.len()])
@@ -73,18 +93,32 @@ fn pick<T: Copy>(from: impl Iterator<Item = T>, index: u8) -> Option<T> {
 
 impl World {
     pub(crate) fn new() -> Self {
+        let device = |budget, pieces_max| DeviceConfig {
+            pieces_max,
+            ..DeviceConfig::with_budget(Bytes(budget))
+        };
+        let second = DeviceConfig {
+            peers: vec![DEVICES[0]],
+            ..device(5, 4)
+        };
         let config = Config {
             segments_max: 7,
             waiting_max: 6,
             leases_per_session_max: 4,
             revalidate_ms: 2,
+            devices: vec![device(7, 5), second],
             ..Config::with_limit(Bytes(12))
         };
+        let limits = [
+            (Tier::Host, 12),
+            (Tier::Device(DEVICES[0]), 7),
+            (Tier::Device(DEVICES[1]), 5),
+        ];
         Self {
             core: Core::new(config),
             now: Time(0),
             oracle: Oracle {
-                limit: 12,
+                limits: limits.into(),
                 ..Oracle::default()
             },
             next_session: 0,
@@ -111,7 +145,12 @@ impl World {
 
     fn compare(&self) {
         let view = self.core.view();
-        assert_eq!(view.ledger(Tier::Host).charged.0, self.oracle.charged());
+        for tier in tiers() {
+            let ledger = view.ledger(tier);
+            let charged = (ledger.charged.0, ledger.segments);
+            assert_eq!(charged, self.oracle.charged(tier), "{tier}");
+            assert_eq!(ledger.limit.0, self.oracle.limits[&tier], "{tier}");
+        }
         let leases: BTreeSet<_> = view
             .leases()
             .map(|lease| (lease.session, lease.lease))
@@ -144,11 +183,19 @@ impl World {
         match *act {
             Act::Connect => self.connect(),
             Act::Disconnect(who) => self.disconnect(who),
-            Act::Open { who, model, wait } => self.open(who, ModelId(u64::from(model)), wait),
+            Act::Open {
+                who,
+                model,
+                place,
+                wait,
+            } => self.open(who, ModelId(u64::from(model)), place, wait),
             Act::Close { lease, answer } => self.close(lease, answer),
             Act::CloseUnknown(who) => self.close_unknown(who),
             Act::Cancel { which, answer } => self.cancel(which, answer),
-            Act::Evict { who, model } => self.evict(who, ModelId(u64::from(model))),
+            Act::Evict { who, model, tier } => {
+                let tier = tiers().into_iter().nth(usize::from(tier));
+                self.evict(who, ModelId(u64::from(model)), tier);
+            }
             Act::Wish {
                 model,
                 pinned,
@@ -161,14 +208,12 @@ impl World {
                 let version = VersionId(u64::from(version) % 10);
                 self.files.insert(ModelId(u64::from(model)), version);
             }
-            Act::Limit(limit) => {
-                self.oracle.limit = u64::from(limit);
-                self.handle(Event::SetLimit {
-                    tier: Tier::Host,
-                    budget: Bytes(self.oracle.limit),
-                    limit: Bytes(self.oracle.limit),
-                });
+            Act::Limit { tier, budget, less } => {
+                let tier = tiers()[usize::from(tier) % 3];
+                let limit = budget.saturating_sub(less);
+                self.limit(tier, u64::from(budget), u64::from(limit));
             }
+            Act::Lose(which) => self.lose(DEVICES[usize::from(which) % 2]),
             Act::Complete { which, luck } => {
                 if let Some(op) = pick(self.oracle.in_flight.keys().copied(), which) {
                     self.complete(op, luck);
@@ -199,15 +244,51 @@ impl World {
         self.handle(Event::SessionClosed { session });
     }
 
-    fn open(&mut self, who: u8, model: ModelId, wait: u8) {
+    fn limit(&mut self, tier: Tier, budget: u64, limit: u64) {
+        if !self.oracle.is_lost(tier) {
+            self.oracle.limits.insert(tier, limit);
+        }
+        self.handle(Event::SetLimit {
+            tier,
+            budget: Bytes(budget),
+            limit: Bytes(limit),
+        });
+    }
+
+    fn lose(&mut self, device: DeviceId) {
+        let tier = Tier::Device(device);
+        self.oracle.lost.insert(device);
+        self.oracle.limits.insert(tier, 0);
+        let segments = &self.oracle.segments;
+        let there = |segment| segments.get(segment).is_some_and(|s| s.tier == tier);
+        let feeds = self.oracle.feeds.iter();
+        let fed = feeds.filter(|(_, from)| from.iter().any(there));
+        let fed: Vec<OpId> = fed.map(|(op, _)| *op).collect();
+        self.oracle.starved.extend(fed);
+        self.handle(Event::DeviceLost {
+            device,
+            fault: fault(),
+        });
+        let leases = &self.oracle.leases;
+        assert!(leases.values().all(|held| held.tier != tier));
+        let filled = self.oracle.segments.values();
+        let left = filled.filter(|there| there.tier == tier);
+        assert!(
+            left.clone()
+                .all(|there| !matches!(there.seen, Seen::Filled(_)))
+        );
+    }
+
+    fn open(&mut self, who: u8, model: ModelId, place: u8, wait: u8) {
         let Some(session) = self.who(who) else { return };
-        let request = self.request(session, Asked::Open);
+        let wanted = wanted(place);
+        let request = self.request(session, Asked::Open(wanted.clone()));
         let deadline = Time(self.now.0 + u64::from(wait) * 200);
         self.handle(Event::Open {
             session,
             request,
             model,
-            wanted: Wanted::Host,
+            wanted,
             deadline,
         });
     }
@@ -234,7 +315,7 @@ impl World {
         });
     }
 
-    fn evict(&mut self, who: u8, model: ModelId) {
+    fn evict(&mut self, who: u8, model: ModelId, tier: Option<Tier>) {
         let Some(session) = self.who(who) else { return };
         let request = self.request(session, Asked::Evict);
         let current = self
@@ -247,7 +328,7 @@ impl World {
             session,
             request,
             version,
-            tier: None,
+            tier,
         });
     }
 
@@ -299,61 +380,16 @@ impl World {
     }
 
     fn complete(&mut self, op: OpId, luck: u8) {
-        let fault = || Fault {
-            code: 303,
-            message: "bad luck".into(),
-        };
-        match self.oracle.in_flight.remove(&op).unwrap() {
+        match self.oracle.in_flight[&op].clone() {
             Effect::Resolve { model, .. } => {
-                if luck == 0 {
-                    self.outdated.remove(&op);
-                    return self.handle(Event::Resolved {
-                        op,
-                        outcome: Err(fault()),
-                    });
-                }
-                let version = self.files[&model];
-                if !self.outdated.remove(&op) {
-                    self.oracle.current.insert(model, version);
-                }
-                let fact = |source| SegmentFact {
-                    source,
-                    charge: charge_of(source),
-                    pieces: 1,
-                    part: Part::File,
-                };
-                let segments = sources_of(version).into_iter().map(fact).collect();
-                self.handle(Event::Resolved {
-                    op,
-                    outcome: Ok(Resolution { version, segments }),
-                });
+                self.oracle.in_flight.remove(&op);
+                self.resolved(op, model, luck);
             }
-            Effect::Load {
-                segment, source, ..
-            } if luck == 0 => {
-                assert_eq!(
-                    self.oracle.segments.remove(&segment).unwrap().1,
-                    Seen::Loading(source)
-                );
-                self.handle(Event::Loaded {
-                    op,
-                    outcome: Err(LoadFailure::Fault(fault())),
-                });
-            }
-            Effect::Load {
-                segment, source, ..
-            } => {
-                let content = content_of(source);
-                self.oracle.loaded.insert(source);
-                self.oracle.segments.get_mut(&segment).unwrap().1 = Seen::Filled(content);
-                self.handle(Event::Loaded {
-                    op,
-                    outcome: Ok(content),
-                });
-            }
+            Effect::Load { .. } => self.loaded(op, luck),
             Effect::Free { segment, .. } => {
+                self.oracle.in_flight.remove(&op);
                 assert_eq!(
-                    self.oracle.segments.remove(&segment).unwrap().1,
+                    self.oracle.segments.remove(&segment).unwrap().seen,
                     Seen::Freeing
                 );
                 self.handle(Event::Freed { op });
@@ -364,13 +400,71 @@ impl World {
         }
     }
 
+    fn resolved(&mut self, op: OpId, model: ModelId, luck: u8) {
+        let outdated = self.outdated.remove(&op);
+        let outcome = if luck == 0 {
+            Err(fault())
+        } else {
+            let version = self.files[&model];
+            if !outdated {
+                self.oracle.current.insert(model, version);
+            }
+            let segments = facts_of(version);
+            Ok(Resolution { version, segments })
+        };
+        self.handle(Event::Resolved { op, outcome });
+    }
+
+    fn loaded(&mut self, op: OpId, luck: u8) {
+        let Effect::Load {
+            segment,
+            source,
+            tier,
+            ..
+        } = self.oracle.in_flight[&op].clone()
+        else {
+            unreachable!()
+        };
+        let starved = self.oracle.starved.contains(&op);
+        if luck > 2 && !starved {
+            let from = self.oracle.feeds.get(&op).into_iter().flatten();
+            let mut states = from.map(|segment| self.oracle.segments[segment].seen);
+            if states.any(|seen| matches!(seen, Seen::Loading(_))) {
+                // What it is filled from is not there yet.
+                return;
+            }
+        }
+        if luck == 1 && tier != Tier::Host {
+            let limit = self.oracle.limits[&tier];
+            self.limit(tier, limit, limit / 2);
+        }
+        self.oracle.in_flight.remove(&op);
+        self.oracle.feeds.remove(&op);
+        self.oracle.starved.remove(&op);
+        let outcome = if luck > 2 && !starved {
+            let content = content_of(source);
+            self.oracle.loaded.insert((tier, source));
+            self.oracle.segments.get_mut(&segment).unwrap().seen = Seen::Filled(content);
+            Ok(content)
+        } else {
+            let gone = self.oracle.segments.remove(&segment).unwrap();
+            assert_eq!(gone.seen, Seen::Loading(source));
+            self.oracle.starved.extend(self.oracle.fed_by(segment));
+            Err(match luck {
+                1 | 2 if !starved => LoadFailure::OutOfMemory(fault()),
+                _ => LoadFailure::Fault(fault()),
+            })
+        };
+        self.handle(Event::Loaded { op, outcome });
+    }
+
     fn complete_all(&mut self) {
         // Each completion starts at most a bounded number of effects, each for a waiting open.
         for _ in 0..10_000 {
             let Some(op) = self.oracle.in_flight.keys().next().copied() else {
                 return;
             };
-            self.complete(op, 2);
+            self.complete(op, 3);
         }
         panic!("effects without end: {:?}", self.oracle.in_flight);
     }
@@ -394,12 +488,37 @@ impl World {
             self.act(&Act::Disconnect(0));
         }
         self.complete_all();
-        let ledger = self.core.view().ledger(Tier::Host);
+        for tier in tiers() {
+            self.is_at_rest(tier);
+        }
+        for model in 0..u8::try_from(MODELS).unwrap() {
+            self.act(&Act::Wish {
+                model,
+                pinned: false,
+                eager: false,
+            });
+        }
+        for tier in tiers() {
+            self.limit(tier, 0, 0);
+        }
+        self.complete_all();
+        assert_eq!(
+            self.core.view().records(),
+            RecordsView::default(),
+            "every gauge is at zero"
+        );
+        for tier in tiers() {
+            assert_eq!(self.core.view().ledger(tier).charged, Bytes::ZERO);
+        }
+    }
+
+    fn is_at_rest(&self, tier: Tier) {
+        let ledger = self.core.view().ledger(tier);
         assert_eq!(
             (ledger.freeing, ledger.charged),
             (Bytes::ZERO, ledger.resident)
         );
-        assert_eq!(ledger.resident.0, self.oracle.charged());
+        assert_eq!(ledger.resident.0, self.oracle.charged(tier).0);
         let pinned = ledger.resident.saturating_sub(ledger.idle);
         assert!(
             ledger.charged <= ledger.limit || ledger.idle == Bytes::ZERO,
@@ -409,21 +528,5 @@ impl World {
             pinned == Bytes::ZERO || !self.oracle.pinned.is_empty(),
             "{ledger:?}"
         );
-
-        for model in 0..u8::try_from(MODELS).unwrap() {
-            self.act(&Act::Wish {
-                model,
-                pinned: false,
-                eager: false,
-            });
-        }
-        self.act(&Act::Limit(0));
-        self.complete_all();
-        assert_eq!(
-            self.core.view().records(),
-            RecordsView::default(),
-            "every gauge is at zero"
-        );
-        assert_eq!(self.core.view().ledger(Tier::Host).charged, Bytes::ZERO);
     }
 }
