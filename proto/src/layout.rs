@@ -74,7 +74,8 @@ pub enum LayoutError {
     /// More allocations than a model may have.
     #[error("more than {ALLOCATIONS_PER_MODEL_MAX} allocations: choose a coarser granularity")]
     TooManyAllocations,
-    /// A tensor that the table does not tell of, or a size past any memory's.
+    /// A tensor that the table does not tell of or puts at two positions, or a size past any
+    /// memory's.
     #[error("its tensor table is damaged")]
     Damaged,
 }
@@ -93,11 +94,15 @@ impl Layout {
             allocations_bytes: Vec::new(),
             places: Vec::with_capacity(table.len()),
         };
-        for tensor in table.iter() {
-            let bytes = tensor.ok_or(LayoutError::Damaged)?.bytes;
-            let place = match bytes {
+        for (at, tensor) in table.iter().enumerate() {
+            let tensor = tensor.ok_or(LayoutError::Damaged)?;
+            // Else the tensor would be looked for where another one is, which may be shorter.
+            if tensor.position as usize != at {
+                return Err(LayoutError::Damaged);
+            }
+            let place = match tensor.bytes {
                 0 => None,
-                _ => Some(layout.put(bytes, granularity)?),
+                bytes => Some(layout.put(bytes, granularity)?),
             };
             layout.places.push(place);
         }
@@ -208,6 +213,20 @@ mod tests {
     fn sizes_past_any_memory_are_refused() {
         let huge = [u64::MAX - 300, 500];
         let refused = laid_out(&huge, Granularity::Model);
+        assert_eq!(refused, Err(LayoutError::Damaged));
+    }
+
+    #[test]
+    fn a_tensor_that_gives_the_position_of_another_is_refused() {
+        let mut builder = TableBuilder::new(ModelKind::Safetensors);
+        let file = builder.segment("model.safetensors");
+        builder.tensor("long", DType::U8, &[512], file, 64, 512);
+        builder.tensor("short", DType::U8, &[1], file, 576, 1);
+        let mut bytes = builder.build().expect("builds");
+        // The first entry's position in the file order.
+        bytes[64 + 20] = 1;
+        let table = Table::parse(&bytes).expect("parses");
+        let refused = Layout::new(&table, Granularity::Tensor);
         assert_eq!(refused, Err(LayoutError::Damaged));
     }
 
