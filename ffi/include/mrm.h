@@ -346,6 +346,34 @@ enum mrm_error_e
      */
     MRM_ERROR_E_FORKED = 714,
     /**
+     * This process has no device that it could use.
+     */
+    MRM_ERROR_E_NO_DEVICE = 715,
+    /**
+     * The device that was asked for is not visible to this process.
+     */
+    MRM_ERROR_E_DEVICE_NOT_VISIBLE = 716,
+    /**
+     * The daemon has no device tier.
+     */
+    MRM_ERROR_E_NO_DEVICE_TIER = 717,
+    /**
+     * The daemon gave host memory where that was not asked for.
+     */
+    MRM_ERROR_E_GAVE_HOST = 718,
+    /**
+     * The driver did not import what the daemon lent on a device.
+     */
+    MRM_ERROR_E_IMPORT_FAILED = 719,
+    /**
+     * Bytes were asked for in host memory, and are on a device.
+     */
+    MRM_ERROR_E_ON_DEVICE = 720,
+    /**
+     * Device memory cannot be unmapped now.
+     */
+    MRM_ERROR_E_CLOSE_REFUSED = 721,
+    /**
      * An argument is NULL that must not be.
      */
     MRM_ERROR_E_NULL_ARGUMENT = 901,

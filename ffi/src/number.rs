@@ -163,6 +163,20 @@ pub enum mrm_error_e {
     Misaligned = 713,
     /// The process forked while the call was pending, and this is the child.
     Forked = 714,
+    /// This process has no device that it could use.
+    NoDevice = 715,
+    /// The device that was asked for is not visible to this process.
+    DeviceNotVisible = 716,
+    /// The daemon has no device tier.
+    NoDeviceTier = 717,
+    /// The daemon gave host memory where that was not asked for.
+    GaveHost = 718,
+    /// The driver did not import what the daemon lent on a device.
+    ImportFailed = 719,
+    /// Bytes were asked for in host memory, and are on a device.
+    OnDevice = 720,
+    /// Device memory cannot be unmapped now.
+    CloseRefused = 721,
     /// An argument is NULL that must not be.
     NullArgument = 901,
     /// An argument that breaks its rules: text that is not UTF-8, a struct size that is too small.

@@ -332,6 +332,7 @@ fn models_are_listed_and_described() {
         bytes: 10,
         leases: 2,
         pinned: true,
+        devices: None,
     };
     let fake = Fake::start(move |_, session| {
         session.hello();

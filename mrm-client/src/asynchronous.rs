@@ -1,6 +1,7 @@
 //! The same client for tasks on tokio: nothing here blocks the runtime.
 //!
-//! It shares everything with the blocking client but the way of waiting. Tasks take turns at
+//! It shares everything with the blocking client but the way of waiting, and opens in host memory
+//! only. Tasks take turns at
 //! reading; nothing is spawned. An open whose future is dropped is cancelled, and what the daemon
 //! grants all the same is given back when the next reply is read.
 //!
@@ -18,7 +19,7 @@ use crate::desk::Found;
 use crate::error::{ConnectError, OpenError, RequestError, SessionError};
 use crate::files;
 use crate::model::Model;
-use crate::open::{GrantRequest, OpenOptions};
+use crate::open::{GrantRequest, OpenOptions, Wish};
 use crate::request::Replied;
 use crate::state::{RESENDS_MAX, checked, unexpected};
 use mrm_proto::reply::{Reply, Stated};
@@ -88,13 +89,13 @@ impl AsyncClient {
     /// # Errors
     /// As [`Client::open`].
     pub async fn open_within(&self, name: &str, wait: Duration) -> Result<Model, OpenError> {
-        if let Some(model) = self.client.state().cached(name) {
+        if let Some(model) = self.client.state().cached(name, &Wish::default()) {
             return Ok(model);
         }
-        let ask = GrantRequest::by_name(name, &OpenOptions::new().wait(wait))?;
+        let ask = GrantRequest::by_name(name, &OpenOptions::new().wait(wait), Wish::default())?;
         let (connection, replied) = self.ask(&|c| ask.to(c), &[], ask.wait).await?;
         let state = self.client.state();
-        Ok(state.remember(state.admit(connection, ask.name(), replied)?))
+        Ok(state.remember(state.admit(connection, &ask, replied)?))
     }
 
     /// Opens local files that nobody registered.
@@ -106,12 +107,9 @@ impl AsyncClient {
         let files = aside(move || files::collect(&path))
             .await
             .map_err(no_thread)??;
-        let ask = GrantRequest::of_files(&files, &OpenOptions::new());
+        let ask = GrantRequest::of_files(&files, &OpenOptions::new(), Wish::default());
         let (connection, replied) = self.ask(&|c| ask.to(c), &files.fds, ask.wait).await?;
-        self.client
-            .state()
-            .admit(connection, ask.name(), replied)
-            .map(Model)
+        self.client.state().admit(connection, &ask, replied)
     }
 
     /// One model.

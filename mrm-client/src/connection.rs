@@ -8,17 +8,17 @@
 //!
 //! No lock is held while blocking in the kernel. Order of locks: `desk` before `outbox`.
 
+use crate::content::Holder;
 use crate::desk::{Desk, Found, Left};
 use crate::error::{ConnectError, SessionError};
 use crate::fork;
 use crate::handshake;
 use crate::inbox::Inbox;
-use crate::model::Holder;
 use crate::outbox::Outbox;
 use crate::request::{Incoming, Replied, decode};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::frame;
-use mrm_proto::hello::ServerHello;
+use mrm_proto::hello::{ServerHello, features};
 use mrm_proto::ids::{LeaseId, RequestId};
 use mrm_proto::reply::{Progress, Reply};
 use mrm_proto::request::{Cancel, Close, Request};
@@ -74,6 +74,11 @@ impl Connection {
     /// What the daemon said of itself.
     pub(crate) const fn hello(&self) -> &ServerHello {
         &self.hello
+    }
+
+    /// Whether the daemon lends device memory.
+    pub(crate) const fn has_devices(&self) -> bool {
+        self.hello.features & features::DEVICE != 0
     }
 
     /// The number of the socket, for a forked child to let go of.
@@ -134,7 +139,6 @@ impl Connection {
     }
 
     /// Reads once and delivers what came, if no other thread is about to; never blocks.
-    #[cfg(feature = "async")]
     pub(crate) fn pump(&self) -> std::io::Result<()> {
         let Some(inbox) = self.desk().inbox.take() else {
             return Ok(());
@@ -377,6 +381,14 @@ impl Holder for Connection {
 
     fn is_live(&self) -> bool {
         self.over.get().is_none()
+    }
+
+    fn catch_up(&self) {
+        // As in `give_back`.
+        if fork::generation() == self.generation && self.is_live() {
+            // Nothing to read is no error, and others end the session.
+            let _ = self.pump();
+        }
     }
 }
 

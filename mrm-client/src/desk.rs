@@ -1,13 +1,17 @@
 //! Where replies wait for those who asked.
 
-use crate::error::SessionError;
+use crate::content::Fate;
+use crate::error::{Refusal, SessionError};
+use crate::gather::{DESCRIPTORS_WAITING_MAX, Gathered};
 use crate::inbox::Inbox;
 use crate::request::{Incoming, Replied, session_end};
+use mrm_proto::error::ErrorReply;
 use mrm_proto::ids::{LeaseId, RequestId};
-use mrm_proto::reply::{Progress, Reply};
+use mrm_proto::reply::{Handed, Opened, Progress, Reply, Revoked};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
 
 /// What the threads that wait on one connection share.
 #[derive(Debug)]
@@ -18,13 +22,20 @@ pub(crate) struct Desk {
     pub(crate) inbox: Option<Box<Inbox>>,
     /// Threads that sleep until there is news.
     pub(crate) sleepers: usize,
+    /// Leases on devices, which the daemon may take away.
+    leases: HashMap<LeaseId, Weak<Fate>>,
+    /// How many leases make it worth looking for those that are gone.
+    prune_at: usize,
 }
+
+/// A quiet number of leases.
+const PRUNE_AT: usize = 16;
 
 /// Where one request stands.
 #[derive(Debug)]
 enum Slot {
-    Waiting(Option<Progress>),
-    Answered(Reply, Vec<OwnedFd>),
+    Waiting(Option<Progress>, Gathered),
+    Answered(Replied),
     /// Nobody waits any more, but the daemon may still answer.
     Abandoned,
 }
@@ -53,6 +64,8 @@ impl Desk {
             slots: HashMap::new(),
             inbox: Some(Box::new(inbox)),
             sleepers: 0,
+            leases: HashMap::new(),
+            prune_at: PRUNE_AT,
         }
     }
 
@@ -63,16 +76,17 @@ impl Desk {
             return None;
         }
         self.last_id.0 += 1;
-        self.slots.insert(self.last_id, Slot::Waiting(None));
+        self.slots
+            .insert(self.last_id, Slot::Waiting(None, Gathered::default()));
         Some(self.last_id)
     }
 
     /// What there is about request `id`; each thing is found once.
     pub(crate) fn find(&mut self, id: RequestId) -> Found {
         match self.slots.remove(&id) {
-            Some(Slot::Answered(reply, fds)) => Found::Reply(Replied { reply, fds }),
-            Some(Slot::Waiting(progress)) => {
-                self.slots.insert(id, Slot::Waiting(None));
+            Some(Slot::Answered(replied)) => Found::Reply(replied),
+            Some(Slot::Waiting(progress, gathered)) => {
+                self.slots.insert(id, Slot::Waiting(None, gathered));
                 progress.map_or(Found::Nothing, Found::Progress)
             }
             Some(Slot::Abandoned) | None => Found::Nothing,
@@ -82,12 +96,22 @@ impl Desk {
     /// Nobody waits for request `id` any more.
     pub(crate) fn abandon(&mut self, id: RequestId) -> Left {
         match self.slots.remove(&id) {
-            Some(Slot::Waiting(_) | Slot::Abandoned) => {
+            Some(Slot::Waiting(..) | Slot::Abandoned) => {
                 self.slots.insert(id, Slot::Abandoned);
                 Left::Unanswered
             }
-            Some(Slot::Answered(Reply::Opened(opened), _)) => Left::Grant(opened.lease),
-            Some(Slot::Answered(..)) | None => Left::Nothing,
+            Some(Slot::Answered(replied)) => match replied.reply {
+                Reply::Opened(opened) => Left::Grant(opened.lease),
+                Reply::Closed(_)
+                | Reply::Cancelled(_)
+                | Reply::Progress(_)
+                | Reply::Handed(_)
+                | Reply::Revoked(_)
+                | Reply::Listed(_)
+                | Reply::Stated(_)
+                | Reply::Error(_) => Left::Nothing,
+            },
+            None => Left::Nothing,
         }
     }
 
@@ -99,29 +123,100 @@ impl Desk {
     ) -> Result<(), SessionError> {
         let Incoming { id, reply, fds } = incoming;
         if id.wants_no_reply() {
+            if let Reply::Revoked(revoked) = reply {
+                self.revoke(revoked);
+                return Ok(());
+            }
             return Err(session_end(reply));
         }
+        if let Reply::Handed(handed) = reply {
+            return self.gather(id, handed, fds);
+        }
         let Entry::Occupied(mut slot) = self.slots.entry(id) else {
-            return Err(SessionError::OutOfPlace(format!(
-                "a reply to unknown request {id}"
-            )));
+            return Err(out_of_place(format!("a reply to unknown request {id}")));
         };
         match (slot.get_mut(), reply) {
-            (Slot::Waiting(seen), Reply::Progress(progress)) => *seen = Some(progress),
-            (Slot::Waiting(_), reply) => *slot.get_mut() = Slot::Answered(reply, fds),
+            (Slot::Waiting(seen, _), Reply::Progress(progress)) => *seen = Some(progress),
+            (Slot::Waiting(_, gathered), Reply::Opened(mut opened)) => {
+                let (gathered, mut fds) = (std::mem::take(gathered), fds);
+                gathered.finish(id, &mut opened, &mut fds)?;
+                let fate = opened.device.is_some().then(Arc::default);
+                let noted = fate
+                    .as_ref()
+                    .map(|fate| (opened.lease, Arc::downgrade(fate)));
+                let reply = Reply::Opened(opened);
+                *slot.get_mut() = Slot::Answered(Replied { reply, fds, fate });
+                self.note(noted);
+            }
+            (Slot::Waiting(..), reply) => {
+                let fate = None;
+                *slot.get_mut() = Slot::Answered(Replied { reply, fds, fate });
+            }
             (Slot::Abandoned, Reply::Progress(_)) => {}
             (Slot::Abandoned, reply) => {
                 slot.remove();
-                if let Reply::Opened(opened) = reply {
-                    late.push(opened.lease);
+                if let Reply::Opened(Opened { lease, .. }) = reply {
+                    late.push(lease);
                 }
             }
             (Slot::Answered(..), _) => {
-                return Err(SessionError::OutOfPlace(format!(
-                    "a second reply to request {id}"
-                )));
+                return Err(out_of_place(format!("a second reply to request {id}")));
             }
         }
         Ok(())
     }
+
+    /// Keeps some allocations of an open until its `Opened` comes.
+    fn gather(
+        &mut self,
+        id: RequestId,
+        handed: Handed,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), SessionError> {
+        let held = |slot: &Slot| match slot {
+            Slot::Waiting(_, gathered) => gathered.descriptors(),
+            Slot::Answered(replied) => replied.fds.len(),
+            Slot::Abandoned => 0,
+        };
+        let waiting: usize = self.slots.values().map(held).sum();
+        if waiting + fds.len() > DESCRIPTORS_WAITING_MAX {
+            return Err(out_of_place(format!(
+                "more than {DESCRIPTORS_WAITING_MAX} descriptors at once"
+            )));
+        }
+        match self.slots.get_mut(&id) {
+            Some(Slot::Waiting(_, gathered)) => gathered.add(id, handed, fds),
+            // Nobody wants them: they are closed here.
+            Some(Slot::Abandoned) => Ok(()),
+            Some(Slot::Answered(..)) | None => Err(out_of_place(format!(
+                "allocations for request {id}, which awaits none"
+            ))),
+        }
+    }
+
+    /// From now on the lease may be taken away.
+    fn note(&mut self, noted: Option<(LeaseId, Weak<Fate>)>) {
+        if self.leases.len() >= self.prune_at {
+            self.leases.retain(|_, fate| fate.strong_count() > 0);
+            self.prune_at = PRUNE_AT + 2 * self.leases.len();
+        }
+        self.leases.extend(noted);
+    }
+
+    /// Takes a lease away. One that is not known was given back meanwhile.
+    fn revoke(&mut self, revoked: Revoked) {
+        let fate = self.leases.remove(&revoked.lease);
+        if let Some(fate) = fate.and_then(|fate| fate.upgrade()) {
+            fate.seal(Refusal(ErrorReply {
+                number: revoked.number,
+                message: revoked.message,
+                retryable: true,
+                took_effect: false,
+            }));
+        }
+    }
+}
+
+fn out_of_place(what: String) -> SessionError {
+    SessionError::OutOfPlace(what)
 }

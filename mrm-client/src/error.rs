@@ -13,9 +13,11 @@
 //! assert!(error.to_string().contains("/nonexistent/mrmd.sock"));
 //! ```
 
+use crate::device::DeviceError;
 use mrm_proto::dtype::DType;
 use mrm_proto::error::ErrorReply;
 use mrm_proto::frame::FrameError;
+use mrm_proto::ids::DeviceUuid;
 use mrm_proto::name::NameError;
 use mrm_proto::table::TableError;
 use std::fmt;
@@ -78,6 +80,20 @@ pub enum LocalCode {
     Misaligned = 713, "misaligned", false;
     /// The process forked while the call was pending, and this is the child.
     Forked = 714, "forked", true;
+    /// This process has no device that it could use.
+    NoDevice = 715, "no_device", false;
+    /// The device that was asked for is not visible to this process.
+    DeviceNotVisible = 716, "device_not_visible", false;
+    /// The daemon has no device tier.
+    NoDeviceTier = 717, "no_device_tier", false;
+    /// The daemon gave host memory where that was not asked for.
+    GaveHost = 718, "gave_host", true;
+    /// The driver did not import what the daemon lent on a device.
+    ImportFailed = 719, "import_failed", true;
+    /// Bytes were asked for in host memory, and are on a device.
+    OnDevice = 720, "on_device", false;
+    /// Device memory cannot be unmapped now.
+    CloseRefused = 721, "close_refused", true;
 }
 }
 
@@ -353,6 +369,9 @@ pub enum OpenError {
         /// What is wrong.
         source: SegmentError,
     },
+    /// The weights are not to be had on a device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A local file or directory cannot be opened.
     #[error("cannot open {}: {source}", path.display())]
     File {
@@ -376,6 +395,7 @@ impl Fault for OpenError {
         match self {
             Self::Request(e) => e.number(),
             Self::Segment { source, .. } => source.number(),
+            Self::Device(e) => e.number(),
             Self::File { .. } => LocalCode::FileUnreadable.number(),
             Self::NotAModel { .. } => LocalCode::NotAModel.number(),
         }
@@ -384,13 +404,16 @@ impl Fault for OpenError {
         match self {
             Self::Request(e) => e.retryable(),
             Self::Segment { source, .. } => source.retryable(),
+            Self::Device(e) => e.retryable(),
             Self::File { .. } | Self::NotAModel { .. } => false,
         }
     }
     fn took_effect(&self) -> bool {
         match self {
             Self::Request(e) => e.took_effect(),
-            Self::Segment { .. } | Self::File { .. } | Self::NotAModel { .. } => false,
+            Self::Segment { .. } | Self::Device(_) | Self::File { .. } | Self::NotAModel { .. } => {
+                false
+            }
         }
     }
 }
@@ -446,6 +469,17 @@ pub enum TensorError {
         /// The Rust type that was asked for.
         wanted: &'static str,
     },
+    /// It is not in host memory.
+    #[error(
+        "tensor `{tensor}` is on device {uuid}, where the host cannot read it: take its \
+         `device_pointer()`, or open the model in host memory"
+    )]
+    OnDevice {
+        /// The tensor.
+        tensor: String,
+        /// The device.
+        uuid: DeviceUuid,
+    },
     /// Not aligned for its type, as some writers leave it.
     #[error(
         "tensor `{tensor}` begins {misaligned_bytes} bytes off the alignment of {wanted}: \
@@ -468,6 +502,7 @@ impl Fault for TensorError {
             Self::TableSegment { source, .. } => source.number(),
             Self::Table { .. } => LocalCode::TableDamaged.number(),
             Self::DType { .. } => LocalCode::DTypeMismatch.number(),
+            Self::OnDevice { .. } => LocalCode::OnDevice.number(),
             Self::Misaligned { .. } => LocalCode::Misaligned.number(),
         }
     }
@@ -477,6 +512,7 @@ impl Fault for TensorError {
             Self::NotFound { .. }
             | Self::Table { .. }
             | Self::DType { .. }
+            | Self::OnDevice { .. }
             | Self::Misaligned { .. } => false,
         }
     }

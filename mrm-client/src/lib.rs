@@ -20,16 +20,21 @@
 //!   file. After the daemon's death the next request connects anew.
 //! * `fork`: a child may use models that it inherited, and clients, which then connect anew. It
 //!   never touches its parent's connection. (Until it first uses the client it does hold a copy
-//!   of that connection, as it holds the inherited mappings.)
+//!   of that connection, as it holds the inherited mappings.) What is on a device a child cannot
+//!   use, for CUDA does not survive `fork`.
+//! * Weights may be opened in the memory of a device: see [`device`].
 
 #[cfg(feature = "async")]
 pub mod asynchronous;
 mod client;
 mod connection;
+mod content;
 mod desk;
+pub mod device;
 pub mod error;
 mod files;
 mod fork;
+mod gather;
 mod handshake;
 mod inbox;
 pub mod locate;
@@ -40,16 +45,19 @@ mod outbox;
 mod request;
 mod state;
 pub mod tensor;
+#[cfg_attr(not(feature = "cuda"), path = "vram_absent.rs")]
+mod vram;
 
 pub use client::{Client, ConnectOptions};
+pub use device::{CloseError, DeviceError, DeviceWeights, Devices, Tier};
 pub use error::{
     ConnectError, Fault, LocalCode, OpenError, Refusal, RequestError, SegmentError, SessionError,
     TensorError,
 };
-pub use model::{Model, Segment};
+pub use model::{Model, NotClosed, Segment};
 pub use mrm_proto::dtype::DType;
 pub use mrm_proto::hello::ServerHello;
-pub use mrm_proto::ids::VersionId;
+pub use mrm_proto::ids::{DeviceUuid, VersionId};
 pub use mrm_proto::reply::{ModelRow, ModelState, Origin, Progress, Stated};
 pub use mrm_proto::table::ModelKind;
 pub use open::OpenOptions;

@@ -7,22 +7,50 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use crate::error::{SegmentError, TensorError, What};
-use crate::mapping::Mapping;
+use crate::content::{Open, Part};
+use crate::device::{CloseError, DeviceError, DeviceWeights};
+use crate::error::{LocalCode, Refusal, TensorError};
 use crate::tensor::{Tensor, Tensors};
-use mrm_proto::ids::{LeaseId, VersionId};
-use mrm_proto::reply::{Opened, Origin};
+use crate::vram::RawStream;
+use mrm_proto::ids::VersionId;
+use mrm_proto::reply::Origin;
 use mrm_proto::table::{ModelKind, Table, TableError};
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
-/// An open model: a lease on one version, and its bytes mapped read-only.
+/// An open model: a lease on one version, and its bytes mapped read-only, in host memory or on a
+/// device.
 ///
-/// Cheap to clone. When the last clone is dropped, the mapping goes and the lease is given back.
-/// What was opened stays what it was: if the file changes, or the daemon dies, the bytes remain.
+/// Cheap to clone. When the last clone is dropped, the mapping goes and the lease is given back;
+/// on a device that waits for queued work, see [`close`](Self::close). What was opened stays what
+/// it was: if the file changes, or the daemon dies, the bytes remain. (On a device they do so
+/// unless it is lost, or shared by legacy handles: see [`lost`](Self::lost).)
 #[derive(Clone)]
-pub struct Model(pub(crate) Arc<Open>);
+pub struct Model {
+    pub(crate) open: Arc<Open>,
+    pub(crate) why_host: Option<Arc<DeviceError>>,
+}
+
+/// A model that was not closed.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct NotClosed {
+    /// The model, as it was. `None` when part of it was closed: the rest is closed later, with the
+    /// lease kept until then.
+    pub model: Option<Model>,
+    /// Why.
+    pub source: CloseError,
+}
+
+impl crate::Fault for NotClosed {
+    fn number(&self) -> u16 {
+        LocalCode::CloseRefused.number()
+    }
+    fn retryable(&self) -> bool {
+        LocalCode::CloseRefused.retryable()
+    }
+}
 
 /// One file of a model.
 #[derive(Debug, Clone, Copy)]
@@ -36,38 +64,113 @@ impl Model {
     /// The name that it was opened by, or the label of local files.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.open.name
     }
 
     /// The immutable version that the name stood for. Numbers are of one run of the daemon.
     #[must_use]
     pub fn version(&self) -> VersionId {
-        self.0.version
+        self.open.version
     }
 
     /// What the open cost the daemon: a hit, a load, or a load joined.
     #[must_use]
     pub fn origin(&self) -> Origin {
-        self.0.origin
+        self.open.origin
     }
 
     /// From the daemon's receipt of the request to its reply, in microseconds.
     #[must_use]
     pub fn took_us(&self) -> u64 {
-        self.0.took_us
+        self.open.took_us
     }
 
-    /// Size of all its files.
+    /// Size of all its files; on a device, of its allocations.
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
-        self.segments()
-            .map(|segment| segment.bytes().len() as u64)
-            .sum()
+        let segments = || self.segments().map(|segment| segment.bytes().len() as u64);
+        self.device()
+            .map_or_else(|| segments().sum(), DeviceWeights::bytes_total)
     }
 
-    /// Its files, each mapped as a whole.
+    /// Where on a device its weights are; `None` in host memory.
+    #[must_use]
+    pub fn device(&self) -> Option<&DeviceWeights> {
+        self.open.content.device()
+    }
+
+    /// Why it is in host memory, when the open asked for the best that could be had.
+    #[must_use]
+    pub fn why_host(&self) -> Option<&DeviceError> {
+        self.why_host.as_deref()
+    }
+
+    /// Why what is mapped is of no use any more: its device was lost, or its memory went with the
+    /// daemon that lent it by legacy handles. Never in host memory. Looks, without waiting, at what
+    /// the daemon has said by now; a later open of the name gets a new lease.
+    #[must_use]
+    pub fn lost(&self) -> Option<Refusal> {
+        self.device()?;
+        self.open.lease.holder.catch_up();
+        let taken = self.open.lease.lost();
+        taken.or_else(|| self.open.content.lost())
+    }
+
+    /// Gives it back, as dropping does, but tells when that cannot be done now.
+    ///
+    /// On a device, the last handle of the process on the weights waits until all work that the
+    /// process queued there is done, and unmaps them. That is refused while a stream is captured
+    /// into a graph, which may refer to them: a capture on the default stream or one that it waits
+    /// for is noticed without harm; for others see [`close_on`](Self::close_on). A graph keeps no
+    /// hold on what it was captured with: keep the model as long as the graph is launched.
+    ///
+    /// A refused model comes back, still mapped and leased, but a later open of the name maps
+    /// anew. In host memory nothing is ever refused.
+    ///
+    /// # Errors
+    /// When a stream is being captured, or the driver refuses.
+    pub fn close(self) -> Result<(), NotClosed> {
+        self.close_naming(&[])
+    }
+
+    /// As [`close`](Self::close), naming streams of the program that may be captured: for streams
+    /// made non-blocking, as torch's are, the driver does not tell otherwise, and waiting spoils
+    /// their capture.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    #[cfg(feature = "cuda")]
+    pub fn close_on(self, streams: &[RawStream]) -> Result<(), NotClosed> {
+        self.close_naming(streams)
+    }
+
+    fn close_naming(self, streams: &[RawStream]) -> Result<(), NotClosed> {
+        crate::device::retry_deferred();
+        let why_host = self.why_host;
+        // Others still use the open, or its memory: nothing is to be closed yet.
+        let Some(mut open) = Arc::into_inner(self.open) else {
+            return Ok(());
+        };
+        let mut content = match Arc::try_unwrap(open.content) {
+            Ok(content) if !open.lease.is_inherited() => content,
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        let Err((source, whole)) = content.close(streams) else {
+            return Ok(());
+        };
+        if !whole {
+            let model = None;
+            return Err(NotClosed { model, source });
+        }
+        open.content = Arc::new(content);
+        let open = Arc::new(open);
+        let model = Some(Self { open, why_host });
+        Err(NotClosed { model, source })
+    }
+
+    /// Its files, each mapped as a whole. None of what is on a device.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = Segment<'_>> {
-        let parts = self.0.content.parts.iter().enumerate();
+        let parts = self.open.content.parts().iter().enumerate();
         parts.map(|(index, part)| Segment {
             model: self,
             index,
@@ -78,7 +181,7 @@ impl Model {
     /// The `index`-th file.
     #[must_use]
     pub fn segment(&self, index: usize) -> Option<Segment<'_>> {
-        let part = self.0.content.parts.get(index)?;
+        let part = self.open.content.parts().get(index)?;
         Some(Segment {
             model: self,
             index,
@@ -93,7 +196,7 @@ impl Model {
     pub fn tensors(&self) -> Result<Tensors<'_>, TensorError> {
         let tensors = Tensors::new(self.table()?, self);
         let whole = *self
-            .0
+            .open
             .content
             .whole
             .get_or_init(|| tensors.iter().count() == tensors.len());
@@ -140,23 +243,11 @@ impl Model {
     /// Whether both are handles on one open: the same lease and the same memory.
     #[must_use]
     pub fn same_open(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.open, &other.open)
     }
 
-    fn table(&self) -> Result<Table<'_>, TensorError> {
-        let content = &*self.0.content;
-        let mapped = content.table.get_or_init(|| {
-            Mapping::new(content.table_fd.as_fd(), content.table_bytes, What::Table)
-        });
-        let failed = |source: &SegmentError| TensorError::TableSegment {
-            model: self.name().to_owned(),
-            source: source.clone(),
-        };
-        let bytes = mapped.as_ref().map_err(failed)?.bytes();
-        Table::parse(bytes).map_err(|source| TensorError::Table {
-            model: self.name().to_owned(),
-            source,
-        })
+    pub(crate) fn table(&self) -> Result<Table<'_>, TensorError> {
+        self.open.content.table(self.name())
     }
 
     fn damaged(&self, what: &'static str) -> TensorError {
@@ -204,93 +295,8 @@ impl fmt::Debug for Model {
         f.debug_struct("Model")
             .field("name", &self.name())
             .field("version", &self.version())
-            .field("segments", &self.0.content.parts.len())
+            .field("segments", &self.open.content.parts().len())
+            .field("device", &self.device().map(DeviceWeights::uuid))
             .finish_non_exhaustive()
-    }
-}
-
-/// One granted open. Fields are dropped in order: the memory goes before the lease.
-#[derive(Debug)]
-pub(crate) struct Open {
-    pub(crate) name: Box<str>,
-    pub(crate) version: VersionId,
-    pub(crate) origin: Origin,
-    pub(crate) took_us: u64,
-    pub(crate) content: Arc<Content>,
-    pub(crate) lease: Lease,
-}
-
-/// The memory of one version, shared by every open of it in the process.
-#[derive(Debug)]
-pub(crate) struct Content {
-    parts: Vec<Part>,
-    table_fd: OwnedFd,
-    table_bytes: u64,
-    /// Mapped when the first tensor is asked for: opaque users never pay for it.
-    table: OnceLock<Result<Mapping, SegmentError>>,
-    /// Whether every entry leads to a tensor, once somebody asked for all of them.
-    whole: OnceLock<bool>,
-}
-
-impl Content {
-    /// Whether this is what a grant describes.
-    pub(crate) fn is_of(&self, opened: &Opened) -> bool {
-        let lengths = self
-            .parts
-            .iter()
-            .map(|part| part.mapping.bytes().len() as u64);
-        self.table_bytes == opened.table_bytes && lengths.eq(opened.segments_bytes.iter().copied())
-    }
-}
-
-/// One segment.
-#[derive(Debug)]
-pub(crate) struct Part {
-    mapping: Mapping,
-    fd: OwnedFd,
-}
-
-impl Content {
-    /// Checks and maps what came with a grant. `fds` are those of the segments.
-    pub(crate) fn new(
-        opened: &Opened,
-        table_fd: OwnedFd,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Self, SegmentError> {
-        let mut parts = Vec::with_capacity(opened.segments_bytes.len());
-        for (index, (&bytes, fd)) in opened.segments_bytes.iter().zip(fds).enumerate() {
-            let mapping = Mapping::new(fd.as_fd(), bytes, What::Segment(index))?;
-            parts.push(Part { mapping, fd });
-        }
-        let table_bytes = opened.table_bytes;
-        let (table, whole) = (OnceLock::new(), OnceLock::new());
-        Ok(Self {
-            parts,
-            table_fd,
-            table_bytes,
-            table,
-            whole,
-        })
-    }
-}
-
-/// The right to map a version. Given back when dropped, without waiting.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    pub(crate) id: LeaseId,
-    pub(crate) holder: Arc<dyn Holder>,
-}
-
-/// A session that leases can be given back to.
-pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
-    /// Gives a lease back without blocking; does nothing when the session is over.
-    fn give_back(&self, lease: LeaseId);
-    /// Whether the session is not known to be over.
-    fn is_live(&self) -> bool;
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.holder.give_back(self.id);
     }
 }

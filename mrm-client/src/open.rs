@@ -9,13 +9,16 @@
 //! ```
 
 use crate::connection::Connection;
+use crate::device::{DeviceError, Tier};
 use crate::error::RequestError;
 use crate::files::LocalFiles;
 use crate::state::checked;
+use mrm_proto::ids::DeviceUuid;
 use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::reply::Progress;
-use mrm_proto::request::{Open, OpenFiles, Request};
+use mrm_proto::request::{Devices as AskedDevices, Open, OpenFiles, Request};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long an open waits unless told otherwise.
@@ -25,11 +28,12 @@ pub const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub struct OpenOptions<'a> {
     pub(crate) wait: Option<Duration>,
+    pub(crate) tier: Tier,
     pub(crate) progress: Option<Box<dyn Fn(Progress) + 'a>>,
 }
 
 impl<'a> OpenOptions<'a> {
-    /// A wait of [`WAIT_DEFAULT`] and no progress.
+    /// A wait of [`WAIT_DEFAULT`], host memory, and no progress.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -39,6 +43,13 @@ impl<'a> OpenOptions<'a> {
     #[must_use]
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
+        self
+    }
+
+    /// In which memory the weights are wanted. The host's unless set.
+    #[must_use]
+    pub const fn tier(mut self, tier: Tier) -> Self {
+        self.tier = tier;
         self
     }
 
@@ -54,8 +65,63 @@ impl fmt::Debug for OpenOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenOptions")
             .field("wait", &self.wait)
+            .field("tier", &self.tier)
             .field("progress", &self.progress.is_some())
             .finish()
+    }
+}
+
+/// What an open asks of the daemon about devices.
+#[derive(Debug, Default)]
+pub(crate) struct Wish {
+    /// Any of these; empty when host memory is asked for.
+    pub(crate) any_of: Vec<DeviceUuid>,
+    /// Whether host memory will do as well.
+    pub(crate) else_host: bool,
+    /// Why no device is asked for, though one would have been liked.
+    pub(crate) why_host: Option<Arc<DeviceError>>,
+}
+
+impl Wish {
+    /// What `tier` means in this process.
+    pub(crate) fn of(tier: Tier) -> Result<Self, DeviceError> {
+        let mut wish = Self::default();
+        match tier {
+            Tier::Host => {}
+            Tier::Device(devices) => wish.any_of = devices.find()?,
+            Tier::Best(devices) => {
+                wish.else_host = true;
+                match devices.find() {
+                    Ok(any_of) => wish.any_of = any_of,
+                    Err(why) => wish.why_host = Some(Arc::new(why)),
+                }
+            }
+        }
+        Ok(wish)
+    }
+
+    /// Whether only a device will do.
+    pub(crate) fn is_strict(&self) -> bool {
+        !self.any_of.is_empty() && !self.else_host
+    }
+
+    /// Why `connection` gives host memory to one who would have liked a device.
+    pub(crate) fn why_host(&self, connection: &Connection) -> Option<DeviceError> {
+        if self.any_of.is_empty() {
+            return None;
+        }
+        if connection.has_devices() {
+            return Some(DeviceError::GaveHost);
+        }
+        let daemon = connection.hello().daemon.clone();
+        Some(DeviceError::NoDeviceTier { daemon })
+    }
+
+    fn asked(&self) -> Option<AskedDevices> {
+        (!self.any_of.is_empty()).then(|| AskedDevices {
+            any_of: self.any_of.clone(),
+            else_host: self.else_host,
+        })
     }
 }
 
@@ -65,32 +131,41 @@ pub(crate) struct GrantRequest {
     request: Request,
     /// How long the daemon is to wait.
     pub(crate) wait: Duration,
+    /// Where the weights are wanted.
+    pub(crate) wish: Wish,
 }
 
 impl GrantRequest {
-    pub(crate) fn by_name(name: &str, how: &OpenOptions<'_>) -> Result<Self, RequestError> {
+    pub(crate) fn by_name(
+        name: &str,
+        how: &OpenOptions<'_>,
+        wish: Wish,
+    ) -> Result<Self, RequestError> {
         let progress = how.progress.is_some();
         let open = Open {
             progress,
+            devices: wish.asked(),
             ..Open::by_name(checked(name)?)
         };
         Ok(Self {
             request: Request::Open(open),
             wait: bounded(how.wait),
+            wish,
         })
     }
 
-    pub(crate) fn of_files(files: &LocalFiles, how: &OpenOptions<'_>) -> Self {
+    pub(crate) fn of_files(files: &LocalFiles, how: &OpenOptions<'_>, wish: Wish) -> Self {
         let request = Request::OpenFiles(OpenFiles {
             label: files.label.clone(),
             files: files.names.clone(),
             wait_ms: 0,
             progress: how.progress.is_some(),
-            devices: None,
+            devices: wish.asked(),
         });
         Self {
             request,
             wait: bounded(how.wait),
+            wish,
         }
     }
 
@@ -103,7 +178,7 @@ impl GrantRequest {
         }
     }
 
-    /// The request, with a wait that this daemon grants.
+    /// The request, with a wait that this daemon grants, and devices if it knows what they are.
     pub(crate) fn to(&self, connection: &Connection) -> Request {
         let max = connection.hello().limits.wait_ms_max;
         // 0 would ask for the daemon's default.
@@ -113,8 +188,16 @@ impl GrantRequest {
             .max(1);
         let mut request = self.request.clone();
         match &mut request {
-            Request::Open(Open { wait_ms, .. }) | Request::OpenFiles(OpenFiles { wait_ms, .. }) => {
-                *wait_ms = wait
+            Request::Open(Open {
+                wait_ms, devices, ..
+            })
+            | Request::OpenFiles(OpenFiles {
+                wait_ms, devices, ..
+            }) => {
+                *wait_ms = wait;
+                if !connection.has_devices() {
+                    *devices = None;
+                }
             }
             Request::Close(_) | Request::Cancel(_) | Request::List(_) | Request::Stat(_) => {}
         }

@@ -1,10 +1,12 @@
 //! Frames of the daemon as replies.
 
+use crate::content::Fate;
 use crate::error::{Refusal, RequestError, SessionError};
 use crate::inbox::Frame;
 use mrm_proto::ids::RequestId;
-use mrm_proto::reply::Reply;
+use mrm_proto::reply::{Reply, Sharing};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// A reply as it arrived.
 #[derive(Debug)]
@@ -14,32 +16,46 @@ pub(crate) struct Incoming {
     pub(crate) fds: Vec<OwnedFd>,
 }
 
-/// The reply that ended a request.
+/// The reply that ended a request. An `Opened` on a device has the handles and descriptors of all
+/// its allocations, whichever frames brought them.
 #[derive(Debug)]
 pub(crate) struct Replied {
     pub(crate) reply: Reply,
     pub(crate) fds: Vec<OwnedFd>,
+    /// Of a lease that may be taken away.
+    pub(crate) fate: Option<Arc<Fate>>,
 }
 
 /// Decodes a frame, and checks that as many descriptors came as its body speaks of.
 pub(crate) fn decode(frame: Frame<'_>) -> Result<Incoming, SessionError> {
     let Frame { header, body, fds } = frame;
     let reply = Reply::decode(&header, body)?;
-    let wanted = match &reply {
-        Reply::Opened(opened) => 1 + opened.segments_bytes.len(),
+    let came = fds.len();
+    let fits = match &reply {
+        Reply::Opened(opened) => match &opened.device {
+            None => came == 1 + opened.segments_bytes.len(),
+            // How many of the allocations came before is known where they are put together.
+            Some(on_device) => {
+                let shared = match on_device.sharing {
+                    Sharing::Vmm => on_device.handles.is_empty(),
+                    Sharing::Legacy => came == 1,
+                };
+                came >= 1 && shared && opened.segments_bytes.is_empty()
+            }
+        },
+        Reply::Handed(handed) => (came == 0) != handed.handles.is_empty(),
         Reply::Closed(_)
         | Reply::Cancelled(_)
         | Reply::Progress(_)
-        | Reply::Handed(_)
         | Reply::Revoked(_)
         | Reply::Listed(_)
         | Reply::Stated(_)
-        | Reply::Error(_) => 0,
+        | Reply::Error(_) => came == 0,
     };
-    if fds.len() != wanted {
-        let (kind, came) = (header.kind, fds.len());
+    if !fits {
+        let kind = header.kind;
         return Err(SessionError::OutOfPlace(format!(
-            "a frame of kind {kind:?} needs {wanted} descriptors and came with {came}"
+            "a frame of kind {kind:?} came with {came} descriptors, which its body does not speak of"
         )));
     }
     Ok(Incoming {

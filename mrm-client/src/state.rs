@@ -2,16 +2,19 @@
 
 use crate::client::ConnectOptions;
 use crate::connection::{Connection, Patience, lock};
-use crate::error::{ConnectError, OpenError, RequestError, SessionError};
+use crate::content::{Content, Holder as _, Lease, Open};
+use crate::device::{DeviceError, DeviceWeights, retry_deferred};
+use crate::error::{ConnectError, OpenError, RequestError, SegmentError, SessionError};
 use crate::files::LocalFiles;
 use crate::fork;
 use crate::locate;
-use crate::model::{Content, Holder as _, Lease, Model, Open};
-use crate::open::{GrantRequest, OpenOptions};
+use crate::model::Model;
+use crate::open::{GrantRequest, OpenOptions, Wish};
 use crate::request::{Replied, refusal};
-use mrm_proto::ids::{InstanceId, VersionId};
+use crate::vram::Contexts;
+use mrm_proto::ids::{DeviceUuid, InstanceId, VersionId};
 use mrm_proto::name::ModelName;
-use mrm_proto::reply::{ModelRow, Reply, Stated};
+use mrm_proto::reply::{ModelRow, OnDevice, Opened, Reply, Stated};
 use mrm_proto::request::{List, Request, Stat};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -34,7 +37,16 @@ pub(crate) struct State {
     socket: AtomicI32,
     models: Mutex<Cache<Box<str>, Open>>,
     versions: Mutex<Cache<(InstanceId, VersionId), Content>>,
+    models_on_devices: Mutex<Cache<(DeviceUuid, Box<str>), Open>>,
+    devices: Mutex<OnDevices>,
     successor: OnceLock<Arc<State>>,
+}
+
+/// What is mapped on devices. Locked while importing, so that nothing is imported twice.
+#[derive(Debug, Default)]
+struct OnDevices {
+    contexts: Contexts,
+    versions: Cache<(InstanceId, VersionId, DeviceUuid), Content>,
 }
 
 impl State {
@@ -46,6 +58,8 @@ impl State {
             socket: AtomicI32::new(NO_SOCKET),
             models: Mutex::default(),
             versions: Mutex::default(),
+            models_on_devices: Mutex::default(),
+            devices: Mutex::default(),
             successor: OnceLock::new(),
         }
     }
@@ -92,12 +106,13 @@ impl State {
     }
 
     pub(crate) fn open(&self, name: &str, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
-        if let Some(model) = self.cached(name) {
+        let wish = Wish::of(how.tier)?;
+        if let Some(model) = self.cached(name, &wish) {
             return Ok(model);
         }
-        let ask = GrantRequest::by_name(name, how)?;
-        let open = self.granted(&ask, &[], how)?;
-        Ok(self.remember(open))
+        let ask = GrantRequest::by_name(name, how, wish)?;
+        let model = self.granted(&ask, &[], how)?;
+        Ok(self.remember(model))
     }
 
     pub(crate) fn open_files(
@@ -105,20 +120,37 @@ impl State {
         files: &LocalFiles,
         how: &OpenOptions<'_>,
     ) -> Result<Model, OpenError> {
-        self.granted(&GrantRequest::of_files(files, how), &files.fds, how)
-            .map(Model)
+        let ask = GrantRequest::of_files(files, how, Wish::of(how.tier)?);
+        self.granted(&ask, &files.fds, how)
     }
 
-    /// The model that stands for `name` in this process, if it is open.
-    pub(crate) fn cached(&self, name: &str) -> Option<Model> {
-        let open = lock(&self.models).get(name)?;
-        open.lease.holder.is_live().then_some(Model(open))
+    /// The model that stands for `name` in this process, if it is open where it is wanted. Who
+    /// wants the best gets it from the daemon, unless it is on a device already.
+    pub(crate) fn cached(&self, name: &str, wish: &Wish) -> Option<Model> {
+        let why_host = wish.why_host.clone();
+        if wish.any_of.is_empty() {
+            let open = lock(&self.models).get(name)?;
+            return open.is_good().then_some(Model { open, why_host });
+        }
+        let open = wish.any_of.iter().find_map(|uuid| {
+            let open = lock(&self.models_on_devices).get(&(*uuid, Box::from(name)))?;
+            // The daemon may have taken the lease away since.
+            open.lease.holder.catch_up();
+            open.is_good().then_some(open)
+        })?;
+        Some(Model { open, why_host })
     }
 
-    /// Makes `open` stand for its name, unless another thread was first.
-    pub(crate) fn remember(&self, open: Arc<Open>) -> Model {
-        let live = |open: &Open| open.lease.holder.is_live();
-        Model(lock(&self.models).settle(open.name.clone(), open, live))
+    /// Makes `model` stand for its name, unless another thread was first.
+    pub(crate) fn remember(&self, model: Model) -> Model {
+        let (name, why_host) = (model.open.name.clone(), model.why_host);
+        let open = match model.open.content.device().map(DeviceWeights::uuid) {
+            None => lock(&self.models).settle(name, model.open, Open::is_good),
+            Some(uuid) => {
+                lock(&self.models_on_devices).settle((uuid, name), model.open, Open::is_good)
+            }
+        };
+        Model { open, why_host }
     }
 
     pub(crate) fn list(&self, prefix: &str) -> Result<Vec<ModelRow>, RequestError> {
@@ -189,7 +221,18 @@ impl State {
         ask: &GrantRequest,
         fds: &[OwnedFd],
         how: &OpenOptions<'_>,
-    ) -> Result<Arc<Open>, OpenError> {
+    ) -> Result<Model, OpenError> {
+        if ask.wish.is_strict() {
+            let connection = self.connection()?;
+            // Not asked at all: it would load for nothing.
+            if let Some(why) = ask
+                .wish
+                .why_host(&connection)
+                .filter(|_| !connection.has_devices())
+            {
+                return Err(why.into());
+            }
+        }
         let patience = Patience {
             reply: ask.wait.saturating_add(self.options.reply_grace),
             progress: how.progress.as_deref(),
@@ -197,7 +240,7 @@ impl State {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let request = |connection: &Connection| ask.to(connection);
         let (connection, replied) = self.ask(&request, &fds, &patience)?;
-        self.admit(connection, ask.name(), replied)
+        self.admit(connection, ask, replied)
     }
 
     /// Sends a request, on a new session if the old one turns out to be broken.
@@ -222,43 +265,99 @@ impl State {
     pub(crate) fn admit(
         &self,
         connection: Arc<Connection>,
-        name: &str,
+        ask: &GrantRequest,
         replied: Replied,
-    ) -> Result<Arc<Open>, OpenError> {
+    ) -> Result<Model, OpenError> {
         let Reply::Opened(opened) = replied.reply else {
             return Err(unexpected(&connection, replied.reply).into());
         };
-        let (opened, mut fds) = (&opened, replied.fds);
-        let key = (connection.hello().instance, opened.version);
-        let lease = Lease {
-            id: opened.lease,
-            holder: connection,
-        };
-        let known = lock(&self.versions)
-            .get(&key)
-            .filter(|content| content.is_of(opened));
-        let content = match known {
-            Some(content) => content,
+        let mut fds = replied.fds;
+        let allocations = fds.split_off(1);
+        let table = fds.pop().ok_or(SessionError::Disconnected)?;
+        let instance = connection.hello().instance;
+        let given_host = ask.wish.why_host(&connection);
+        let asked_for = |uuid: &DeviceUuid| ask.wish.any_of.contains(uuid);
+        if opened
+            .device
+            .as_ref()
+            .is_some_and(|on| !asked_for(&on.uuid))
+        {
+            let why = "weights on a device that was not asked for".to_owned();
+            return Err(connection.end(SessionError::OutOfPlace(why)).into());
+        }
+        let lease = Arc::new(Lease::new(opened.lease, connection, replied.fate));
+        let (content, why_host) = match &opened.device {
+            Some(grant) => {
+                let content =
+                    self.map_on_device(instance, &opened, grant, table, allocations, &lease);
+                let failed = |source| DeviceError::Import {
+                    model: ask.name().to_owned(),
+                    uuid: grant.uuid,
+                    source,
+                };
+                (content.map_err(failed)?, None)
+            }
             None => {
-                let segments = fds.split_off(1);
-                let table = fds.pop().ok_or(SessionError::Disconnected)?;
-                let fresh =
-                    Content::new(opened, table, segments).map_err(|source| OpenError::Segment {
-                        model: name.to_owned(),
-                        source,
-                    })?;
-                lock(&self.versions).settle(key, Arc::new(fresh), |known| known.is_of(opened))
+                match given_host {
+                    Some(why) if ask.wish.is_strict() => return Err(why.into()),
+                    Some(_) | None => {}
+                }
+                let content = self.map_in_host(instance, &opened, table, allocations);
+                let failed = |source| OpenError::Segment {
+                    model: ask.name().to_owned(),
+                    source,
+                };
+                let why_host = ask.wish.why_host.clone().or(given_host.map(Arc::new));
+                (content.map_err(failed)?, why_host)
             }
         };
-        let (version, origin, took_us) = (opened.version, opened.origin, opened.took_us);
-        Ok(Arc::new(Open {
-            name: name.into(),
-            version,
-            origin,
-            took_us,
+        let open = Open {
+            name: ask.name().into(),
+            version: opened.version,
+            origin: opened.origin,
+            took_us: opened.took_us,
             content,
             lease,
-        }))
+        };
+        let open = Arc::new(open);
+        Ok(Model { open, why_host })
+    }
+
+    fn map_in_host(
+        &self,
+        instance: InstanceId,
+        opened: &Opened,
+        table: OwnedFd,
+        segments: Vec<OwnedFd>,
+    ) -> Result<Arc<Content>, SegmentError> {
+        let key = (instance, opened.version);
+        let known = lock(&self.versions).get(&key);
+        if let Some(content) = known.filter(|content| content.is_of(opened)) {
+            return Ok(content);
+        }
+        let fresh = Arc::new(Content::in_host(opened, table, segments)?);
+        Ok(lock(&self.versions).settle(key, fresh, |known| known.is_of(opened)))
+    }
+
+    fn map_on_device(
+        &self,
+        instance: InstanceId,
+        opened: &Opened,
+        grant: &OnDevice,
+        table: OwnedFd,
+        allocations: Vec<OwnedFd>,
+        lease: &Arc<Lease>,
+    ) -> Result<Arc<Content>, Arc<dyn std::error::Error + Send + Sync>> {
+        retry_deferred();
+        let key = (instance, opened.version, grant.uuid);
+        let good = |known: &Content| known.is_of(opened) && known.is_kept_by(&lease.holder);
+        let mut devices = lock(&self.devices);
+        if let Some(content) = devices.versions.get(&key).filter(|known| good(known)) {
+            return Ok(content);
+        }
+        let contexts = &mut devices.contexts;
+        let fresh = Content::on_device(opened, grant, table, allocations, contexts, lease)?;
+        Ok(devices.versions.settle(key, Arc::new(fresh), good))
     }
 }
 

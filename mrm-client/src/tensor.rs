@@ -10,6 +10,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use crate::content::Memory;
+use crate::device::DeviceWeights;
 use crate::error::TensorError;
 use crate::mapping;
 use crate::model::Model;
@@ -20,7 +22,17 @@ use mrm_proto::table::{ModelKind, Table, TensorRef};
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor<'m> {
     entry: TensorRef<'m>,
-    bytes: &'m [u8],
+    data: Data<'m>,
+}
+
+/// Where its elements are.
+#[derive(Debug, Clone, Copy)]
+enum Data<'m> {
+    Host(&'m [u8]),
+    Device {
+        pointer: u64,
+        weights: &'m DeviceWeights,
+    },
 }
 
 /// All tensors of a model.
@@ -61,18 +73,51 @@ impl<'m> Tensor<'m> {
     }
 
     /// Its bytes, as they are in the file: little endian, row major.
-    #[must_use]
-    pub const fn bytes(&self) -> &'m [u8] {
-        self.bytes
+    ///
+    /// # Errors
+    /// When they are on a device.
+    pub fn bytes(&self) -> Result<&'m [u8], TensorError> {
+        match self.data {
+            Data::Host(bytes) => Ok(bytes),
+            Data::Device { weights, .. } => Err(TensorError::OnDevice {
+                tensor: self.name().to_owned(),
+                uuid: weights.uuid(),
+            }),
+        }
     }
 
-    /// Index of the segment that it lies in, see [`Model::segment`].
+    /// Its size in bytes.
+    #[must_use]
+    pub const fn bytes_total(&self) -> u64 {
+        self.entry.bytes
+    }
+
+    /// Address of its first byte on the device, a multiple of 256; 0 when it has no bytes. `None`
+    /// in host memory. Valid as long as the model is open, and for reading only.
+    #[must_use]
+    pub const fn device_pointer(&self) -> Option<u64> {
+        match self.data {
+            Data::Host(_) => None,
+            Data::Device { pointer, .. } => Some(pointer),
+        }
+    }
+
+    /// The device that it is on; `None` in host memory.
+    #[must_use]
+    pub const fn device(&self) -> Option<&'m DeviceWeights> {
+        match self.data {
+            Data::Host(_) => None,
+            Data::Device { weights, .. } => Some(weights),
+        }
+    }
+
+    /// Index of the file that it is from; in host memory also of the [segment](Model::segment).
     #[must_use]
     pub const fn segment_index(&self) -> usize {
         self.entry.segment as usize
     }
 
-    /// Where it begins in its segment, in bytes.
+    /// Where it begins in its file, in bytes.
     #[must_use]
     pub const fn offset_bytes(&self) -> u64 {
         self.entry.offset
@@ -81,7 +126,8 @@ impl<'m> Tensor<'m> {
     /// Its elements, without a copy.
     ///
     /// # Errors
-    /// When the elements are of another type (see [`Element`]), or are not aligned for it.
+    /// When the elements are of another type (see [`Element`]), are not aligned for it, or are on a
+    /// device.
     pub fn as_slice<T: Element>(&self) -> Result<&'m [T], TensorError> {
         if !T::DTYPES.contains(&self.dtype()) {
             let (tensor, actual) = (self.name().to_owned(), self.dtype());
@@ -91,10 +137,11 @@ impl<'m> Tensor<'m> {
                 wanted: T::NAME,
             });
         }
-        T::cast(self.bytes).ok_or_else(|| TensorError::Misaligned {
+        let bytes = self.bytes()?;
+        T::cast(bytes).ok_or_else(|| TensorError::Misaligned {
             tensor: self.name().to_owned(),
             wanted: T::NAME,
-            misaligned_bytes: self.bytes.as_ptr() as usize % align_of::<T>(),
+            misaligned_bytes: bytes.as_ptr() as usize % align_of::<T>(),
         })
     }
 }
@@ -169,7 +216,7 @@ impl<'m> IntoIterator for &Tensors<'m> {
 }
 
 impl<'m> Tensor<'m> {
-    /// `None` when the entry leads outside its segment, or is not as long as its shape says.
+    /// `None` when the entry leads outside its memory, or is not as long as its shape says.
     pub(crate) fn new(model: &'m Model, entry: TensorRef<'m>) -> Option<Self> {
         let mut elements = 1u64;
         for dim in entry.shape() {
@@ -178,13 +225,19 @@ impl<'m> Tensor<'m> {
         if entry.dtype.byte_len(elements)? != entry.bytes {
             return None;
         }
-        let start = usize::try_from(entry.offset).ok()?;
-        let end = start.checked_add(usize::try_from(entry.bytes).ok()?)?;
-        let bytes = model
-            .segment(entry.segment as usize)?
-            .bytes()
-            .get(start..end)?;
-        Some(Self { entry, bytes })
+        let data = match &model.open.content.memory {
+            Memory::Host(parts) => {
+                let start = usize::try_from(entry.offset).ok()?;
+                let end = start.checked_add(usize::try_from(entry.bytes).ok()?)?;
+                let part = parts.get(entry.segment as usize)?;
+                Data::Host(part.mapping.bytes().get(start..end)?)
+            }
+            Memory::Device(vram) => Data::Device {
+                pointer: vram.address(entry.position, entry.bytes)?,
+                weights: &vram.weights,
+            },
+        };
+        Some(Self { entry, data })
     }
 }
 

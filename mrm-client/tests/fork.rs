@@ -1,7 +1,7 @@
 //! A forked child uses the client without touching its parent's session.
 //!
-//! One test to a binary: `fork` copies a process whose other threads vanish, so nothing else may
-//! run here at the time.
+//! One test to a process: `fork` copies a process whose other threads vanish, so nothing else may
+//! run there at the time. (The test with a device runs in a process that it starts.)
 
 #![allow(
     clippy::expect_used,
@@ -11,6 +11,11 @@
 )]
 
 mod fake;
+#[cfg(feature = "cuda")]
+#[path = "machine/lent.rs"]
+mod lent;
+#[cfg(feature = "cuda")]
+mod machine;
 
 use fake::{Content, Fake};
 use mrm_proto::request::Request;
@@ -70,6 +75,52 @@ fn a_child_opens_for_itself_and_its_parent_does_not_notice() {
     fake.seen.wait_closed(101);
     drop(inherited);
     fake.seen.wait_closed(100);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_child_uses_nothing_that_is_on_a_device() {
+    use mrm_client::{Devices, Fault, OpenOptions, Tier};
+    let name = "a_child_uses_nothing_that_is_on_a_device";
+    machine::on_machine(name, &[], |machine| {
+        let granularity = mrm_client::device::Granularity::Model;
+        let lent = lent::Lent::vmm(3, granularity);
+        let fake = Fake::start(move |n, session| {
+            session.hello();
+            lent.serve(session, 100 * n as u64 + 1);
+        });
+        let client = fake.client();
+        let first = |client: &mrm_client::Client| {
+            let options = OpenOptions::new().tier(Tier::Device(Devices::Ordinal(0)));
+            client.open_with("m", &options)
+        };
+        let mut inherited = Some(first(&client).expect("opens"));
+        let calls = machine.calls().len();
+        let child = in_child(|| {
+            let refused = match first(&client) {
+                Err(error) => error.name() == "no_device" && error.to_string().contains("fork"),
+                Ok(_) => false,
+            };
+            if !refused {
+                return 1;
+            }
+            // The child's copy of the last handle.
+            let Some(last) = inherited.take() else {
+                return 3;
+            };
+            if last.lost().is_some() || mrm_client::device::release_deferred() != 0 {
+                return 2;
+            }
+            4 * i32::from(last.close().is_err())
+        });
+        assert_eq!(child, 0);
+        // The parent's mapping, lease and session are as they were.
+        assert_eq!(machine.calls().len(), calls);
+        let inherited = inherited.expect("only the child's copy was taken");
+        assert!(first(&client).expect("opens").same_open(&inherited));
+        inherited.close().expect("closes");
+        fake.seen.wait_closed(1);
+    });
 }
 
 /// Runs `work` in a forked child, and returns what it returned.

@@ -52,7 +52,7 @@ fn a_model_is_opened_read_and_given_back() {
         Err(TensorError::DType { .. })
     ));
     let odd = model.tensor("odd").expect("is there");
-    assert_eq!(odd.bytes(), [1, 2, 3, 4]);
+    assert_eq!(odd.bytes().expect("in host memory"), [1, 2, 3, 4]);
     assert!(matches!(
         odd.as_slice::<u16>(),
         Err(TensorError::Misaligned { .. })
@@ -274,6 +274,7 @@ fn lists_are_read_page_by_page() {
                 bytes: 0,
                 leases: 0,
                 pinned: false,
+                devices: None,
             };
             let reply = match request {
                 Request::List(list) => Reply::Listed(match list.after {

@@ -167,7 +167,7 @@ fn tensors(model: &Model) -> Value {
     let list: BTreeMap<String, Value> = tensors
         .iter()
         .map(|tensor| {
-            let sum = checksum(tensor.bytes());
+            let sum = checksum(tensor.bytes().expect("in host memory"));
             (
                 tensor.name().to_owned(),
                 json!([tensor.dtype().name(), tensor.shape(), sum]),

@@ -1,6 +1,8 @@
 //! The command line: what may be typed, and what `--help` says about it.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mrm_client::Tier;
+use mrm_client::device::{Devices, DevicesParseError};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -130,6 +132,10 @@ pub(crate) struct Open {
     /// How long to wait for the load and for room (30s, 2m, 500ms)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_wait)]
     pub(crate) wait: Duration,
+    /// In the memory of a device: `cuda:0` or `0` (as this process counts), `GPU-...` (its UUID),
+    /// `cuda` (any), or `best` (any, else the host's memory)
+    #[arg(long, value_name = "DEVICE", value_parser = parse_tier)]
+    pub(crate) device: Option<Tier>,
     /// A command that runs while the model is held; it sees MRM_MODEL and the other MRM_ variables
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
@@ -177,6 +183,14 @@ fn parse_wait(text: &str) -> Result<Duration, String> {
     Ok(wait)
 }
 
+/// Reads where weights are wanted.
+fn parse_tier(text: &str) -> Result<Tier, DevicesParseError> {
+    if text == "best" {
+        return Ok(Tier::Best(Devices::Visible));
+    }
+    text.parse().map(Tier::Device)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +218,14 @@ mod tests {
         ] {
             assert!(parse_wait(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_device_is_named_in_several_ways() {
+        assert_eq!(parse_tier("best"), Ok(Tier::Best(Devices::Visible)));
+        assert_eq!(parse_tier("cuda"), Ok(Tier::Device(Devices::Visible)));
+        assert_eq!(parse_tier("1"), Ok(Tier::Device(Devices::Ordinal(1))));
+        assert!(parse_tier("gpu").is_err());
     }
 
     #[test]

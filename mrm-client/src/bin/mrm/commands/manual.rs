@@ -64,8 +64,9 @@ NO_COLOR
 If set and not empty, nothing is coloured unless \fB\-\-color always\fR.
 .PP
 The command of \fBmrm open MODEL \-\- CMD\fR finds in its environment MRM_MODEL (the name as
-given), MRM_MODEL_VERSION, MRM_MODEL_ORIGIN (hit, loaded or joined), MRM_MODEL_BYTES, and
-MRM_SOCKET (the daemon that lent it, so that its own opens go there).
+given), MRM_MODEL_VERSION, MRM_MODEL_ORIGIN (hit, loaded, joined or promoted), MRM_MODEL_BYTES,
+MRM_MODEL_DEVICE (the UUID of the device that it is on; empty in host memory), and MRM_SOCKET (the
+daemon that lent it, so that its own opens go there).
 .SH "FILES"
 .TP
 $XDG_RUNTIME_DIR/mrm/mrmd.sock, /run/mrm/mrmd.sock

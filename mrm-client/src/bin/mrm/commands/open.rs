@@ -8,9 +8,10 @@ use crate::progress::Progress;
 use crate::table::{Align, Cell, Table};
 use crate::wire::ErrorBody;
 use crate::{look::Tone, sockets, units};
+use mrm_client::device::Sharing;
 use mrm_client::{
-    Client, ConnectError, ConnectOptions, DType, Fault, Model, ModelKind, OpenError, OpenOptions,
-    Origin, RequestError,
+    Client, ConnectError, ConnectOptions, DType, DeviceWeights, Fault, Model, ModelKind, OpenError,
+    OpenOptions, Origin, RequestError,
 };
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -33,6 +34,7 @@ pub(super) fn run(args: &Open, global: &Global, out: Out) -> Result<u8, Failure>
             ("MRM_MODEL_VERSION", model.version().0.to_string().into()),
             ("MRM_MODEL_ORIGIN", origin(&model).into()),
             ("MRM_MODEL_BYTES", model.bytes_total().to_string().into()),
+            ("MRM_MODEL_DEVICE", device_text(&model).into()),
             ("MRM_SOCKET", socket.into_os_string()),
         ];
         return super::block_on(hold::while_running(program, arguments, environment));
@@ -46,11 +48,14 @@ pub(super) fn run(args: &Open, global: &Global, out: Out) -> Result<u8, Failure>
 
 fn open(client: &Client, args: &Open, out: Out) -> Result<Model, OpenError> {
     let progress = RefCell::new(Progress::new(out, &args.model));
-    let options = OpenOptions::new().wait(args.wait).on_progress(|seen| {
-        progress
-            .borrow_mut()
-            .update(seen.loaded_bytes, seen.total_bytes)
-    });
+    let options = OpenOptions::new()
+        .wait(args.wait)
+        .tier(args.device.unwrap_or_default())
+        .on_progress(|seen| {
+            progress
+                .borrow_mut()
+                .update(seen.loaded_bytes, seen.total_bytes)
+        });
     match kind_of(args) {
         Named::Name => client.open_with(&args.model, &options),
         Named::Path => client.open_path_with(&args.model, &options),
@@ -97,8 +102,11 @@ fn report(model: &Model, took: Duration, out: Out) -> Result<(), Failure> {
     if out.quiet {
         return Ok(());
     }
-    let files = units::count(model.segments().len() as u64, "file");
-    let size = format!("{} in {files}", units::bytes(model.bytes_total()));
+    let parts = match model.device() {
+        Some(weights) => units::count(weights.allocations().len() as u64, "allocation"),
+        None => units::count(model.segments().len() as u64, "file"),
+    };
+    let size = format!("{} in {parts}", units::bytes(model.bytes_total()));
     let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
     let mut fact = |key: &str, value: String| {
         table.row([Cell::toned(key, Tone::Strong), value.into()]);
@@ -110,6 +118,14 @@ fn report(model: &Model, took: Duration, out: Out) -> Result<(), Failure> {
     fact("kind", kind(model)?.into());
     fact("tensors", tensors(model)?);
     fact("size", size);
+    if let Some(weights) = model.device() {
+        let (uuid, ordinal) = (weights.uuid(), weights.ordinal());
+        fact("device", format!("cuda:{ordinal} ({uuid})"));
+        fact("sharing", sharing(weights).into());
+    }
+    if let Some(why) = model.why_host() {
+        fact("device", format!("none, it is in host memory: {why}"));
+    }
     out.text(&table.render(out.look))
 }
 
@@ -137,6 +153,32 @@ fn tensors(model: &Model) -> Result<String, Failure> {
     }
 }
 
+/// The device as other programs are told of it; empty in host memory.
+fn device_text(model: &Model) -> String {
+    let uuid = model.device().map(|weights| weights.uuid().to_string());
+    uuid.unwrap_or_default()
+}
+
+const fn sharing(weights: &DeviceWeights) -> &'static str {
+    match weights.sharing() {
+        Sharing::Vmm => "vmm",
+        Sharing::Legacy => "legacy",
+    }
+}
+
+/// `null` in host memory.
+fn device_document(model: &Model) -> Value {
+    model.device().map_or(Value::Null, |weights| {
+        let place = |(pointer, bytes): &(u64, u64)| json!({"pointer": pointer, "bytes": bytes});
+        json!({
+            "uuid": weights.uuid().to_string(),
+            "ordinal": weights.ordinal(),
+            "sharing": sharing(weights),
+            "allocations": weights.allocations().iter().map(place).collect::<Vec<_>>(),
+        })
+    })
+}
+
 fn document(model: &Model, took: Duration) -> Result<Value, Failure> {
     let tensors = model.tensors().map_err(|error| fault(&error))?;
     let segments: Vec<Value> = model
@@ -153,6 +195,8 @@ fn document(model: &Model, took: Duration) -> Result<Value, Failure> {
         "tensors": tensors.len(),
         "bytes": model.bytes_total(),
         "segments": segments,
+        "device": device_document(model),
+        "why_host": model.why_host().map(ToString::to_string),
     }))
 }
 
@@ -195,6 +239,7 @@ fn open_failure(error: &OpenError) -> Failure {
             RequestError::BadName { .. } | RequestError::Session(_) | RequestError::Refused(_),
         )
         | OpenError::Segment { .. }
+        | OpenError::Device(_)
         | OpenError::NotAModel { .. } => fault(error),
     }
 }
@@ -232,6 +277,7 @@ mod tests {
             path,
             name,
             hold: false,
+            device: None,
             wait: Duration::ZERO,
             command: Vec::new(),
         }

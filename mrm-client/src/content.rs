@@ -1,0 +1,325 @@
+//! What is open: the memory of a version, and the lease that keeps it.
+
+use crate::device::{CloseError, Device, DeviceWeights};
+use crate::error::{Refusal, SegmentError, TensorError, What};
+use crate::fork;
+use crate::mapping::Mapping;
+use crate::vram::{Contexts, Mapped, RawStream};
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::ids::{LeaseId, VersionId};
+use mrm_proto::layout::{Layout, LayoutError, Place};
+use mrm_proto::reply::{OnDevice, Opened, Origin, Sharing};
+use mrm_proto::table::{Table, TableError};
+use std::error::Error;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+
+/// One granted open. Fields are dropped in order: the memory goes before the lease.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) name: Box<str>,
+    pub(crate) version: VersionId,
+    pub(crate) origin: Origin,
+    pub(crate) took_us: u64,
+    pub(crate) content: Arc<Content>,
+    pub(crate) lease: Arc<Lease>,
+}
+
+impl Open {
+    /// Whether it may stand for its name: its session goes on, and its lease was not taken away.
+    pub(crate) fn is_good(&self) -> bool {
+        self.lease.holder.is_live() && self.content.lost().is_none() && self.lease.lost().is_none()
+    }
+}
+
+/// The memory of one version, shared by every open of it in the process.
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(crate) memory: Memory,
+    table_fd: OwnedFd,
+    table_bytes: u64,
+    /// Mapped when the first tensor is asked for: opaque users never pay for it.
+    table: OnceLock<Result<Mapping, SegmentError>>,
+    /// Whether every entry leads to a tensor, once somebody asked for all of them.
+    pub(crate) whole: OnceLock<bool>,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+pub(crate) enum Memory {
+    /// One segment a file.
+    Host(Vec<Part>),
+    Device(Box<Vram>),
+}
+
+/// One segment.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) mapping: Mapping,
+    pub(crate) fd: OwnedFd,
+}
+
+/// Weights on a device, mapped, and the lease that they were mapped with. That lease is given back
+/// when they are closed, though the open that brought it may be gone before.
+#[derive(Debug)]
+pub(crate) struct Vram {
+    pub(crate) weights: DeviceWeights,
+    mapped: Mapped,
+    /// Made when the first tensor is asked for.
+    layout: OnceLock<Result<Layout, LayoutError>>,
+    keeper: Arc<Lease>,
+}
+
+impl Content {
+    /// Checks and maps what came with a grant of host memory. `fds` are those of the segments.
+    pub(crate) fn in_host(
+        opened: &Opened,
+        table_fd: OwnedFd,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Self, SegmentError> {
+        let mut parts = Vec::with_capacity(opened.segments_bytes.len());
+        for (index, (&bytes, fd)) in opened.segments_bytes.iter().zip(fds).enumerate() {
+            let mapping = Mapping::new(fd.as_fd(), bytes, What::Segment(index))?;
+            parts.push(Part { mapping, fd });
+        }
+        Ok(Self::new(Memory::Host(parts), opened, table_fd))
+    }
+
+    /// Maps what came with a grant on a device. `fds` are those of the allocations.
+    pub(crate) fn on_device(
+        opened: &Opened,
+        grant: &OnDevice,
+        table_fd: OwnedFd,
+        fds: Vec<OwnedFd>,
+        contexts: &mut Contexts,
+        keeper: &Arc<Lease>,
+    ) -> Result<Self, Arc<dyn Error + Send + Sync>> {
+        let (device, mapped): (Device, Mapped) = contexts.import(grant, fds, keeper)?;
+        let vram = Vram {
+            weights: DeviceWeights {
+                device,
+                sharing: grant.sharing,
+                granularity: grant.granularity,
+                allocations: mapped.allocations(),
+            },
+            mapped,
+            layout: OnceLock::new(),
+            keeper: Arc::clone(keeper),
+        };
+        Ok(Self::new(Memory::Device(Box::new(vram)), opened, table_fd))
+    }
+
+    fn new(memory: Memory, opened: &Opened, table_fd: OwnedFd) -> Self {
+        Self {
+            memory,
+            table_fd,
+            table_bytes: opened.table_bytes,
+            table: OnceLock::new(),
+            whole: OnceLock::new(),
+        }
+    }
+
+    /// Whether this is what a grant describes.
+    pub(crate) fn is_of(&self, opened: &Opened) -> bool {
+        let same = match (&self.memory, &opened.device) {
+            (Memory::Host(parts), None) => {
+                let lengths = parts.iter().map(|part| part.mapping.bytes().len() as u64);
+                lengths.eq(opened.segments_bytes.iter().copied())
+            }
+            (Memory::Device(vram), Some(grant)) => vram.is_of(grant),
+            (Memory::Host(_), Some(_)) | (Memory::Device(_), None) => false,
+        };
+        same && self.table_bytes == opened.table_bytes
+    }
+
+    /// Whether it was granted by `holder`, and is still good. What another session granted may
+    /// have been freed and loaded again since.
+    pub(crate) fn is_kept_by(&self, holder: &Arc<dyn Holder>) -> bool {
+        match &self.memory {
+            Memory::Host(_) => true,
+            Memory::Device(vram) => {
+                Arc::ptr_eq(&vram.keeper.holder, holder) && vram.keeper.lost().is_none()
+            }
+        }
+    }
+
+    /// The segments in host memory; none of what is on a device.
+    pub(crate) fn parts(&self) -> &[Part] {
+        match &self.memory {
+            Memory::Host(parts) => parts,
+            Memory::Device(_) => &[],
+        }
+    }
+
+    /// Where the weights are on a device.
+    pub(crate) fn device(&self) -> Option<&DeviceWeights> {
+        match &self.memory {
+            Memory::Host(_) => None,
+            Memory::Device(vram) => Some(&vram.weights),
+        }
+    }
+
+    /// Why the memory is of no use any more, if that is so.
+    pub(crate) fn lost(&self) -> Option<Refusal> {
+        match &self.memory {
+            Memory::Host(_) => None,
+            Memory::Device(vram) => vram.lost(),
+        }
+    }
+
+    /// Closes what is on a device. `Err` says whether nothing was closed.
+    pub(crate) fn close(&mut self, streams: &[RawStream]) -> Result<(), (CloseError, bool)> {
+        match &mut self.memory {
+            Memory::Host(_) => Ok(()),
+            Memory::Device(vram) => {
+                let all = vram.mapped.len();
+                let closed = vram.mapped.close(streams);
+                closed.map_err(|why| (why, vram.mapped.len() == all))
+            }
+        }
+    }
+
+    /// The tensor table of `model`.
+    pub(crate) fn table(&self, model: &str) -> Result<Table<'_>, TensorError> {
+        let mapped = self
+            .table
+            .get_or_init(|| Mapping::new(self.table_fd.as_fd(), self.table_bytes, What::Table));
+        let failed = |source: &SegmentError| TensorError::TableSegment {
+            model: model.to_owned(),
+            source: source.clone(),
+        };
+        let bytes = mapped.as_ref().map_err(failed)?.bytes();
+        let table = Table::parse(bytes).map_err(|source| damaged(model, source))?;
+        if let Memory::Device(vram) = &self.memory {
+            let layout = vram.layout.get_or_init(|| vram.lay_out(&table));
+            layout.as_ref().map_err(|why| match why {
+                LayoutError::NoTensors | LayoutError::TooManyAllocations | LayoutError::Damaged => {
+                    damaged(model, TableError::Bounds("a place on the device"))
+                }
+            })?;
+        }
+        Ok(table)
+    }
+}
+
+fn damaged(model: &str, source: TableError) -> TensorError {
+    TensorError::Table {
+        model: model.to_owned(),
+        source,
+    }
+}
+
+impl Vram {
+    /// Address of the tensor at `position` in the file order: 0 for one of no bytes, and `None`
+    /// where the table disagrees with what was granted.
+    pub(crate) fn address(&self, position: u32, bytes: u64) -> Option<u64> {
+        if bytes == 0 {
+            return Some(0);
+        }
+        let layout = self.layout.get()?.as_ref().ok()?;
+        let Place {
+            allocation,
+            offset_bytes,
+        } = layout.place(position)?;
+        let (start, size) = *self.weights.allocations.get(allocation as usize)?;
+        let end = offset_bytes.checked_add(bytes)?;
+        (end <= size).then(|| start + offset_bytes)
+    }
+
+    fn lay_out(&self, table: &Table<'_>) -> Result<Layout, LayoutError> {
+        let layout = Layout::new(table, self.weights.granularity)?;
+        let granted = self.weights.allocations.iter().map(|(_, bytes)| *bytes);
+        if layout.allocations_bytes().iter().copied().eq(granted) {
+            Ok(layout)
+        } else {
+            Err(LayoutError::Damaged)
+        }
+    }
+
+    fn is_of(&self, grant: &OnDevice) -> bool {
+        let weights = &self.weights;
+        let sizes = weights.allocations.iter().map(|(_, bytes)| *bytes);
+        weights.uuid() == grant.uuid
+            && weights.sharing == grant.sharing
+            && weights.granularity == grant.granularity
+            && sizes.eq(grant.allocations_bytes.iter().copied())
+    }
+
+    fn lost(&self) -> Option<Refusal> {
+        let gone = || match self.weights.sharing {
+            Sharing::Legacy if !self.keeper.holder.is_live() => {
+                let message = "the session with mrmd ended, and memory shared by legacy handles \
+                               goes with the daemon: open the model again";
+                Some(Refusal(ErrorReply::new(ErrorCode::DeviceLost, message)))
+            }
+            Sharing::Legacy | Sharing::Vmm => None,
+        };
+        self.keeper.lost().or_else(gone)
+    }
+}
+
+impl Drop for Vram {
+    fn drop(&mut self) {
+        self.mapped.retire(&self.keeper);
+    }
+}
+
+/// The right to map a version. Given back when dropped, without waiting.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) id: LeaseId,
+    pub(crate) holder: Arc<dyn Holder>,
+    /// Only leases on devices are taken away.
+    pub(crate) fate: Option<Arc<Fate>>,
+    generation: u64,
+}
+
+/// Whether the daemon took a lease away, and why.
+#[derive(Debug, Default)]
+pub(crate) struct Fate(OnceLock<Refusal>);
+
+impl Fate {
+    pub(crate) fn seal(&self, why: Refusal) {
+        let _ = self.0.set(why);
+    }
+}
+
+/// A session that leases can be given back to.
+pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
+    /// Gives a lease back without blocking; does nothing when the session is over.
+    fn give_back(&self, lease: LeaseId);
+    /// Whether the session is not known to be over.
+    fn is_live(&self) -> bool;
+    /// Reads what has arrived, without blocking.
+    fn catch_up(&self);
+}
+
+impl Lease {
+    pub(crate) fn new(id: LeaseId, holder: Arc<dyn Holder>, fate: Option<Arc<Fate>>) -> Self {
+        let generation = fork::generation();
+        Self {
+            id,
+            holder,
+            fate,
+            generation,
+        }
+    }
+
+    /// Why it was taken away, if that is known.
+    pub(crate) fn lost(&self) -> Option<Refusal> {
+        self.fate.as_ref()?.0.get().cloned()
+    }
+
+    /// Whether it is of the process that this one was forked from.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.generation != fork::generation()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.lost().is_none() {
+            self.holder.give_back(self.id);
+        }
+    }
+}
