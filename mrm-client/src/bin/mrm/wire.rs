@@ -28,6 +28,7 @@ pub(crate) struct ErrorBody {
 pub(crate) struct Status {
     pub(crate) daemon: Daemon,
     pub(crate) host: Host,
+    pub(crate) devices: Devices,
     pub(crate) sessions: u64,
     pub(crate) leases: u64,
     pub(crate) waiting: u64,
@@ -68,6 +69,47 @@ pub(crate) struct Host {
     pub(crate) segments: u64,
 }
 
+/// The device tier.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct Devices {
+    pub(crate) driver: Driver,
+    pub(crate) devices: Vec<Device>,
+}
+
+/// The driver, as the daemon found it.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct Driver {
+    /// Empty when the daemon is older than its device tier.
+    pub(crate) state: String,
+    pub(crate) cause: Option<String>,
+    pub(crate) cure: Option<String>,
+}
+
+/// One device.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct Device {
+    pub(crate) uuid: String,
+    pub(crate) name: Option<String>,
+    pub(crate) state: String,
+    pub(crate) cause: Option<String>,
+    pub(crate) cure: Option<String>,
+    pub(crate) sharing: Option<String>,
+    pub(crate) sharing_why: Option<String>,
+    pub(crate) total_bytes: u64,
+    pub(crate) free_bytes: Option<u64>,
+    pub(crate) budget_bytes: u64,
+    pub(crate) limit_bytes: u64,
+    pub(crate) charged_bytes: u64,
+    pub(crate) freeing_bytes: u64,
+    pub(crate) context_bytes: Option<u64>,
+    pub(crate) images: u64,
+    pub(crate) loading: u64,
+    pub(crate) leases: u64,
+}
+
 /// Totals since the daemon started.
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default)]
@@ -75,6 +117,7 @@ pub(crate) struct Counters {
     pub(crate) opens_total: u64,
     pub(crate) hits_total: u64,
     pub(crate) joined_total: u64,
+    pub(crate) promoted_total: u64,
     pub(crate) loads_total: u64,
     pub(crate) load_failures_total: u64,
     pub(crate) evictions_total: u64,
@@ -112,6 +155,18 @@ pub(crate) struct Model {
     pub(crate) last_used_s_ago: Option<f64>,
     pub(crate) load_ms: Option<f64>,
     pub(crate) path: Option<String>,
+    pub(crate) devices: Vec<ModelDevice>,
+}
+
+/// A model on one device.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct ModelDevice {
+    pub(crate) uuid: String,
+    pub(crate) state: String,
+    pub(crate) bytes: u64,
+    pub(crate) loaded_bytes: u64,
+    pub(crate) leases: u64,
 }
 
 /// `GET /v1/models/{name}`.

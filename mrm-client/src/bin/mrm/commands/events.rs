@@ -108,9 +108,11 @@ fn print(events: &Events, document: &Value, gap_matters: bool, out: Out) -> Resu
 
 fn line(event: &Event, look: Look) -> String {
     let tone = match event.kind.as_str() {
-        "load_failed" | "open_refused" => Tone::Bad,
-        "degraded" | "drain" | "evicted" => Tone::Warning,
-        "load_done" | "open_loaded" => Tone::Good,
+        "load_failed" | "open_refused" | "device_lost" | "lease_revoked" => Tone::Bad,
+        "degraded" | "drain" | "evicted" | "device_evicted" | "registration_failed" => {
+            Tone::Warning
+        }
+        "load_done" | "open_loaded" | "open_promoted" => Tone::Good,
         _ => Tone::Plain,
     };
     let pad = " ".repeat(KIND_COLUMNS.saturating_sub(event.kind.len()));

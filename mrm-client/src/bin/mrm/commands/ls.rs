@@ -6,7 +6,7 @@ use crate::look::{Look, Tone};
 use crate::out::Out;
 use crate::table::{Align, Cell, Table};
 use crate::units;
-use crate::wire::Model;
+use crate::wire::{Model, ModelDevice};
 use serde::Deserialize;
 
 #[derive(Debug, Default, Deserialize)]
@@ -33,7 +33,7 @@ pub(super) async fn run(api: &Api, prefix: Option<&str>, out: Out) -> Result<(),
 
 /// The models as a table.
 pub(super) fn table(models: &[Model], look: Look) -> String {
-    let mut table = Table::new(&[
+    let mut columns = vec![
         ("NAME", Align::Shrink),
         ("STATE", Align::Left),
         ("SIZE", Align::Right),
@@ -41,9 +41,15 @@ pub(super) fn table(models: &[Model], look: Look) -> String {
         ("LEASES", Align::Right),
         ("PIN", Align::Left),
         ("LAST USE", Align::Left),
-    ]);
+    ];
+    let on_devices = models.iter().any(|model| !model.devices.is_empty());
+    if on_devices {
+        columns.push(("DEVICES", Align::Left));
+    }
+    let mut table = Table::new(&columns);
     for model in models {
-        table.row(row(model));
+        let devices = on_devices.then(|| devices(model));
+        table.row(row(model).into_iter().chain(devices));
     }
     table.render(look)
 }
@@ -66,6 +72,30 @@ fn row(model: &Model) -> [Cell; 7] {
             .map_or_else(|| "-".into(), units::ago)
             .into(),
     ]
+}
+
+/// Where it is besides host memory.
+fn devices(model: &Model) -> Cell {
+    let on = |device: &ModelDevice| {
+        let uuid = super::status::short(&device.uuid);
+        match device.state.as_str() {
+            "resident" => uuid,
+            _ => format!("{uuid} {}", on_device(device)),
+        }
+    };
+    let all: Vec<String> = model.devices.iter().map(on).collect();
+    all.join(", ").into()
+}
+
+/// The state on a device; a copy on its way says how far it is.
+pub(super) fn on_device(device: &ModelDevice) -> String {
+    match device.state.as_str() {
+        "loading" => format!(
+            "loading {}",
+            units::percent(device.loaded_bytes, device.bytes)
+        ),
+        other => other.to_owned(),
+    }
 }
 
 /// The state in its colour; a load says how far it is.

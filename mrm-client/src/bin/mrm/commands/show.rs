@@ -6,7 +6,7 @@ use crate::look::{Look, Tone};
 use crate::out::Out;
 use crate::table::{Align, Cell, Table};
 use crate::units;
-use crate::wire::{Holder, ModelDetail, Segment};
+use crate::wire::{Holder, ModelDetail, ModelDevice, Segment};
 
 /// A digest's first characters tell two apart; `--json` has all.
 const DIGEST_CHARS: usize = 16;
@@ -26,6 +26,10 @@ fn render(detail: &ModelDetail, look: Look) -> String {
     if !detail.segments.is_empty() {
         text.push('\n');
         text.push_str(&segments(&detail.segments).render(look));
+    }
+    if !detail.model.devices.is_empty() {
+        text.push('\n');
+        text.push_str(&devices(&detail.model.devices).render(look));
     }
     if !detail.holders.is_empty() {
         text.push('\n');
@@ -96,6 +100,24 @@ fn segments(segments: &[Segment]) -> Table {
             units::percent(segment.huge_bytes, segment.bytes).into(),
             segment.leases.to_string().into(),
             digest.chars().take(DIGEST_CHARS).collect::<String>().into(),
+        ]);
+    }
+    table
+}
+
+fn devices(devices: &[ModelDevice]) -> Table {
+    let mut table = Table::new(&[
+        ("DEVICE", Align::Left),
+        ("STATE", Align::Left),
+        ("SIZE", Align::Right),
+        ("LEASES", Align::Right),
+    ]);
+    for device in devices {
+        table.row([
+            device.uuid.as_str().into(),
+            super::ls::on_device(device).into(),
+            units::bytes(device.bytes).into(),
+            device.leases.to_string().into(),
         ]);
     }
     table

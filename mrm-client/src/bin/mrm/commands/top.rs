@@ -138,6 +138,9 @@ fn render(
     let mut text = String::new();
     let _ = writeln!(text, "{}", super::status::daemon(&status.daemon, look));
     let _ = writeln!(text, "{}", super::status::memory(&status.host, look));
+    for device in &status.devices.devices {
+        let _ = writeln!(text, "{}", super::status::device(device, look));
+    }
     let _ = writeln!(
         text,
         "{}{}",

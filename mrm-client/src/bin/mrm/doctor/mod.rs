@@ -101,11 +101,12 @@ pub(crate) async fn run(global: &Global, out: Out) -> Result<(), Failure> {
     checks.extend(found);
     checks.extend(process::daemon_checks(status.as_ref()));
     checks.extend(memory::checks(status.as_ref()));
-    checks.push(gpu::check());
+    let (found, device_tier) = gpu::checks(status.as_ref());
+    checks.extend(found);
     checks.extend(degraded(status.as_ref()));
     let failed = count(&checks, Level::Fail);
     if out.json {
-        out.document(&document(&checks))?;
+        out.document(&document(&checks, &device_tier))?;
     } else {
         out.text(&render(&checks, out.quiet, out.look))?;
     }
@@ -132,7 +133,7 @@ fn count(checks: &[Check], level: Level) -> usize {
     checks.iter().filter(|check| check.level == level).count()
 }
 
-fn document(checks: &[Check]) -> serde_json::Value {
+fn document(checks: &[Check], device_tier: &serde_json::Value) -> serde_json::Value {
     let rows: Vec<_> = checks
         .iter()
         .map(|check| {
@@ -150,6 +151,7 @@ fn document(checks: &[Check]) -> serde_json::Value {
         "info": count(checks, Level::Info),
         "warn": count(checks, Level::Warn),
         "fail": count(checks, Level::Fail),
+        "device_tier": device_tier,
     })
 }
 
@@ -199,6 +201,8 @@ WARN  huge_pages        none
 ";
         assert_eq!(render(&checks, false, Look::PLAIN), expected);
         assert!(!render(&checks, true, Look::PLAIN).contains("PASS"));
-        assert_eq!(document(&checks)["checks"][1]["level"], "warn");
+        let document = document(&checks, &json!({"mrmd": "ready"}));
+        assert_eq!(document["checks"][1]["level"], "warn");
+        assert_eq!(document["device_tier"]["mrmd"], "ready");
     }
 }
