@@ -4,6 +4,8 @@
 mod cli_support;
 
 use cli_support::{Fake, usual};
+#[cfg(feature = "cuda")]
+use cli_support::{Run, mrm};
 use serde_json::{Value, json};
 
 const READY: &str = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab";
@@ -137,4 +139,67 @@ fn doctor_judges_what_the_daemon_found() {
     // A daemon that is older than its device tier.
     let json = Fake::usual().run(&["doctor", "--json"]).json();
     assert_eq!(json["device_tier"]["mrmd"], Value::Null);
+}
+
+/// Doctor on a machine with this driver: the state, and the line on it.
+#[cfg(feature = "cuda")]
+fn doctor_with(missing: &[&str], setting: (&str, &str)) -> (String, Value) {
+    let machine = tempfile::tempdir().unwrap();
+    let library = mrm_fake_cuda::install::driver_dir(&machine.path().join("lib"), missing).unwrap();
+    let run = Run::of(
+        mrm(&["doctor", "--json"])
+            .env("MRM_RUNTIME_DIR", machine.path())
+            .env("LD_LIBRARY_PATH", library)
+            .env("MRM_FAKE_CUDA_DIR", machine.path().join("devices"))
+            .env(setting.0, setting.1),
+    );
+    let json = run.json();
+    let mut lines = json["checks"].as_array().unwrap().iter();
+    let line = lines.find(|row| row["id"] == "gpu").unwrap().clone();
+    let here = &json["device_tier"]["here"]["state"];
+    (here.as_str().unwrap().to_owned(), line)
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn doctor_tells_each_way_in_which_a_driver_can_fail() {
+    let (code, version) = ("MRM_FAKE_CUDA_INIT_ERROR", "MRM_FAKE_CUDA_DRIVER_VERSION");
+    for (missing, setting, state, part) in [
+        (&[][..], (code, "34"), "stub", "stub"),
+        (&[], (version, "11030"), "too_old", "11.3, and 11.4"),
+        (
+            &["cuMemCreate"],
+            (code, "0"),
+            "symbol_missing",
+            "cuMemCreate",
+        ),
+        (&[], (code, "803"), "init_failed", "(803)"),
+    ] {
+        let (found, line) = doctor_with(missing, setting);
+        assert_eq!(found, state, "{line}");
+        assert_eq!(line["level"], "warn", "{line}");
+        assert!(line["finding"].as_str().unwrap().contains(part), "{line}");
+        assert!(line["cure"].is_string(), "{line}");
+    }
+    // On a machine whose kernel has the driver's module this is a warning.
+    let (found, line) = doctor_with(&[], (code, "100"));
+    assert_eq!(found, "no_device", "{line}");
+    assert!(
+        line["finding"].as_str().unwrap().contains("no device"),
+        "{line}"
+    );
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn doctor_names_the_devices_that_a_client_would_see() {
+    let (found, line) = doctor_with(&[], ("MRM_FAKE_CUDA_DEVICES", "2"));
+    assert_eq!(
+        (found.as_str(), &line["level"]),
+        ("ready", &"pass".into()),
+        "{line}"
+    );
+    let finding = line["finding"].as_str().unwrap();
+    assert!(finding.starts_with("driver 12.4 in /"), "{finding}");
+    assert_eq!(finding.matches("(GPU-").count(), 2, "{finding}");
 }

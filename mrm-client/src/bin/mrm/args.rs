@@ -59,14 +59,14 @@ pub(crate) enum ColorWhen {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The daemon at a glance: memory, clients, counters, what is degraded
+    /// The daemon at a glance: memory, devices, clients, counters, what is degraded
     Status,
-    /// List models: name, state, size, huge pages, leases, pin, last use
+    /// List models: name, state, size, huge pages, leases, pin, last use, devices
     Ls {
         /// Only names that begin with this
         prefix: Option<String>,
     },
-    /// Everything about one model: files, digests, who holds it
+    /// Everything about one model: files, digests, devices, who holds it
     Show {
         /// The model's name
         model: String,
@@ -96,7 +96,7 @@ pub(crate) enum Command {
     Evict(Models),
     /// What happened in the daemon lately
     Events(Events),
-    /// Check this node: kernel, limits, huge pages, sockets; says what to do
+    /// Check this node: kernel, limits, huge pages, sockets, GPUs; says what to do
     Doctor,
     /// Print a completion script for a shell
     Completions {

@@ -40,7 +40,8 @@ with the status of the first.
 With \fB\-\-json\fR, \fBstatus\fR, \fBls\fR, \fBshow\fR and \fBevents\fR print the daemon's own document,
 with fields that this release does not know. \fBtop\fR prints {"status", "models", "sessions"};
 \fBpin\fR, \fBunpin\fR, \fBevict\fR and \fBwarm\fR print {"results": [...]}, one entry for each model;
-\fBdoctor\fR prints {"checks": [{"id", "level", "finding", "cure"}], "pass", "info", "warn", "fail"};
+\fBdoctor\fR prints {"checks": [{"id", "level", "finding", "cure"}], "pass", "info", "warn", "fail",
+"device_tier": {"here": {"state", "version", "finding", "cure"}, "mrmd": state}};
 \fBopen\fR prints {"name", "version", "origin", "kind", "open_ms", "daemon_us", "tensors", "bytes",
 "segments"}, and nothing when it runs a command. \fBevents \-\-follow\fR prints one object per line.
 .PP
