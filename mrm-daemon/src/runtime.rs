@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 mod activation;
 mod directory;
+mod fd_store;
 mod lock;
 mod notify;
 mod open_files;
@@ -35,6 +36,7 @@ mod sockets;
 mod tests;
 
 pub use activation::{Activated, ActivationError};
+pub use fd_store::{FdStore, STORED_PREFIX};
 pub use notify::Notifier;
 pub use open_files::{OPEN_FILES_WANTED_MIN, OpenFiles};
 pub use sockets::ClientListener;

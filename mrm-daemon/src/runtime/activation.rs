@@ -1,6 +1,6 @@
 //! Sockets that the service manager bound for us (`sd_listen_fds(3)`).
 
-use super::{CLIENT_SOCKET, STATUS_SOCKET};
+use super::{CLIENT_SOCKET, STATUS_SOCKET, STORED_PREFIX};
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The descriptors are there once a process: whoever asks first owns them.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// The sockets of a service manager. It made them and removes them.
+/// The sockets of a service manager, which made them and removes them; and what its fd store had.
 #[derive(Debug, Default)]
 pub struct Activated {
+    stored: Vec<(String, OwnedFd)>,
     pub(super) clients: Option<UnixListener>,
     pub(super) status: Option<UnixListener>,
 }
@@ -60,7 +61,19 @@ impl Activated {
             (unsafe { OwnedFd::from_raw_fd(fd) }, name)
         });
         // All are owned before any is judged, so that a refusal leaks none.
-        Self::sort(owned.collect())
+        let (stored, sockets) =
+            owned.partition(|(_, name): &(_, String)| name.starts_with(STORED_PREFIX));
+        let stored: Vec<(OwnedFd, String)> = stored;
+        let mut sorted = Self::sort(sockets)?;
+        sorted.stored = stored.into_iter().map(|(fd, name)| (name, fd)).collect();
+        Ok(sorted)
+    }
+
+    /// What the fd store gave back, by name: for
+    /// [`Keeper::systemd`](crate::keeper::Keeper::systemd). A second call returns nothing.
+    #[must_use]
+    pub fn take_stored(&mut self) -> Vec<(String, OwnedFd)> {
+        std::mem::take(&mut self.stored)
     }
 
     /// Gives each descriptor its use.
