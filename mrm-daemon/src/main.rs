@@ -85,6 +85,7 @@ fn serve(cli: &Cli, loaded: Loaded) -> Outcome {
     };
     let embedding = Embedding {
         reload: Some(Box::new(reload)),
+        self_test: Some(self_test::SelfTest::of_this_program()),
     };
     run(loaded.config, runtime.with_activated(activated), embedding).map_err(failed)
 }

@@ -10,12 +10,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod devices;
+
 use crate::catalogue::{Catalogue, CatalogueError, Entry, Root};
-use crate::config::Config;
+use crate::config::{BudgetError, Config, DeviceRequired};
 use crate::degraded::Degraded;
+use crate::device::SelfTest;
 use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
 use crate::session::Patience;
-use crate::shell::{Parts, Shell, ShellConfig, answer_queries};
+use crate::shell::{DeviceTier, Parts, Shell, ShellConfig, answer_queries};
 use crate::source::Closer;
 use crate::status::metrics::{Metrics, MetricsError};
 use crate::status::{self, Access, ServeError, ServeOptions, StatusInbox, StatusServer};
@@ -42,6 +45,9 @@ const FILES_RESERVED: usize = 128;
 pub struct Embedding {
     /// Reads the configuration again, on SIGHUP. Without it, SIGHUP does nothing.
     pub reload: Option<Reload>,
+    /// Starts a process that proves that a device's memory can be shared. Without it, no device is
+    /// used.
+    pub self_test: Option<SelfTest>,
 }
 
 /// Reads the configuration again.
@@ -65,6 +71,12 @@ pub enum RunError {
     /// The metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// A device is required, and there is none.
+    #[error(transparent)]
+    Devices(#[from] DeviceRequired),
+    /// A device cannot have its budget.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
     /// The event loop.
     #[error("cannot start the event loop: {0}; raise the limits on descriptors")]
     Loop(#[from] io::Error),
@@ -97,11 +109,11 @@ async fn serve(
 
     let clients = runtime_dir.client_listener(config.socket_mode, config.socket_group.as_ref())?;
     let status_listener = runtime_dir.status_listener()?;
+    let tier = devices::find(&config.device, embedding.self_test.as_ref(), &degraded)?;
     let parts = assemble(
         &config,
         &runtime_dir,
-        files,
-        degraded,
+        (files, degraded, tier),
         metrics.clone(),
         &inbox,
     )?;
@@ -145,8 +157,7 @@ async fn serve(
 fn assemble(
     config: &Config,
     runtime_dir: &RuntimeDir,
-    files: OpenFiles,
-    degraded: Degraded,
+    (files, degraded, tier): (OpenFiles, Degraded, DeviceTier),
     metrics: Metrics,
     inbox: &StatusInbox,
 ) -> Result<Parts, RunError> {
@@ -171,7 +182,7 @@ fn assemble(
         leases_per_session_max: LEASES_PER_SESSION_MAX,
         revalidate_ms: config.revalidate_ms,
         policy: Box::new(Lru),
-        devices: Vec::new(),
+        devices: devices::decider_configs(&tier, (left / 4) as u64),
     });
     Ok(Parts {
         config: ShellConfig {
@@ -189,6 +200,7 @@ fn assemble(
         instance: instance(),
         announcer: inbox.announcer(),
         closer: Closer::start()?.at_most(files_waiting_max / 2 + 2 * FDS_PER_FRAME_MAX),
+        tier,
     })
 }
 
@@ -269,6 +281,7 @@ fn reload(shell: &Shell, embedding: &Embedding) {
     let outcome = read().and_then(|config| {
         let catalogue =
             catalogue_of(&config, &shell.degraded_paths()).map_err(|e| e.to_string())?;
+        shell.replace_device_budgets(config.device)?;
         shell.replace_catalogue(catalogue, config.host_budget_bytes);
         shell.apply_wishes(&config.models);
         Ok(())

@@ -43,7 +43,7 @@ fn rounded(bytes: u64, granularity_bytes: u64) -> u64 {
 #[derive(Debug)]
 pub enum Exported {
     /// A descriptor, which keeps the memory as long as it is open anywhere.
-    Fd(OwnedFd),
+    Fd(Arc<OwnedFd>),
     /// A handle, which keeps nothing.
     Handle([u8; 64]),
 }
@@ -96,7 +96,7 @@ impl DeviceImage {
             .iter()
             .map(|allocation| {
                 Ok(match allocation.export()? {
-                    Export::Vmm(fd) => Exported::Fd(fd),
+                    Export::Vmm(fd) => Exported::Fd(Arc::new(fd)),
                     Export::Legacy(handle) => Exported::Handle(handle),
                 })
             })

@@ -1,16 +1,16 @@
 //! From the decider's replies to frames, with words for people.
 
+use super::grant::Granted;
 use super::{Pending, State, Who};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::status::metrics::OpenOutcome;
-use crate::wire::LentFd;
-use mrm_core::effect::{Holder, Origin, Refusal, Reply as CoreReply};
-use mrm_core::event::Event;
-use mrm_core::id::{Bytes, LeaseId, RequestId, SegmentId, SessionId, VersionId};
+use mrm_core::effect::{Origin, Refusal, Reply as CoreReply};
+use mrm_core::event::{Event, Part};
+use mrm_core::id::{CopyId, RequestId, SessionId, VersionId};
+use mrm_core::ledger::Tier;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::ids;
-use mrm_proto::reply::{self, Cancelled, Closed, Opened, Progress, Reply};
-use std::os::fd::AsFd;
+use mrm_proto::reply::{self, Cancelled, Closed, Progress, Reply};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -33,13 +33,19 @@ impl State {
                 CoreReply::Opened {
                     lease,
                     version,
-                    tier: _,
+                    tier,
                     origin,
                     segments,
                 },
                 Some(pending),
             ) => {
-                self.grant(session, wire, &pending, lease, version, origin, &segments);
+                let granted = Granted {
+                    lease,
+                    version,
+                    tier,
+                    origin,
+                };
+                self.grant((session, wire), &pending, granted, &segments);
                 self.after_open(&pending);
             }
             (CoreReply::Opened { lease, .. }, None) => {
@@ -62,58 +68,16 @@ impl State {
                 self.refuse(session, wire, pending, error);
             }
             (CoreReply::Refused(refusal), pending) => {
-                let label = pending.as_ref().map(|p| Arc::clone(&p.label));
-                let error = self.error_of_refusal(&refusal, label.as_deref());
+                let error = match (&refusal, &pending) {
+                    (Refusal::NoImage, Some(pending)) => self.no_image(pending),
+                    (refusal, pending) => {
+                        let label = pending.as_ref().map(|p| &*p.label);
+                        self.error_of_refusal(refusal, label)
+                    }
+                };
                 self.refuse(session, wire, pending, error);
             }
         }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one reply")]
-    fn grant(
-        &mut self,
-        session: SessionId,
-        request: ids::RequestId,
-        pending: &Pending,
-        lease: LeaseId,
-        version: VersionId,
-        origin: Origin,
-        segments: &[SegmentId],
-    ) {
-        let mut fds: Vec<LentFd> = Vec::with_capacity(segments.len());
-        let mut bytes = Vec::with_capacity(segments.len());
-        for id in segments {
-            if let Some(held) = self.segments.get(id) {
-                bytes.push(held.segment.bytes());
-                let lent: Arc<dyn AsFd + Send + Sync> = held.segment.clone();
-                fds.push(Arc::downgrade(&lent));
-            }
-        }
-        if fds.len() != segments.len() || bytes.is_empty() {
-            let error = ErrorReply::new(ErrorCode::Internal, "a granted segment is not there");
-            tracing::error!(label = %pending.label, "a granted segment is not there");
-            self.followups.push_back(Event::Close {
-                session,
-                request: None,
-                lease,
-            });
-            return self.send(session, request, &Reply::Error(error));
-        }
-        let table_bytes = bytes.remove(0);
-        let took_us = u64::try_from(pending.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let opened = Opened {
-            lease: ids::LeaseId(lease.0),
-            version: ids::VersionId(version.0),
-            origin: wire_origin(origin),
-            table_bytes,
-            segments_bytes: bytes,
-            took_us,
-            device: None,
-        };
-        if let Some(Who::Client { io, .. }) = self.sessions.get(&session).map(|s| &s.who) {
-            io.send(request, &Reply::Opened(opened), fds);
-        }
-        self.record_open(session, pending, origin, took_us);
     }
 
     pub(super) fn record_open(
@@ -125,7 +89,8 @@ impl State {
     ) {
         let (outcome, kind) = match origin {
             Origin::Hit => (OpenOutcome::Hit, EventKind::OpenHit),
-            Origin::Loaded | Origin::Promoted => (OpenOutcome::Loaded, EventKind::OpenLoaded),
+            Origin::Loaded => (OpenOutcome::Loaded, EventKind::OpenLoaded),
+            Origin::Promoted => (OpenOutcome::Promoted, EventKind::OpenPromoted),
             Origin::Joined => (OpenOutcome::Joined, EventKind::OpenJoined),
         };
         self.metrics.open(outcome, took_us);
@@ -182,13 +147,31 @@ impl State {
 
     /// How far the load that a request waits for is.
     pub(super) fn progress_of(&self, session: SessionId, request: RequestId) -> Option<Progress> {
-        let version = self
-            .core
-            .view()
-            .pending_segments(session, request)?
-            .copy?
-            .version;
-        Some(self.progress_of_version(version))
+        let copy = self.core.view().pending_segments(session, request)?.copy?;
+        Some(match copy.tier {
+            Tier::Host => self.progress_of_version(copy.version),
+            Tier::Device(_) => self.progress_of_image(copy),
+        })
+    }
+
+    pub(super) fn progress_of_image(&self, copy: CopyId) -> Progress {
+        let record = self.names.version_of(copy.version);
+        let image = record.and_then(|record| record.image.as_ref()?.as_ref().ok());
+        let total_bytes = image.map_or(0, |image| image.bytes);
+        let shown = self.core.view().version(copy.version);
+        let shown = shown.as_ref().and_then(|shown| shown.copy(copy.tier));
+        let mut slots = shown.into_iter().flat_map(|copy| &copy.segments);
+        let slot = slots.find(|slot| slot.part == Part::Image);
+        let segment = slot.and_then(|slot| slot.segment);
+        let loaded_bytes = segment.map_or(0, |segment| match self.fills.get(&segment) {
+            Some(fill) => fill.filled_bytes.load(Ordering::Relaxed).min(fill.bytes),
+            None if self.images.contains_key(&segment) => total_bytes,
+            None => 0,
+        });
+        Progress {
+            loaded_bytes,
+            total_bytes,
+        }
     }
 
     pub(super) fn progress_of_version(&self, version: VersionId) -> Progress {
@@ -213,106 +196,6 @@ impl State {
         }
         progress
     }
-
-    pub(super) fn error_of_refusal(&self, refusal: &Refusal, label: Option<&str>) -> ErrorReply {
-        let model = label.map_or_else(String::new, |label| format!("`{label}`: "));
-        let (code, text) = match refusal {
-            Refusal::TooLarge {
-                tier: _,
-                want,
-                limit,
-            } => (
-                ErrorCode::TooLarge,
-                format!(
-                    "needs {}, the host budget is {}: raise host_budget_bytes",
-                    human(*want),
-                    human(*limit)
-                ),
-            ),
-            Refusal::NoRoom {
-                tier: _,
-                want,
-                limit,
-                charged,
-                holders,
-            } => (
-                ErrorCode::NoRoom,
-                format!(
-                    "needs {} more; {} of {} are taken and cannot be freed now{}: close or unpin \
-                     some, wait longer, or raise host_budget_bytes",
-                    human(*want),
-                    human(*charged),
-                    human(*limit),
-                    self.list_holders(holders)
-                ),
-            ),
-            Refusal::DeviceLost { .. } | Refusal::NoImage => {
-                (ErrorCode::Internal, refusal.to_string())
-            }
-            Refusal::TimedOut => (
-                ErrorCode::TimedOut,
-                "the load did not end within the wait and goes on: open again".to_owned(),
-            ),
-            Refusal::QueueFull { waiting } => (
-                ErrorCode::QueueFull,
-                format!("{waiting} requests wait for room already: try again later"),
-            ),
-            Refusal::Draining => (
-                ErrorCode::Draining,
-                "the daemon is about to exit and takes no new leases: try its successor".to_owned(),
-            ),
-            Refusal::TooManyLeases { held } => (
-                ErrorCode::TooManyLeases,
-                format!("the session holds {held} leases, which is the limit: close some"),
-            ),
-            Refusal::UnknownLease => (
-                ErrorCode::UnknownLease,
-                "the session holds no such lease: it was given back, or is another's".to_owned(),
-            ),
-            Refusal::Cancelled => (ErrorCode::Cancelled, "given up by the client".to_owned()),
-            Refusal::InUse(holder) => (
-                ErrorCode::InUse,
-                format!("cannot be evicted now: {}", self.why_held(holder, label)),
-            ),
-        };
-        let reply = ErrorReply::new(code, model + &text);
-        // A load that was started for it goes on.
-        let goes_on = code == ErrorCode::TimedOut;
-        if goes_on { reply.with_effect() } else { reply }
-    }
-
-    /// Why a version cannot be evicted, naming it only if it is another than the one asked for.
-    fn why_held(&self, holder: &Holder, asked: Option<&str>) -> String {
-        match self.names.version_of(holder.version) {
-            Some(record) if asked != Some(&*record.label) => {
-                format!("it is shared with `{}`, {}", record.label, reason(holder))
-            }
-            Some(_) | None => reason(holder),
-        }
-    }
-
-    fn list_holders(&self, holders: &[Holder]) -> String {
-        let mut text = String::new();
-        for holder in holders {
-            let label = self
-                .names
-                .version_of(holder.version)
-                .map_or("?", |v| &v.label);
-            let why = reason(holder);
-            let lead = if text.is_empty() { " (" } else { ", " };
-            text += &format!("{lead}`{label}` {}: {why}", human(holder.charged));
-        }
-        if text.is_empty() { text } else { text + ")" }
-    }
-}
-
-fn reason(holder: &Holder) -> String {
-    match (holder.pinned, holder.loading, holder.leases) {
-        (true, _, _) => "pinned".to_owned(),
-        (false, true, _) => "being loaded".to_owned(),
-        (false, false, 1) => "1 lease".to_owned(),
-        (false, false, n) => format!("{n} leases"),
-    }
 }
 
 pub(super) fn error_of_fault(fault: &mrm_core::event::Fault) -> ErrorReply {
@@ -320,25 +203,11 @@ pub(super) fn error_of_fault(fault: &mrm_core::event::Fault) -> ErrorReply {
     ErrorReply::new(code, &*fault.message)
 }
 
-const fn wire_origin(origin: Origin) -> reply::Origin {
+pub(super) const fn wire_origin(origin: Origin) -> reply::Origin {
     match origin {
         Origin::Hit => reply::Origin::Hit,
-        Origin::Loaded | Origin::Promoted => reply::Origin::Loaded,
+        Origin::Loaded => reply::Origin::Loaded,
+        Origin::Promoted => reply::Origin::Promoted,
         Origin::Joined => reply::Origin::Joined,
-    }
-}
-
-/// Bytes for people: three digits and a binary unit.
-pub(super) fn human(bytes: Bytes) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut scaled = bytes.0 as f64;
-    let mut unit = 0;
-    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
-        scaled /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{} B", bytes.0),
-        _ => format!("{scaled:.1} {}", UNITS[unit]),
     }
 }

@@ -5,15 +5,20 @@
 //! its completions come back through a channel.
 
 mod answer;
+mod device_views;
+mod devices;
+mod grant;
 mod listing;
 mod names;
 mod operator;
+mod refusal;
 mod requests;
 mod views;
 mod work;
 
 use crate::catalogue::Catalogue;
 use crate::degraded::Degraded;
+use crate::device::HostFeed;
 use crate::memory::HostSegment;
 use crate::peer::Peer;
 use crate::session::{Ended, SessionIo};
@@ -21,11 +26,13 @@ use crate::source::Closer;
 use crate::status::events::{Event as LogEvent, EventKind, EventLog};
 use crate::status::metrics::Metrics;
 use crate::transfer::Lanes;
+use devices::{FillEffect, FillRecord, HeldImage};
 use listing::Listing;
 use mrm_core::Core;
 use mrm_core::effect::Effect;
 use mrm_core::event::Event;
 use mrm_core::id::{RequestId, SegmentId, SessionId, Time};
+use mrm_core::ledger::Tier;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::ids::InstanceId;
 use mrm_proto::name::ModelName;
@@ -40,10 +47,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, mpsc, watch};
 use work::Completed;
 
+pub(crate) use devices::{DeviceTier, Managed};
 pub(crate) use operator::answer_queries;
 
 /// How often a waiting client hears how far its load is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// How often each device is asked how it is, and how much of it others take.
+const HEALTH_EVERY: Duration = Duration::from_secs(5);
 
 /// Bounds and defaults of the shell, from the configuration.
 #[derive(Debug, Clone)]
@@ -81,6 +91,7 @@ pub(crate) struct Parts {
     pub(crate) announcer: watch::Sender<u64>,
     /// Closes what clients passed and nobody takes.
     pub(crate) closer: Closer,
+    pub(crate) tier: DeviceTier,
 }
 
 struct State {
@@ -103,9 +114,16 @@ struct State {
     sessions_of_uid: HashMap<u32, usize>,
     segments: HashMap<SegmentId, Held>,
     loads: HashMap<SegmentId, LoadRecord>,
+    tier: DeviceTier,
+    images: HashMap<SegmentId, HeldImage>,
+    fills: HashMap<SegmentId, FillRecord>,
+    /// When the devices are asked how they are; `None` without devices.
+    health_at: Option<Instant>,
     progress_waiters: usize,
     serving: bool,
     draining: bool,
+    /// Models that are laid out on devices in a way of their own.
+    granularities: std::collections::BTreeMap<ModelName, crate::config::Granularity>,
     /// Models of the configuration file, whose wishes a reload may take back.
     configured: std::collections::BTreeMap<ModelName, mrm_core::event::Wishes>,
     completed: mpsc::UnboundedSender<Completed>,
@@ -118,16 +136,19 @@ struct State {
     report_at: Instant,
 }
 
-/// A segment in memory.
+/// A segment in host memory.
 struct Held {
     segment: Arc<HostSegment>,
+    /// For devices to be filled from; absent if there are none, and for a tensor table.
+    feed: Option<Arc<HostFeed>>,
     load_us: u64,
     /// The model that it was loaded for; `None` for a tensor table, which is not worth a mention.
     label: Option<Arc<str>>,
 }
 
-/// A segment on its way into memory.
+/// A segment on its way into host memory.
 struct LoadRecord {
+    feed: Option<Arc<HostFeed>>,
     loaded_bytes: Arc<AtomicU64>,
     bytes: u64,
     began: Instant,
@@ -150,6 +171,8 @@ enum Who {
         name: Arc<str>,
         since: Instant,
         said_hello: bool,
+        /// The features that both know.
+        features: u64,
     },
     /// The status socket: one session for each verb that waits.
     Operator(Option<Waiting>),
@@ -188,9 +211,14 @@ impl Shell {
             sessions_of_uid: HashMap::new(),
             segments: HashMap::new(),
             loads: HashMap::new(),
+            images: HashMap::new(),
+            fills: HashMap::new(),
+            health_at: (!parts.tier.devices.is_empty()).then(|| Instant::now() + HEALTH_EVERY),
+            tier: parts.tier,
             progress_waiters: 0,
             serving: false,
             draining: false,
+            granularities: std::collections::BTreeMap::new(),
             configured: std::collections::BTreeMap::new(),
             completed,
             followups: VecDeque::new(),
@@ -272,7 +300,7 @@ impl State {
             .next_deadline()
             .map(|at| self.started + Duration::from_micros(at.0));
         let report = (self.progress_waiters > 0).then_some(self.report_at);
-        [core, report, self.listing.wake_at()]
+        [core, report, self.listing.wake_at(), self.health_at]
             .into_iter()
             .flatten()
             .min()
@@ -285,6 +313,7 @@ impl State {
             self.report_progress();
         }
         self.listing_is_late();
+        self.check_devices();
         self.step(Event::Tick);
     }
 
@@ -328,19 +357,28 @@ impl State {
                 source,
                 version,
                 charge,
-                // There is no device yet: all is in host memory, and comes from files.
-                tier: _,
-                feed: _,
-            } => {
-                self.load(op, segment, source, version, charge);
-            }
-            Effect::Free {
-                op,
-                segment,
-                tier: _,
-            } => self.free(op, segment),
-            // Only a lost device takes leases away.
-            Effect::Revoke { .. } => {}
+                tier,
+                feed,
+            } => match tier {
+                Tier::Host => self.load(op, segment, source, version, charge),
+                Tier::Device(device) => self.fill(FillEffect {
+                    op,
+                    segment,
+                    version,
+                    charge,
+                    device,
+                    feed,
+                }),
+            },
+            Effect::Free { op, segment, tier } => match tier {
+                Tier::Host => self.free(op, segment),
+                Tier::Device(device) => self.free_image(op, segment, device),
+            },
+            Effect::Revoke {
+                session,
+                lease,
+                fault,
+            } => self.revoke(session, lease, &fault),
             Effect::Reply {
                 session,
                 request,
@@ -384,6 +422,7 @@ impl State {
             name,
             since,
             said_hello: false,
+            features: 0,
         };
         self.sessions.insert(
             session,

@@ -6,6 +6,7 @@
 use crate::format::HeaderCheck;
 use crate::source::{Identity, PassedFd, Source};
 use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
+use mrm_proto::layout::{Granularity, Layout, LayoutError};
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::table::ModelKind;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -34,6 +35,8 @@ enum SourceKey {
     File(Identity),
     /// A tensor table, by the digest of its bytes.
     Table([u8; 32]),
+    /// What devices get of a version, by the digest of what it is made of and how.
+    Image([u8; 32]),
 }
 
 /// What resolving a model found.
@@ -43,6 +46,14 @@ pub(crate) struct Found {
     pub(super) tensors: u64,
     pub(super) files: Vec<FoundFile>,
     pub(super) path: Option<String>,
+    /// What devices would get of it, or why nothing; absent if there is no device.
+    pub(super) image: Option<Result<FoundImage, LayoutError>>,
+}
+
+/// What devices would get of a model.
+pub(crate) struct FoundImage {
+    pub(super) granularity: Granularity,
+    pub(super) layout: Layout,
 }
 
 /// One file of a model, opened.
@@ -63,7 +74,21 @@ pub(super) struct VersionRecord {
     /// Whether its files were passed by a client: they are read in a lane of their own.
     pub(super) foreign: bool,
     pub(super) path: Option<String>,
+    /// What devices get of it, or why nothing; absent if there is no device.
+    pub(super) image: Option<Result<Image, LayoutError>>,
     key: Box<[SourceId]>,
+}
+
+/// What devices get of a version.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Image {
+    pub(super) source: SourceId,
+    pub(super) granularity: Granularity,
+    /// Of all allocations.
+    pub(super) bytes: u64,
+    pub(super) charge_bytes: u64,
+    /// How many allocations.
+    pub(super) pieces: u64,
 }
 
 /// One segment's worth of a version.
@@ -183,14 +208,22 @@ impl Names {
         range.map(|(name, &model)| (name, model))
     }
 
-    /// The version that `found` is: known, or new.
-    pub(super) fn version(&mut self, label: &Arc<str>, foreign: bool, found: Found) -> VersionId {
+    /// The version that `found` is: known, or new. `charge` says what a layout is charged on
+    /// devices: bytes, and allocations.
+    pub(super) fn version(
+        &mut self,
+        label: &Arc<str>,
+        foreign: bool,
+        found: Found,
+        charge: impl Fn(&Layout) -> (u64, u64),
+    ) -> VersionId {
         let Found {
             kind,
             table,
             tensors,
             files,
             path,
+            image,
         } = found;
         let digest = *blake3::hash(&table).as_bytes();
         let table_bytes = table.len() as u64;
@@ -212,15 +245,28 @@ impl Names {
                 }),
             });
         }
-        let key: Box<[SourceId]> = parts.iter().map(|part| part.source).collect();
+        let image = image.map(|found| {
+            found.map(|found| {
+                let (charge_bytes, pieces) = charge(&found.layout);
+                Image {
+                    source: self.source(image_key(&parts, found.granularity)),
+                    granularity: found.granularity,
+                    bytes: found.layout.allocations_bytes().iter().sum(),
+                    charge_bytes,
+                    pieces,
+                }
+            })
+        });
+        let sources = parts.iter().map(|part| part.source);
+        let key: Box<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
         self.files_waiting += files_in(&parts);
         if let Some(&version) = self.version_ids.get(&key) {
             self.renew(version, parts, label, foreign, path);
             return version;
         }
         let version = VersionId(self.next());
-        for part in &parts {
-            self.retain_source(part.source);
+        for source in &key {
+            self.retain_source(*source);
         }
         self.version_ids.insert(key.clone(), version);
         self.by_label.insert((Arc::clone(label), version));
@@ -232,6 +278,7 @@ impl Names {
             parts,
             foreign,
             path,
+            image,
             key,
         };
         self.versions.insert(version, record);
@@ -377,6 +424,25 @@ impl Names {
     }
 }
 
+fn image_source(image: Option<&Result<Image, LayoutError>>) -> Option<SourceId> {
+    Some(image?.as_ref().ok()?.source)
+}
+
+/// Parts are known by their ids as long as a version has them.
+fn image_key(parts: &[Part], granularity: Granularity) -> SourceKey {
+    let mut key = blake3::Hasher::new();
+    for part in parts {
+        key.update(&part.source.0.to_le_bytes());
+    }
+    let (kind, block_bytes) = match granularity {
+        Granularity::Model => (0_u8, 0),
+        Granularity::Block { block_bytes } => (1, block_bytes),
+        Granularity::Tensor => (2, 0),
+    };
+    key.update(&[kind]).update(&u64::to_le_bytes(block_bytes));
+    SourceKey::Image(*key.finalize().as_bytes())
+}
+
 fn files_in(parts: &[Part]) -> usize {
     parts
         .iter()
@@ -404,6 +470,7 @@ mod tests {
             kind: ModelKind::Opaque,
             table: vec![1, 2, 3],
             tensors: 1,
+            image: None,
             files: opened.collect(),
             path: None,
         }
@@ -423,13 +490,14 @@ mod tests {
             std::fs::write(dir.path().join(name), name).unwrap();
         }
         let mut names = Names::default();
+        let free = |_: &Layout| (0, 0);
         let (one, two) = (Arc::from("one"), Arc::from("two"));
-        let first = names.version(&one, true, found(dir.path(), &["a", "b"]));
-        let second = names.version(&two, false, found(dir.path(), &["c"]));
+        let first = names.version(&one, true, found(dir.path(), &["a", "b"]), free);
+        let second = names.version(&two, false, found(dir.path(), &["c"]), free);
         assert_eq!(names.files_waiting(), 3);
 
         // Another look at the same files takes the place of the first.
-        let again = names.version(&two, false, found(dir.path(), &["a", "b"]));
+        let again = names.version(&two, false, found(dir.path(), &["a", "b"]), free);
         assert_eq!((again, names.files_waiting()), (first, 3));
         assert_eq!(dropped_files(&mut names), 2);
         let labels: Vec<_> = names.labels("").collect();

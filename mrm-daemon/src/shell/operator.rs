@@ -103,8 +103,12 @@ impl Shell {
 
     /// Ends the workers; names those that do not end in time.
     pub(crate) fn stop_workers(&self, deadline: Instant) -> Vec<Hung> {
-        let lanes = self.0.state.borrow_mut().lanes.take();
-        lanes.map_or_else(Vec::new, |lanes| lanes.shut_down(deadline))
+        let mut state = self.0.state.borrow_mut();
+        state.cancel_fills();
+        let lanes = state.lanes.take();
+        let mut hung = lanes.map_or_else(Vec::new, |lanes| lanes.shut_down(deadline));
+        hung.append(&mut state.tier.shut_down(deadline));
+        hung
     }
 }
 
@@ -180,6 +184,8 @@ impl State {
     }
 
     fn apply_wishes(&mut self, models: &[ModelEntry]) {
+        let own = |entry: &ModelEntry| Some((entry.name.clone(), entry.granularity?));
+        self.granularities = models.iter().filter_map(own).collect();
         let wishes_of = |entry: &ModelEntry| Wishes {
             pinned: entry.pin,
             eager: entry.eager,
@@ -429,7 +435,8 @@ impl State {
             name: name.as_str().to_owned(),
             origin: match origin {
                 Origin::Hit => OriginView::Hit,
-                Origin::Loaded | Origin::Promoted => OriginView::Loaded,
+                Origin::Loaded => OriginView::Loaded,
+                Origin::Promoted => OriginView::Promoted,
                 Origin::Joined => OriginView::Joined,
             },
             bytes: parts.iter().skip(1).map(|part| part.bytes).sum(),

@@ -1,5 +1,6 @@
 //! What clients ask.
 
+use super::grant::Unwanted;
 use super::listing::Question;
 use super::{Pending, Shell, State, Who};
 use crate::source::PassedFd;
@@ -12,7 +13,7 @@ use mrm_proto::ids::{self, Digest};
 use mrm_proto::limits;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{Listed, ModelRow, Reply, Stated};
-use mrm_proto::request::{List, OpenFiles, Request};
+use mrm_proto::request::{List, Open, OpenFiles, Request};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,18 +58,27 @@ impl State {
             );
             ErrorReply::new(ErrorCode::VersionMismatch, message)
         })?;
+        let served = match self.tier.devices.is_empty() {
+            true => features::PROGRESS,
+            false => features::PROGRESS | features::DEVICE,
+        };
+        let agreed = hello.features & served;
         if let Some(Who::Client {
-            name, said_hello, ..
+            name,
+            said_hello,
+            features,
+            ..
         }) = self.sessions.get_mut(&session).map(|s| &mut s.who)
         {
             // Operators read it on a terminal.
             let client = ClientHello::new(&hello.client).client;
             *name = Arc::from(client.replace(char::is_control, "?"));
             *said_hello = true;
+            *features = agreed;
         }
         Ok(ServerHello {
             version,
-            features: hello.features & features::PROGRESS,
+            features: agreed,
             instance: self.instance,
             daemon: concat!("mrmd ", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: ServerLimits {
@@ -91,10 +101,20 @@ impl State {
         let answer = (!request.wants_no_reply()).then_some(RequestId(request.0));
         match body {
             Request::Open(open) => {
+                let wanted = match self.wanted(session, open.devices.as_ref()) {
+                    Ok(wanted) => wanted,
+                    Err(unwanted) => return self.unwanted(session, request, unwanted),
+                };
                 let model = self.names.registered(&open.model);
-                self.open(session, request, model, open.wait_ms, open.progress);
+                self.open(session, request, model, Asked::of(&open, wanted));
             }
-            Request::OpenFiles(open) => self.open_files(session, request, open, fds),
+            Request::OpenFiles(open) => {
+                let wanted = match self.wanted(session, open.devices.as_ref()) {
+                    Ok(wanted) => wanted,
+                    Err(unwanted) => return self.unwanted(session, request, unwanted),
+                };
+                self.open_files(session, request, open, (wanted, fds));
+            }
             Request::Close(close) => {
                 let lease = LeaseId(close.lease.0);
                 let before = self.core.view().leases_len();
@@ -151,14 +171,12 @@ impl State {
         Ok(())
     }
 
-    fn open(
-        &mut self,
-        session: SessionId,
-        request: ids::RequestId,
-        model: ModelId,
-        wait_ms: u64,
-        progress: bool,
-    ) {
+    fn open(&mut self, session: SessionId, request: ids::RequestId, model: ModelId, asked: Asked) {
+        let Asked {
+            wanted,
+            wait_ms,
+            progress,
+        } = asked;
         let wait_ms = match wait_ms {
             0 => self.config.open_wait_ms_default,
             ms => ms.min(limits::WAIT_MS_MAX),
@@ -183,7 +201,7 @@ impl State {
             session,
             request,
             model,
-            wanted: Wanted::Host,
+            wanted,
             deadline,
         });
     }
@@ -193,7 +211,7 @@ impl State {
         session: SessionId,
         request: ids::RequestId,
         open: OpenFiles,
-        fds: Vec<PassedFd>,
+        (wanted, fds): (Wanted, Vec<PassedFd>),
     ) {
         if let Err(message) = check_file_set(&open.files) {
             let error = ErrorReply::new(ErrorCode::BadFileSet, message);
@@ -201,7 +219,28 @@ impl State {
         }
         let files = open.files.into_iter().zip(fds).collect();
         let model = self.names.passed(open.label, files);
-        self.open(session, request, model, open.wait_ms, open.progress);
+        let asked = Asked {
+            wanted,
+            wait_ms: open.wait_ms,
+            progress: open.progress,
+        };
+        self.open(session, request, model, asked);
+    }
+
+    /// An open that cannot even be asked for.
+    fn unwanted(
+        &mut self,
+        session: SessionId,
+        request: ids::RequestId,
+        unwanted: Unwanted,
+    ) -> Result<(), ErrorReply> {
+        match unwanted {
+            Unwanted::Refused(error) => {
+                self.send(session, request, &Reply::Error(error));
+                Ok(())
+            }
+            Unwanted::Broken(error) => Err(error),
+        }
     }
 
     /// Sends to a client; the status socket's sessions are answered elsewhere.
@@ -264,6 +303,23 @@ impl State {
                     &Reply::Progress(progress),
                 );
             }
+        }
+    }
+}
+
+/// How a model is to be opened.
+struct Asked {
+    wanted: Wanted,
+    wait_ms: u64,
+    progress: bool,
+}
+
+impl Asked {
+    const fn of(open: &Open, wanted: Wanted) -> Self {
+        Self {
+            wanted,
+            wait_ms: open.wait_ms,
+            progress: open.progress,
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::names::ModelOrigin;
 use super::{Session, State, Who};
 use crate::status::view::{
-    CountersView, DaemonState, DaemonView, DegradedView, DevicesView, HeldView, HolderView,
-    HostView, ModelDetailView, ModelKindView, ModelStateView, ModelView, ModelsView, ProtocolView,
+    CountersView, DaemonState, DaemonView, DegradedView, HeldView, HolderView, HostView,
+    ModelDetailView, ModelKindView, ModelStateView, ModelView, ModelsView, ProtocolView,
     SegmentStateView, SegmentView, SessionView, SessionsView, StatusView,
 };
 use mrm_core::id::{SegmentId, SessionId, VersionId};
@@ -70,11 +70,11 @@ impl State {
                 huge_bytes: huge,
                 segments: self.segments.len() as u64,
             },
-            devices: DevicesView::disabled(),
+            devices: self.devices_view(),
             sessions: self.clients().count() as u64,
             leases: view.leases_len() as u64,
             waiting: waiting.room as u64,
-            loading: self.loads.len() as u64,
+            loading: (self.loads.len() + self.fills.len()) as u64,
             counters: self.counters(),
             degraded: self.degraded_views(),
         }
@@ -392,7 +392,10 @@ impl State {
             charged_bytes: shown.as_ref().map_or(0, |shown| shown.host.charged.0),
             huge_bytes: held().map(|held| held.segment.huge_bytes()).sum(),
             loaded_bytes: version.map_or(0, |v| self.progress_of_version(v).loaded_bytes),
-            leases: shown.as_ref().map_or(0, |shown| shown.host.leases),
+            leases: shown.as_ref().map_or(0, |shown| {
+                let copies = shown.devices.iter();
+                copies.fold(shown.host.leases, |sum, copy| sum + copy.leases)
+            }),
             sessions: version
                 .and_then(|v| sessions.get(&v))
                 .map_or(0, |(_, sessions)| *sessions),
@@ -405,7 +408,7 @@ impl State {
             last_used_s_ago: used.map(|used| self.now().us_since(used) as f64 / 1e6),
             load_ms: (load_us > 0).then_some(load_us as f64 / 1e3),
             path: record.and_then(|record| record.path.clone()),
-            devices: Vec::new(),
+            devices: self.model_devices(shown.as_ref()),
         }
     }
 
@@ -465,7 +468,7 @@ impl State {
             bytes: view.bytes,
             leases: view.leases,
             pinned: view.pinned,
-            devices: None,
+            devices: self.row_devices(version),
         })
     }
 }

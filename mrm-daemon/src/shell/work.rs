@@ -1,19 +1,23 @@
 //! Effects that block, and what comes back from them.
 
-use super::names::{Dropped, Found, FoundFile, ModelOrigin, Supply};
+use super::names::{Dropped, Found, FoundFile, FoundImage, ModelOrigin, Supply};
 use super::{Held, LoadRecord, State};
 use crate::catalogue::{Catalogue, CatalogueError, OpenFiles, Scan};
 use crate::degraded::Degraded;
+use crate::device::{DeviceImage, FeedWriter, FillError, HealthError, HostFeed};
 use crate::format::inspect;
 use crate::memory::HostSegment;
 use crate::source::{FileSource, PassedFd};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::{Completion, Lane, Lanes, Loaded, Lost, Order, load};
 use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact};
-use mrm_core::id::{Bytes, ModelId, OpId, SegmentId, SourceId, VersionId};
+use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
+use mrm_cuda::MemoryInfo;
 use mrm_proto::error::ErrorCode;
+use mrm_proto::layout::{Granularity, Layout};
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::table::Table;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -39,6 +43,17 @@ pub(crate) enum Completed {
         /// The model that it was loaded for and its size; `None` for a tensor table.
         gone: Option<(Arc<str>, u64)>,
     },
+    /// A device was filled.
+    Filled {
+        op: OpId,
+        segment: SegmentId,
+        outcome: Result<Result<DeviceImage, FillError>, Lost>,
+    },
+    /// A device was asked how it is.
+    Checked {
+        device: DeviceId,
+        outcome: Result<Result<MemoryInfo, HealthError>, Lost>,
+    },
     /// The catalogue's roots were listed.
     Scanned(Option<Scan>),
 }
@@ -60,6 +75,12 @@ impl State {
                 }
                 self.step(Event::Freed { op });
             }
+            Completed::Filled {
+                op,
+                segment,
+                outcome,
+            } => self.filled(op, segment, outcome),
+            Completed::Checked { device, outcome } => self.checked(device, outcome),
             Completed::Scanned(scan) => self.listed(scan),
         }
     }
@@ -84,16 +105,19 @@ impl State {
             return completion.lost(Lost::Dropped);
         };
         let name = record.name.clone();
+        let own = self.granularities.get(&name).copied();
+        let has_devices = !self.tier.devices.is_empty();
+        let granularity = has_devices.then(|| self.tier.config.layout(own));
         match &mut record.origin {
             ModelOrigin::Registered => {
                 run_in(&self.lanes, Lane::Registered, completion, move || {
-                    find_registered(&catalogue, &name)
+                    find_registered(&catalogue, &name, granularity)
                 })
             }
             ModelOrigin::Passed(files) => {
                 let files = files.take().unwrap_or_default();
                 run_in(&self.lanes, Lane::Foreign, completion, move || {
-                    find_passed(files)
+                    find_passed(files, granularity)
                 });
             }
         }
@@ -133,7 +157,9 @@ impl State {
             let message = "too many opened files wait to be loaded: try again later";
             return Err(fault(ErrorCode::Exhausted, &message));
         }
-        let version = self.names.version(label, foreign, found);
+        let tier = &self.tier;
+        let charge = |layout: &Layout| tier.charge_for(layout);
+        let version = self.names.version(label, foreign, found, charge);
         let Some(record) = self.names.version_of(version) else {
             return Err(fault(ErrorCode::Internal, &"the version was forgotten"));
         };
@@ -158,6 +184,14 @@ impl State {
                 } else {
                     Part::File
                 },
+            });
+        }
+        if let Some(Ok(image)) = &record.image {
+            segments.push(SegmentFact {
+                source: image.source,
+                charge: Bytes(image.charge_bytes),
+                pieces: image.pieces,
+                part: Part::Image,
             });
         }
         Ok(Resolution { version, segments })
@@ -196,10 +230,13 @@ impl State {
             let event = LogEvent::of(EventKind::LoadStarted).model(Arc::clone(label));
             self.note(event.bytes(bytes));
         }
+        let fed = label.as_ref().filter(|_| !self.tier.devices.is_empty());
+        let (feed, writer) = fed.map(|label| HostFeed::loading(label, bytes)).unzip();
         let began = Instant::now();
         self.loads.insert(
             segment,
             LoadRecord {
+                feed,
                 loaded_bytes,
                 bytes,
                 began,
@@ -207,13 +244,14 @@ impl State {
             },
         );
         run_in(&self.lanes, lane_of(foreign), completion, move || {
-            supply_segment(&supply, charge, &progress, &degraded)
+            supply_segment(&supply, charge, &progress, writer.as_ref(), &degraded)
         });
     }
 
     fn loaded(&mut self, op: OpId, segment: SegmentId, outcome: Result<Filled, Fault>) {
         let record = self.loads.remove(&segment);
         let label = record.as_ref().and_then(|record| record.label.clone());
+        let feed = record.as_ref().and_then(|record| record.feed.clone());
         let took = record.map_or(Duration::ZERO, |record| record.began.elapsed());
         let load_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let outcome = match outcome {
@@ -225,8 +263,13 @@ impl State {
                     self.note(event.bytes(bytes).detail(&format!("{load_us} us")));
                 }
                 let content = self.names.content(segment, loaded.digest);
+                let in_memory = Arc::new(loaded.segment);
+                if let Some(feed) = &feed {
+                    feed.adopt(Arc::clone(&in_memory));
+                }
                 let held = Held {
-                    segment: Arc::new(loaded.segment),
+                    segment: in_memory,
+                    feed,
                     load_us,
                     label,
                 };
@@ -253,18 +296,35 @@ impl State {
             .as_ref()
             .and_then(|held| Some((held.label.clone()?, held.segment.allocated_bytes())));
         let done = self.completed.clone();
-        let completion = Completion::new(move |_: Result<(), Lost>| {
-            drop(done.send(Completed::Freed { op, segment, gone }));
-        });
-        run_in(&self.lanes, Lane::Freeing, completion, move || drop(held));
+        let freed = move || drop(done.send(Completed::Freed { op, segment, gone }));
+        match held {
+            // A device may still be reading it.
+            Some(Held {
+                segment,
+                feed: Some(feed),
+                ..
+            }) => {
+                feed.when_gone(Box::new(freed));
+                if let Some(lanes) = &self.lanes {
+                    // A lane that takes no more work drops them at once.
+                    drop(lanes.submit(Lane::Freeing, Box::new(move || drop((segment, feed)))));
+                }
+            }
+            held => {
+                let completion = Completion::new(move |_: Result<(), Lost>| freed());
+                run_in(&self.lanes, Lane::Freeing, completion, move || drop(held));
+            }
+        }
     }
 
     /// Lets go of opened files unless somebody still waits for their bytes. They are closed in the
     /// lane that opened them: a disk that hangs, hangs there.
     pub(super) fn drop_supplies(&mut self) {
         let view = self.core.view();
-        self.names
-            .drop_supplies_unless(|version| view.waits_for_room(version));
+        let filling: BTreeSet<VersionId> = self.filling().collect();
+        self.names.drop_supplies_unless(|version| {
+            view.waits_for_room(version) || filling.contains(&version)
+        });
         for Dropped { foreign, supplies } in self.names.take_dropped() {
             if let Some(lanes) = &self.lanes {
                 // A lane that takes no more work drops them at once.
@@ -309,7 +369,11 @@ pub(super) fn fault(code: ErrorCode, message: &dyn std::fmt::Display) -> Fault {
     }
 }
 
-fn find_registered(catalogue: &Catalogue, name: &ModelName) -> Result<Found, Fault> {
+fn find_registered(
+    catalogue: &Catalogue,
+    name: &ModelName,
+    granularity: Option<Granularity>,
+) -> Result<Found, Fault> {
     let refuse = |e: CatalogueError| fault(e.code(), &e);
     let spec = catalogue
         .find(name)
@@ -318,23 +382,37 @@ fn find_registered(catalogue: &Catalogue, name: &ModelName) -> Result<Found, Fau
     let path = catalogue
         .path_of(&spec)
         .map(|path| path.display().to_string());
-    look_at(files, path)
+    look_at(files, path, granularity)
 }
 
-fn find_passed(passed: Vec<(FileName, PassedFd)>) -> Result<Found, Fault> {
+fn find_passed(
+    passed: Vec<(FileName, PassedFd)>,
+    granularity: Option<Granularity>,
+) -> Result<Found, Fault> {
     let mut files: OpenFiles = Vec::with_capacity(passed.len());
     for (name, fd) in passed {
         let source = FileSource::foreign(fd, name.as_str()).map_err(|e| fault(e.code(), &e))?;
         files.push((name, Arc::new(source)));
     }
-    look_at(files, None)
+    look_at(files, None, granularity)
 }
 
 /// Reads and checks the headers; notes the state of each file.
-fn look_at(files: OpenFiles, path: Option<String>) -> Result<Found, Fault> {
+fn look_at(
+    files: OpenFiles,
+    path: Option<String>,
+    granularity: Option<Granularity>,
+) -> Result<Found, Fault> {
     let layout = inspect(&files).map_err(|e| fault(e.code(), &e))?;
     let table = Table::parse(&layout.table).map_err(|e| fault(ErrorCode::Internal, &e))?;
     let tensors = table.len() as u64;
+    let image = granularity.map(|granularity| {
+        let layout = Layout::new(&table, granularity)?;
+        Ok(FoundImage {
+            granularity,
+            layout,
+        })
+    });
     let found = layout.files.into_iter().filter_map(|file| {
         let (_, source) = files.get(file.position)?;
         let (name, identity, check) = (file.name, file.identity, file.check);
@@ -351,6 +429,7 @@ fn look_at(files: OpenFiles, path: Option<String>) -> Result<Found, Fault> {
         files: found.collect(),
         table: layout.table,
         path,
+        image,
     })
 }
 
@@ -364,6 +443,7 @@ fn supply_segment(
     supply: &Supply,
     charge: Bytes,
     progress: &AtomicU64,
+    feed: Option<&FeedWriter>,
     degraded: &Degraded,
 ) -> Result<Filled, Fault> {
     match supply {
@@ -386,7 +466,7 @@ fn supply_segment(
                 header: *check,
                 progress,
                 cancel: &AtomicBool::new(false),
-                feed: None,
+                feed,
             };
             let Loaded {
                 segment, digest, ..

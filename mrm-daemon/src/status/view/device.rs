@@ -192,19 +192,25 @@ impl DevicesView {
     #[must_use]
     pub const fn disabled() -> Self {
         Self {
-            driver: DriverView {
-                state: DriverStateView::Disabled,
-                version: None,
-                library: None,
-                cause: None,
-                cure: None,
-            },
+            driver: DriverView::disabled(),
             devices: Vec::new(),
         }
     }
 }
 
 impl DriverView {
+    /// A driver that is not looked for.
+    #[must_use]
+    pub const fn disabled() -> Self {
+        Self {
+            state: DriverStateView::Disabled,
+            version: None,
+            library: None,
+            cause: None,
+            cure: None,
+        }
+    }
+
     /// A driver that can be used.
     #[must_use]
     pub fn ready(version: &str, library: &str) -> Self {

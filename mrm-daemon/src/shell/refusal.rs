@@ -1,0 +1,203 @@
+//! Refusals in words: the object, the reason, the remedy.
+
+use super::{Pending, State};
+use mrm_core::effect::{Holder, Refusal};
+use mrm_core::id::{Bytes, DeviceId};
+use mrm_core::ledger::Tier;
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::layout::LayoutError;
+
+impl State {
+    pub(super) fn error_of_refusal(&self, refusal: &Refusal, label: Option<&str>) -> ErrorReply {
+        let model = label.map_or_else(String::new, |label| format!("`{label}`: "));
+        let (code, text) = match refusal {
+            Refusal::TooLarge { tier, want, limit } => (
+                ErrorCode::TooLarge,
+                format!(
+                    "needs {}, {} is {}: raise {}",
+                    human(*want),
+                    self.budget_of(*tier),
+                    human(*limit),
+                    budget_setting(*tier)
+                ),
+            ),
+            Refusal::NoRoom {
+                tier,
+                want,
+                limit,
+                charged,
+                holders,
+            } => (
+                ErrorCode::NoRoom,
+                self.no_room(*tier, (*want, *charged, *limit), holders),
+            ),
+            Refusal::DeviceLost { device } => (ErrorCode::DeviceLost, self.device_lost(*device)),
+            Refusal::NoImage => (
+                ErrorCode::NoTensors,
+                "nothing of it can be laid out on a device: open it in host memory".to_owned(),
+            ),
+            Refusal::TimedOut => (
+                ErrorCode::TimedOut,
+                "the load did not end within the wait and goes on: open again".to_owned(),
+            ),
+            Refusal::QueueFull { waiting } => (
+                ErrorCode::QueueFull,
+                format!("{waiting} requests wait for room already: try again later"),
+            ),
+            Refusal::Draining => (
+                ErrorCode::Draining,
+                "the daemon is about to exit and takes no new leases: try its successor".to_owned(),
+            ),
+            Refusal::TooManyLeases { held } => (
+                ErrorCode::TooManyLeases,
+                format!("the session holds {held} leases, which is the limit: close some"),
+            ),
+            Refusal::UnknownLease => (
+                ErrorCode::UnknownLease,
+                "the session holds no such lease: it was given back, or is another's".to_owned(),
+            ),
+            Refusal::Cancelled => (ErrorCode::Cancelled, "given up by the client".to_owned()),
+            Refusal::InUse(holder) => (
+                ErrorCode::InUse,
+                format!("cannot be evicted now: {}", self.why_held(holder, label)),
+            ),
+        };
+        let reply = ErrorReply::new(code, model + &text);
+        // A load that was started for it goes on.
+        let goes_on = code == ErrorCode::TimedOut;
+        if goes_on { reply.with_effect() } else { reply }
+    }
+
+    fn no_room(
+        &self,
+        tier: Tier,
+        (want, charged, limit): (Bytes, Bytes, Bytes),
+        holders: &[Holder],
+    ) -> String {
+        format!(
+            "needs {} more{}; {} of {} are taken and cannot be freed now{}{}: close or unpin some, \
+             wait longer, or raise {}",
+            human(want),
+            self.place_of(tier),
+            human(charged),
+            human(limit),
+            self.list_holders(holders),
+            self.taken_by_others(tier, limit),
+            budget_setting(tier)
+        )
+    }
+
+    fn device_lost(&self, device: DeviceId) -> String {
+        let lost = self
+            .tier
+            .get(device)
+            .and_then(|managed| managed.lost.as_deref());
+        format!(
+            "device {} is lost: {}; open it in host memory, or on another device",
+            self.tier.name(device),
+            lost.unwrap_or("it does not answer")
+        )
+    }
+
+    /// Why a model has nothing for devices.
+    pub(super) fn no_image(&self, pending: &Pending) -> ErrorReply {
+        let known = self.core.view().model(pending.model);
+        let version = known.and_then(|model| model.version);
+        let record = version.and_then(|version| self.names.version_of(version));
+        let why = record.and_then(|record| record.image.as_ref()?.as_ref().err());
+        let Some(why) = why else {
+            return self.error_of_refusal(&Refusal::NoImage, Some(&pending.label));
+        };
+        let (code, cure) = match why {
+            LayoutError::NoTensors => (ErrorCode::NoTensors, "open it in host memory"),
+            LayoutError::TooManyAllocations => (
+                ErrorCode::TooManyAllocations,
+                "set `granularity` of the model, or device.granularity",
+            ),
+            LayoutError::Damaged => (ErrorCode::Internal, "report it"),
+        };
+        ErrorReply::new(code, format!("`{}`: {why}; {cure}", pending.label))
+    }
+
+    fn budget_of(&self, tier: Tier) -> String {
+        match tier {
+            Tier::Host => "the host budget".to_owned(),
+            Tier::Device(device) => format!("the budget of device {}", self.tier.name(device)),
+        }
+    }
+
+    fn place_of(&self, tier: Tier) -> String {
+        match tier {
+            Tier::Host => String::new(),
+            Tier::Device(device) => format!(" on device {}", self.tier.name(device)),
+        }
+    }
+
+    /// What keeps a device from its budget, if not models.
+    fn taken_by_others(&self, tier: Tier, limit: Bytes) -> String {
+        let budget = self.core.view().ledger(tier).budget;
+        if limit >= budget {
+            return String::new();
+        }
+        format!(
+            ", and other processes leave {} of its budget of {}",
+            human(limit),
+            human(budget)
+        )
+    }
+
+    /// Why a version cannot be evicted, naming it only if it is another than the one asked for.
+    fn why_held(&self, holder: &Holder, asked: Option<&str>) -> String {
+        match self.names.version_of(holder.version) {
+            Some(record) if asked != Some(&*record.label) => {
+                format!("it is shared with `{}`, {}", record.label, reason(holder))
+            }
+            Some(_) | None => reason(holder),
+        }
+    }
+
+    fn list_holders(&self, holders: &[Holder]) -> String {
+        let mut text = String::new();
+        for holder in holders {
+            let label = self
+                .names
+                .version_of(holder.version)
+                .map_or("?", |v| &v.label);
+            let why = reason(holder);
+            let lead = if text.is_empty() { " (" } else { ", " };
+            text += &format!("{lead}`{label}` {}: {why}", human(holder.charged));
+        }
+        if text.is_empty() { text } else { text + ")" }
+    }
+}
+
+fn reason(holder: &Holder) -> String {
+    match (holder.pinned, holder.loading, holder.leases) {
+        (true, _, _) => "pinned".to_owned(),
+        (false, true, _) => "being loaded".to_owned(),
+        (false, false, 1) => "1 lease".to_owned(),
+        (false, false, n) => format!("{n} leases"),
+    }
+}
+
+const fn budget_setting(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Host => "host_budget_bytes",
+        Tier::Device(_) => "device.budget_bytes",
+    }
+}
+
+/// Bytes for people: three digits and a binary unit.
+pub(super) fn human(bytes: Bytes) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = bytes.0 as f64;
+    let mut unit = 0;
+    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{} B", bytes.0),
+        _ => format!("{scaled:.1} {}", UNITS[unit]),
+    }
+}
