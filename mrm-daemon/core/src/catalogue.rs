@@ -35,6 +35,8 @@ pub(crate) struct Resolving {
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) slots: Box<[SegmentFact]>,
+    /// Which parts these are.
+    parts: BTreeSet<Part>,
     /// Its copies, whether anything of them is in memory or not: the host's, and one for each
     /// device if it has an image.
     pub(crate) copies: BTreeMap<Tier, Copy>,
@@ -67,7 +69,7 @@ pub(crate) struct Copy {
 
 impl Version {
     pub(crate) fn has(&self, part: Part) -> bool {
-        self.slots.iter().any(|slot| slot.part == part)
+        self.parts.contains(&part)
     }
 
     /// Whether the segments of a copy may not be evicted.
@@ -204,6 +206,7 @@ impl Catalogue {
         }
         let mut version = Version {
             slots: resolution.segments.as_slice().into(),
+            parts: resolution.segments.iter().map(|slot| slot.part).collect(),
             copies: BTreeMap::from([(Tier::Host, Copy::default())]),
             models: BTreeSet::new(),
             pins: 0,

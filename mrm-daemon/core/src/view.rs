@@ -220,11 +220,12 @@ impl<'a> View<'a> {
         waiting
     }
 
-    /// Whether opens of this version wait for room, on any tier: its loads are still to be started.
+    /// Whether loads of this version may still have to be started for opens that wait: they wait
+    /// for room on some tier, or for a device, which may turn out to have less than is thought.
     #[must_use]
     pub fn waits_for_room(&self, version: VersionId) -> bool {
         let mut wants = self.core.admission.wants_of(version);
-        wants.any(|(_, stage)| stage == WantStage::Room)
+        wants.any(|(copy, stage)| stage == WantStage::Room || copy.tier != Tier::Host)
     }
 
     /// What an open waits for, if it waits.

@@ -3,7 +3,7 @@
 use super::Turn;
 use super::plan::{Claims, Feeder, Plan};
 use crate::Core;
-use crate::admission::Target;
+use crate::admission::{Stage, Target};
 use crate::effect::{Effect, Feed, Origin, Refusal, Reply};
 use crate::event::{Part, SegmentFact};
 use crate::id::{CopyId, SegmentId, VersionId};
@@ -204,6 +204,9 @@ impl Core {
         let mut held = 0;
         for user in self.catalogue.copies_with(tier, &[slot.source])? {
             held += u64::from(self.catalogue.held(user)?);
+            // Another want for this image no longer needs what it was to be filled from.
+            let waits = self.admission.stage(user) == Some(Stage::Room);
+            self.room_changed |= waits && slot.part == Part::Image;
         }
         let loading = Segment {
             state: State::Loading(op),

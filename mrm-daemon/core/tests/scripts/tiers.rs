@@ -115,6 +115,35 @@ fn room_on_both_tiers_is_made_before_anything_is_charged() {
 }
 
 #[test]
+fn a_want_needs_less_once_another_loads_its_image() {
+    script(
+        10,
+        &[10],
+        "> session 1
+         > open 1.1 m3
+         resolve op1 m3
+         > resolved op1 v3 d:8
+         load op2 s1 d:8 v3
+         > loaded op2 c1
+         1.1 opened l1 v3 loaded [s1]
+         > close 1 l1
+         > open 1.2 m1 on d0
+         resolve op3 m1
+         > resolved op3 v1 a=1 b:5 i@5
+         free op4 s1
+         > open 1.3 m2 on d0
+         resolve op5 m2
+         > resolved op5 v2 i@5
+         load op6 s2 i:5 v2 on d0
+         load op7 s3 a:1 v1
+         > loaded op6 c2
+         1.3 opened l2 v2 on d0 loaded [s2]
+         > loaded op7 c3
+         1.2 opened l3 v1 on d0 loaded [s3 s2]",
+    );
+}
+
+#[test]
 fn what_feeds_a_load_is_not_evicted_before_that_has_ended() {
     script(10, &[10], ON_HOST).run(
         "> close 1 l1
