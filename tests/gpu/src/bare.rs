@@ -68,6 +68,7 @@ table! {
     host_free = "cuMemFreeHost" (*mut c_void);
     copy_in = "cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, *mut c_void);
     copy_in_now = "cuMemcpyHtoD_v2" (u64, *const c_void, usize);
+    copy_out = "cuMemcpyDtoH_v2" (*mut c_void, u64, usize);
     module_load = "cuModuleLoadData" (*mut *mut c_void, *const c_void);
     module_function = "cuModuleGetFunction" (*mut *mut c_void, *mut c_void, *const c_char);
     launch = "cuLaunchKernel" (*mut c_void, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, *mut c_void, *mut *mut c_void, *mut *mut c_void);
@@ -296,6 +297,11 @@ impl Bare {
         let (bytes, stream) = (from.len(), ptr::null_mut());
         call!(self.copy_in(to, from.as_ptr().cast(), bytes, stream))?;
         self.synchronize()
+    }
+
+    /// Copies from `from`, and waits.
+    pub(crate) fn copy_out(&self, to: &mut [u8], from: u64) -> Result<(), String> {
+        call!(self.copy_out(to.as_mut_ptr().cast(), from, to.len()))
     }
 }
 

@@ -12,13 +12,20 @@ mod attach;
 mod bare;
 mod contexts;
 mod copy;
+mod daemon;
+mod frameworks;
+mod loads;
 mod machine;
+mod model_file;
+mod python;
 mod questions;
 mod render;
 mod report;
 mod scale;
 mod segment;
 mod serve;
+mod serve_client;
+mod service;
 mod smi;
 mod stats;
 mod suite;
@@ -49,18 +56,28 @@ enum What {
         step: StepName,
         #[arg(long, value_enum, default_value_t = Scale::Full)]
         scale: Scale,
-        /// The bundle: bin, lib, python, checks, wheels.
-        #[arg(long)]
-        bundle: PathBuf,
-        /// Where models and sockets may be made.
-        #[arg(long)]
-        scratch: PathBuf,
+        #[command(flatten)]
+        place: Place,
         /// Where to write what is found.
         #[arg(long)]
         out: PathBuf,
     },
     /// Serves commands of a step on standard input; started by steps.
     Agent,
+}
+
+/// What a step may use.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Place {
+    /// The bundle: bin, lib, python, checks, wheels.
+    #[arg(long)]
+    pub(crate) bundle: PathBuf,
+    /// Where models may be written.
+    #[arg(long)]
+    pub(crate) scratch: PathBuf,
+    /// Python, with torch if it is to be compared with.
+    #[arg(long, default_value = "python3")]
+    pub(crate) python: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,6 +92,12 @@ enum StepName {
     Copy,
     /// Questions about sharing.
     Questions,
+    /// The daemon and its clients.
+    Service,
+    /// Torch, CuPy and plain Python.
+    Frameworks,
+    /// How long clients wait.
+    Loads,
 }
 
 fn main() -> ExitCode {
@@ -85,11 +108,12 @@ fn main() -> ExitCode {
         What::Step {
             step,
             scale,
-            bundle: _,
-            scratch: _,
+            place,
             out,
-        } => run(step, scale, &mut Recorder::new(&out, scale.is_judged()))
-            .map(|()| ExitCode::SUCCESS),
+        } => {
+            let mut recorder = Recorder::new(&out, scale.is_judged());
+            run(step, scale, &place, &mut recorder).map(|()| ExitCode::SUCCESS)
+        }
     };
     match done {
         Ok(code) => code,
@@ -100,13 +124,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(step: StepName, scale: Scale, recorder: &mut Recorder) -> Anything<()> {
+fn run(step: StepName, scale: Scale, place: &Place, recorder: &mut Recorder) -> Anything<()> {
     match step {
         StepName::Machine => machine::step(recorder),
         StepName::Contexts => contexts::step(scale, recorder),
         StepName::Attach => attach::step(scale, recorder),
         StepName::Copy => copy::step(scale, recorder),
         StepName::Questions => questions::step(scale, recorder),
+        StepName::Service => service::step(scale, place, recorder),
+        StepName::Frameworks => frameworks::step(scale, place, recorder),
+        StepName::Loads => loads::step(scale, place, recorder),
     }
 }
 

@@ -88,4 +88,30 @@ impl Scale {
             Self::Fake => 3 * MIB + 5,
         }
     }
+
+    /// The model that clients share.
+    pub(crate) fn service_bytes(self) -> u64 {
+        match self {
+            Self::Full => 2_000_000_000,
+            Self::Quick => 500_000_000,
+            Self::Fake => 5_000_000,
+        }
+    }
+
+    /// How many clients at a time.
+    pub(crate) fn clients(self) -> &'static [usize] {
+        match self {
+            Self::Full | Self::Quick => &[1, 4, 16],
+            Self::Fake => &[1, 4],
+        }
+    }
+
+    /// Models that are loaded.
+    pub(crate) fn model_bytes(self) -> &'static [u64] {
+        match self {
+            Self::Full => &[91_000_000, 1_000_000_000, 10_000_000_000],
+            Self::Quick => &[91_000_000, 1_000_000_000],
+            Self::Fake => &[1_000_000, 5_000_000],
+        }
+    }
 }

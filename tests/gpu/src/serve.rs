@@ -2,9 +2,12 @@
 
 use crate::Anything;
 use crate::bare::{Bare, BareMapping};
+use crate::serve_client;
 use crate::stats::{Rounds, Summary, timed_us};
 use crate::wire::{Attached, Command, How, Poke, Reply, handle_of, hex_of, receive, send};
+use mrm_client::{Client, Model};
 use mrm_cuda::{Context, Export, Mapping, Ring, Sealed, Stream, Upload, probe, release_deferred};
+use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -60,6 +63,8 @@ impl Taken {
 #[derive(Default)]
 struct State {
     // In the order in which they are to be dropped.
+    model: Option<Model>,
+    client: Option<Client>,
     mappings: Vec<Mapping>,
     sealed: Vec<Sealed>,
     taken: Vec<Taken>,
@@ -105,6 +110,25 @@ impl State {
                 let (pointer, bytes) = (mapping.pointer(), mapping.bytes());
                 self.bare()?.allow(pointer, bytes, true)?;
             }
+            Command::Connect { socket } => self.client = Some(Client::connect_to(socket)?),
+            Command::OpenModel { name, on_device } => {
+                let client = self.client.as_ref().ok_or("not connected")?;
+                let (model, us) = timed_us(|| serve_client::open(client, &name, on_device));
+                let model = self.model.insert(model?);
+                (reply.took_us, reply.text) = (us, serve_client::origin(model).to_owned());
+            }
+            Command::CompareModel { file } => {
+                self.bare()?;
+                let bare = self.bare.as_ref().ok_or("no driver")?;
+                let model = self.model.as_ref().ok_or("no model is open")?;
+                serve_client::compare(model, bare, &file)?;
+            }
+            Command::CloseModel => self.model.take().ok_or("no model is open")?.close()?,
+            Command::PokeModel(poke) => self.poke_model(poke)?,
+            Command::OpenRounds { name, rounds } => {
+                reply.attached = Some(self.open_rounds(&name, rounds)?);
+            }
+            Command::Upload { bytes } => reply.took_us = self.upload(bytes)?,
             Command::Synchronize => self.context()?.synchronize()?,
             Command::Drop => {
                 self.mappings.clear();
@@ -205,12 +229,66 @@ impl State {
 
     fn poke(&mut self, poke: Poke) -> Anything<()> {
         let pointer = self.mappings.first().ok_or("nothing is open")?.pointer();
+        self.poke_at(pointer, poke)
+    }
+
+    fn poke_model(&mut self, poke: Poke) -> Anything<()> {
+        let model = self.model.as_ref().ok_or("no model is open")?;
+        let weights = model.device().ok_or("it is in host memory")?;
+        let (pointer, _) = weights.allocations().first().ok_or("it is empty")?;
+        self.poke_at(*pointer, poke)
+    }
+
+    fn poke_at(&mut self, pointer: u64, poke: Poke) -> Anything<()> {
         let bare = self.bare()?;
         Ok(match poke {
             Poke::Fill => bare.poke_by_fill(pointer),
             Poke::Copy => bare.poke_by_copy(pointer),
             Poke::Kernel => bare.poke_by_kernel(pointer),
         }?)
+    }
+
+    fn upload(&mut self, bytes: u64) -> Anything<f64> {
+        let context = self.context()?;
+        let mut ring = Ring::new(&context, 8 << 20, 4)?;
+        let (done, us) = timed_us(|| -> Anything<()> {
+            let allocation = How::Vmm.mechanism().sharing().allocate(&context, bytes)?;
+            let mut upload = Upload::new(&mut ring, allocation)?;
+            let mut at = 0;
+            while at < bytes {
+                let len = upload.slot_bytes().min(bytes - at);
+                upload.stage(at, len, |_| Ok::<(), Infallible>(()))?;
+                at += len;
+            }
+            upload.finish()?;
+            Ok(())
+        });
+        done.map(|()| us)
+    }
+
+    /// The client's opens beside the least that an importer can do with as much memory.
+    fn open_rounds(&mut self, name: &str, rounds: Rounds) -> Anything<Attached> {
+        let context = self.context()?;
+        self.bare()?;
+        let bare = self.bare.as_ref().ok_or("no driver")?;
+        let client = self.client.as_ref().ok_or("not connected")?;
+        let how = self.taken.first().ok_or("nothing was taken")?.how();
+        let granularity = how.mechanism().sharing().granularity_bytes(&context)?;
+        let (mut floors, mut opens, mut closes) = (Vec::new(), Vec::new(), Vec::new());
+        let start = Instant::now();
+        while rounds.go_on(floors.len(), start) {
+            let (attached, us) = timed_us(|| attach_bare(bare, &self.taken, granularity));
+            detach_bare(bare, attached?)?;
+            floors.push(us);
+            let (open_us, close_us) = serve_client::round(client, name)?;
+            opens.push(open_us);
+            closes.push(close_us);
+        }
+        Ok(Attached {
+            bare: Summary::of(floors),
+            library: Summary::of(opens),
+            close: Summary::of(closes),
+        })
     }
 
     /// In turns, so that what else goes on here concerns both alike.
@@ -278,7 +356,7 @@ fn detach_bare(bare: &Bare, attached: Vec<Attachment>) -> Result<(), String> {
 
 /// The bytes of `seed` from byte `from` on, of which no two blocks are alike. `from` is a multiple
 /// of 8.
-fn fill(seed: u64, from: u64, bytes: &mut [u8]) -> Result<(), std::convert::Infallible> {
+fn fill(seed: u64, from: u64, bytes: &mut [u8]) -> Result<(), Infallible> {
     for (word, chunk) in (from / 8..).zip(bytes.chunks_mut(8)) {
         let mixed = (word ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (mixed ^ mixed >> 29).to_le_bytes();

@@ -49,8 +49,6 @@ enum Program {
     Conformance,
     /// A step of this program.
     Own,
-    /// A Python file among the checks.
-    Python,
 }
 
 struct Plan {
@@ -60,13 +58,17 @@ struct Plan {
 }
 
 /// In the order in which they run: what is needed most comes first.
-const PLANS: [Plan; 6] = [
+const PLANS: [Plan; 9] = [
     plan("machine", Program::Own, 20),
     plan("conformance", Program::Conformance, 90),
     plan("contexts", Program::Own, 30),
     plan("questions", Program::Own, 60),
+    plan("service", Program::Own, 75),
+    plan("frameworks", Program::Own, 60),
     plan("copy", Program::Own, 60),
     plan("attach", Program::Own, 75),
+    // Last, for it writes and reads most; it gets what time is left.
+    plan("loads", Program::Own, 240),
 ];
 
 const fn plan(name: &'static str, program: Program, deadline_s: u64) -> Plan {
@@ -171,7 +173,7 @@ fn run_step(plan: &Plan, options: &Options, left: Duration) -> Step {
     };
     let (found, unread) = match plan.program {
         Program::Conformance => (conformance_in(&log_at), None),
-        Program::Own | Program::Python => found_in(&found_at),
+        Program::Own => found_in(&found_at),
     };
     let mut step = Step {
         name: plan.name.to_owned(),
@@ -241,17 +243,13 @@ fn command(plan: &Plan, options: &Options, found_at: &Path) -> Anything<Command>
             command.arg("step").arg(plan.name);
             command
         }
-        Program::Python => {
-            let mut command = Command::new(&options.python);
-            command.arg(bundle.join(format!("checks/{}.py", plan.name)));
-            command
-        }
     };
     if !matches!(plan.program, Program::Conformance) {
         let scale = clap::ValueEnum::to_possible_value(&options.scale);
         let scale = scale.ok_or("a scale without a name")?;
         command.args(["--scale", scale.get_name()]);
         command.arg("--bundle").arg(bundle);
+        command.arg("--python").arg(&options.python);
         command.arg("--scratch").arg(options.out.join("scratch"));
         command.arg("--out").arg(found_at);
     }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
@@ -88,6 +89,20 @@ pub(crate) enum Command {
     Synchronize,
     /// Give back mappings, allocations and exports.
     Drop,
+    /// Become a client of the daemon behind this socket.
+    Connect { socket: PathBuf },
+    /// Open a model; the text is how the daemon came by the weights.
+    OpenModel { name: String, on_device: bool },
+    /// Compare the open model on the device with the file.
+    CompareModel { file: PathBuf },
+    /// Close the model.
+    CloseModel,
+    /// Write to the open model's first tensor.
+    PokeModel(Poke),
+    /// Open and close again and again, in turns with bare imports of what was taken.
+    OpenRounds { name: String, rounds: Rounds },
+    /// Allocate, and copy so many bytes through the ring without filling it.
+    Upload { bytes: u64 },
     /// Without a context: create memory and pass it on.
     CreateWithoutContext { bytes: u64 },
 }
@@ -102,6 +117,9 @@ pub(crate) struct Reply {
     pub(crate) free_bytes: u64,
     #[serde(default)]
     pub(crate) total_bytes: u64,
+    /// How long the open or the upload took.
+    #[serde(default)]
+    pub(crate) took_us: f64,
     #[serde(default)]
     pub(crate) attached: Option<Attached>,
 }
@@ -138,10 +156,7 @@ pub(crate) fn send(
 }
 
 /// Receives one message; `None` when the other side is gone.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "an enum of another crate"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "an enum of another crate")]
 pub(crate) fn receive<T: DeserializeOwned>(
     from: impl AsFd,
 ) -> Anything<Option<(T, Option<OwnedFd>)>> {
