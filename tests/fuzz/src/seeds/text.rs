@@ -105,13 +105,7 @@ pub(super) fn safetensors_index() -> Vec<Seed> {
     ])
 }
 
-pub(super) fn config() -> Vec<Seed> {
-    named(&[
-        ("empty", ""),
-        ("comment", "# nothing is set\n"),
-        (
-            "every-setting",
-            r#"runtime_dir = "/run/mrm"
+const EVERY_SETTING: &str = r#"runtime_dir = "/run/mrm"
 socket_mode = "0660"
 socket_group = "mrm"
 status_group = "990"
@@ -131,9 +125,13 @@ write_stall_ms = 10000
 
 [load]
 threads = 2
-foreign_threads = 256
-"#,
-        ),
+foreign_threads = 256"#;
+
+pub(super) fn config() -> Vec<Seed> {
+    named(&[
+        ("empty", ""),
+        ("comment", "# nothing is set\n"),
+        ("every-setting", EVERY_SETTING),
         (
             "models",
             r#"host_budget_bytes = "8 GiB"
