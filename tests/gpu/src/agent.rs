@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{self, Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long one command may take. The step has a deadline of its own.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// How long one command may take. A driver that hangs must not take the step's whole time.
+const DEADLINE: Duration = Duration::from_secs(30);
 /// What a driver may keep of what it took for its own work.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
 
@@ -40,6 +40,12 @@ impl Agent {
         let mut agent = Self::start()?;
         agent.tell(&Command::Retain)?;
         Ok(agent)
+    }
+
+    /// From now on a command may take so long.
+    pub(crate) fn wait_up_to(&mut self, time: Duration) -> Anything<()> {
+        sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(time))?;
+        Ok(())
     }
 
     /// Starts one by these words before its own command line, such as `unshare --ipc`.
@@ -72,7 +78,8 @@ impl Agent {
     ) -> Result<(Reply, Option<OwnedFd>), String> {
         let text = |error: Box<dyn std::error::Error>| error.to_string();
         send(self.socket.as_fd(), command, fd).map_err(text)?;
-        let got: Option<(Reply, _)> = receive(&self.socket).map_err(text)?;
+        let got: Option<(Reply, _)> =
+            receive(&self.socket).map_err(|error| format!("no answer in time: {error}"))?;
         let Some((reply, fd)) = got else {
             let status = self.child.wait().map_err(|error| error.to_string())?;
             return Err(format!("the process died ({status})"));

@@ -10,7 +10,9 @@ use crate::python::Python;
 use crate::report::Recorder;
 use crate::scale::Scale;
 use crate::service;
+use crate::stats::timed_us;
 use crate::wire::{Command, How};
+use std::time::{Duration, Instant};
 
 /// A hit beside import, map and access of as much.
 const HIT_MAX: f64 = 1.3;
@@ -21,6 +23,7 @@ const SPEED_MIN: f64 = 0.95;
 
 /// The step.
 pub(crate) fn step(scale: Scale, place: &Place, recorder: &mut Recorder) -> Anything<()> {
+    let start = Instant::now();
     let mut models = Vec::new();
     for bytes in scale.model_bytes() {
         let name = format!("{}-MB", bytes / 1_000_000);
@@ -44,6 +47,7 @@ pub(crate) fn step(scale: Scale, place: &Place, recorder: &mut Recorder) -> Anyt
         plain,
         recorder,
         scale,
+        end: start + Duration::from_secs(place.time_s),
     };
     loads.hits(&models)?;
     loads.misses(&models)
@@ -56,6 +60,8 @@ struct Loads<'r> {
     plain: Option<Python>,
     recorder: &'r mut Recorder,
     scale: Scale,
+    /// When the step is stopped.
+    end: Instant,
 }
 
 /// Seconds of one way to the weights.
@@ -146,13 +152,24 @@ impl Loads<'_> {
         ];
         self.recorder
             .table("Opening what is not on the device", &columns)?;
+        // Seconds of a round for each byte, as the last model had it.
+        let mut pace = 0.0;
         for model in models {
+            let expected_s = pace * model.bytes as f64;
+            if Instant::now() + Duration::from_secs_f64(expected_s) > self.end {
+                let why = format!("it would take {expected_s:.0} s, which are not left");
+                self.recorder
+                    .skip(&format!("loading {}", model.name), why)?;
+                continue;
+            }
             if let Err(error) = model.make_cold() {
                 self.recorder
                     .skip(&format!("a cold {}", model.name), error.to_string())?;
                 continue;
             }
-            let took = self.best_of_rounds(model)?;
+            let (took, us) = timed_us(|| self.best_of_rounds(model));
+            let took = took?;
+            pace = us / 1e6 / model.bytes as f64 / rounds_of(model) as f64;
             self.judge(model, took)?;
         }
         Ok(())
@@ -160,13 +177,8 @@ impl Loads<'_> {
 
     /// The best of several rounds, of each figure: what else the machine does only adds.
     fn best_of_rounds(&mut self, model: &ModelFile) -> Anything<Took> {
-        let rounds = match model.bytes {
-            0..500_000_000 => 4,
-            500_000_000..2_000_000_000 => 3,
-            _ => 1,
-        };
         let mut best = self.round(model)?;
-        for _ in 1..rounds {
+        for _ in 1..rounds_of(model) {
             let took = self.round(model)?;
             let least = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a.min(b));
             best = Took {
@@ -263,6 +275,14 @@ impl Loads<'_> {
                 .at_least(&what, plain / took.miss, SPEED_MIN)?;
         }
         Ok(())
+    }
+}
+
+fn rounds_of(model: &ModelFile) -> u32 {
+    match model.bytes {
+        0..500_000_000 => 4,
+        500_000_000..2_000_000_000 => 3,
+        _ => 1,
     }
 }
 

@@ -78,6 +78,9 @@ pub(crate) struct Place {
     /// Python, with torch if it is to be compared with.
     #[arg(long, default_value = "python3")]
     pub(crate) python: String,
+    /// What the step has, in seconds, before it is stopped.
+    #[arg(long, default_value_t = 240)]
+    pub(crate) time_s: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

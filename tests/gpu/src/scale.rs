@@ -51,8 +51,8 @@ impl Scale {
 
     pub(crate) fn rounds(self) -> Rounds {
         let (least, most, time_ms) = match self {
-            Self::Full => (20, 1000, 2500),
-            Self::Quick => (10, 300, 800),
+            Self::Full => (5, 1000, 2500),
+            Self::Quick => (5, 300, 800),
             Self::Fake => (3, 5, 200),
         };
         Rounds {

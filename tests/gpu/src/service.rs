@@ -8,9 +8,12 @@ use crate::model_file::ModelFile;
 use crate::report::Recorder;
 use crate::scale::{MIB, Scale};
 use crate::wire::{Command, Poke};
+use std::time::Duration;
 
 /// What N clients may add, each, of the model.
 const SHARE_MAX: f64 = 0.01;
+/// How long a load from disk may take.
+const OPEN_TIME: Duration = Duration::from_secs(150);
 /// What nobody counts: the driver's own rounding and caches.
 const SLACK_BYTES: u64 = 64 * MIB;
 
@@ -79,6 +82,7 @@ pub(crate) fn step(scale: Scale, place: &Place, recorder: &mut Recorder) -> Anyt
 /// A client in a process of its own, connected, with its context.
 pub(crate) fn client(daemon: &Daemon) -> Anything<Agent> {
     let mut client = Agent::ready()?;
+    client.wait_up_to(OPEN_TIME)?;
     let socket = daemon.socket();
     client.tell(&Command::Connect { socket })?;
     Ok(client)

@@ -66,7 +66,7 @@ const PLANS: [Plan; 9] = [
     plan("service", Program::Own, 75),
     plan("frameworks", Program::Own, 60),
     plan("copy", Program::Own, 60),
-    plan("attach", Program::Own, 75),
+    plan("attach", Program::Own, 90),
     // Last, for it writes and reads most; it gets what time is left.
     plan("loads", Program::Own, 240),
 ];
@@ -158,7 +158,7 @@ fn run_step(plan: &Plan, options: &Options, left: Duration) -> Step {
         )
     } else {
         let _ = fs::remove_file(&found_at);
-        match command(plan, options, &found_at)
+        match command(plan, options, &found_at, deadline)
             .and_then(|command| end_of(command, &log_at, deadline))
         {
             Ok(Some(status)) if status.success() => (Status::Passed, None),
@@ -226,7 +226,12 @@ fn found_in(path: &Path) -> (Found, Option<String>) {
     }
 }
 
-fn command(plan: &Plan, options: &Options, found_at: &Path) -> Anything<Command> {
+fn command(
+    plan: &Plan,
+    options: &Options,
+    found_at: &Path,
+    deadline: Duration,
+) -> Anything<Command> {
     let bundle = &options.bundle;
     let mut command = match plan.program {
         Program::Conformance => {
@@ -250,6 +255,7 @@ fn command(plan: &Plan, options: &Options, found_at: &Path) -> Anything<Command>
         command.args(["--scale", scale.get_name()]);
         command.arg("--bundle").arg(bundle);
         command.arg("--python").arg(&options.python);
+        command.args(["--time-s", &deadline.as_secs().to_string()]);
         command.arg("--scratch").arg(options.out.join("scratch"));
         command.arg("--out").arg(found_at);
     }
