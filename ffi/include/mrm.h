@@ -16,7 +16,8 @@
  * Threads: every function may be called from any thread, at the same time, on the same handles.
  * Only `_close` needs the handle for itself: no other call may be using it then.
  *
- * Fork: a child keeps what is mapped and opens more over a connection of its own.
+ * Fork: a child keeps what is mapped and opens more over a connection of its own. What is on a
+ * device it cannot use: CUDA does not survive fork.
  */
 #ifndef MRM_H
 #define MRM_H
@@ -24,6 +25,21 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/**
+ * The bit of `mrm_dl_managed_t.flags` that says that the elements may not be written.
+ */
+#define MRM_DL_FLAG_READ_ONLY 1
+
+/**
+ * `mrm_dl_device_t.device_type` of host memory (`kDLCPU`).
+ */
+#define MRM_DL_CPU 1
+
+/**
+ * `mrm_dl_device_t.device_type` of a CUDA device (`kDLCUDA`).
+ */
+#define MRM_DL_CUDA 2
 
 /**
  * The version of this interface. It changes when a program built against another one would not
@@ -599,6 +615,60 @@ typedef uint32_t mrm_state_e;
 #endif // __cplusplus
 
 /**
+ * In which memory an open wants the weights.
+ */
+enum mrm_tier_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * The host's.
+     */
+    MRM_TIER_E_HOST = 0,
+    /**
+     * That of a device, or an error.
+     */
+    MRM_TIER_E_DEVICE = 1,
+    /**
+     * That of a device if that can be had now, else the host's; `mrm_model_why_host` says why.
+     */
+    MRM_TIER_E_BEST = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_tier_e mrm_tier_e;
+#else
+typedef uint32_t mrm_tier_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How the memory of a device is shared between processes.
+ */
+enum mrm_sharing_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * By descriptors: what is mapped outlives the daemon.
+     */
+    MRM_SHARING_E_VMM = 0,
+    /**
+     * By handles: what is mapped is gone when the daemon is.
+     */
+    MRM_SHARING_E_LEGACY = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_sharing_e mrm_sharing_e;
+#else
+typedef uint32_t mrm_sharing_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * A client: a session with the daemon. Opaque.
  */
 typedef struct mrm_client_h_t mrm_client_h_t;
@@ -645,6 +715,19 @@ typedef struct mrm_open_options_t {
      * Passed to `progress`.
      */
     void *user;
+    /**
+     * A number of `mrm_tier_e`: in which memory the weights are wanted.
+     */
+    uint32_t tier;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Which device will do, NUL-terminated: `cuda:0` or `0` (the ordinal in this process), or its
+     * UUID as `GPU-...`. NULL or `cuda`: any that this process sees. Only with a tier of devices.
+     */
+    const char *device;
 } mrm_open_options_t;
 
 /**
@@ -715,6 +798,180 @@ typedef struct mrm_stat_t {
 typedef bool (*mrm_list_f)(const struct mrm_stat_t *model, void *user);
 
 /**
+ * A model, borrowed for the call.
+ */
+typedef const struct mrm_model_h_t *mrm_model_ref;
+
+/**
+ * Where on a device a model is. Start from `MRM_DEVICE_INIT`.
+ */
+typedef struct mrm_device_t {
+    /**
+     * `sizeof(mrm_device_t)`, so that members can be added at the end.
+     */
+    size_t size;
+    /**
+     * The device's name for every process: the bytes of its UUID.
+     */
+    uint8_t uuid[16];
+    /**
+     * Its number in this process, under this process's `CUDA_VISIBLE_DEVICES`.
+     */
+    uint32_t ordinal;
+    /**
+     * A number of `mrm_sharing_e`.
+     */
+    uint32_t sharing;
+    /**
+     * Bytes of all allocations.
+     */
+    uint64_t bytes;
+    /**
+     * Number of allocations.
+     */
+    size_t allocations;
+} mrm_device_t;
+
+/**
+ * One allocation of a model on a device. Mapped as long as the model is open.
+ */
+typedef struct mrm_allocation_t {
+    /**
+     * Where it begins on the device.
+     */
+    uint64_t device_ptr;
+    /**
+     * Its length.
+     */
+    uint64_t bytes;
+} mrm_allocation_t;
+
+/**
+ * `DLPackVersion`.
+ */
+typedef struct mrm_dl_version_t {
+    /**
+     * Differs where the layout does.
+     */
+    uint32_t major;
+    /**
+     * Differs where the layout is the same.
+     */
+    uint32_t minor;
+} mrm_dl_version_t;
+
+/**
+ * `DLDevice`.
+ */
+typedef struct mrm_dl_device_t {
+    /**
+     * `MRM_DL_CPU` or `MRM_DL_CUDA`.
+     */
+    int32_t device_type;
+    /**
+     * The ordinal in this process; 0 for host memory.
+     */
+    int32_t device_id;
+} mrm_dl_device_t;
+
+/**
+ * `DLDataType`.
+ */
+typedef struct mrm_dl_dtype_t {
+    /**
+     * A number of `DLDataTypeCode`.
+     */
+    uint8_t code;
+    /**
+     * Size of an element in bits.
+     */
+    uint8_t bits;
+    /**
+     * 1.
+     */
+    uint16_t lanes;
+} mrm_dl_dtype_t;
+
+/**
+ * `DLTensor`.
+ */
+typedef struct mrm_dl_tensor_t {
+    /**
+     * The elements, for reading only; NULL without elements.
+     */
+    void *data;
+    /**
+     * Where they are.
+     */
+    struct mrm_dl_device_t device;
+    /**
+     * Number of dimensions.
+     */
+    int32_t ndim;
+    /**
+     * Their type.
+     */
+    struct mrm_dl_dtype_t dtype;
+    /**
+     * The dimensions.
+     */
+    int64_t *shape;
+    /**
+     * From one element to the next in each dimension, counted in elements. Not NULL.
+     */
+    int64_t *strides;
+    /**
+     * 0.
+     */
+    uint64_t byte_offset;
+} mrm_dl_tensor_t;
+
+/**
+ * `DLManagedTensorVersioned`: to be cast to it.
+ */
+typedef struct mrm_dl_managed_t {
+    /**
+     * The version of DLPack that it keeps to.
+     */
+    struct mrm_dl_version_t version;
+    /**
+     * The library's.
+     */
+    void *manager_ctx;
+    /**
+     * Call it with this struct, once, when the tensor is not needed any more.
+     */
+    void (*deleter)(struct mrm_dl_managed_t *managed);
+    /**
+     * `MRM_DL_FLAG_READ_ONLY`.
+     */
+    uint64_t flags;
+    /**
+     * The tensor.
+     */
+    struct mrm_dl_tensor_t dl_tensor;
+} mrm_dl_managed_t;
+
+/**
+ * `DLManagedTensor`, of DLPack before 1.0: to be cast to it. It cannot say that the elements may
+ * not be written.
+ */
+typedef struct mrm_dl_unversioned_t {
+    /**
+     * The tensor.
+     */
+    struct mrm_dl_tensor_t dl_tensor;
+    /**
+     * The library's.
+     */
+    void *manager_ctx;
+    /**
+     * Call it with this struct, once, when the tensor is not needed any more.
+     */
+    void (*deleter)(struct mrm_dl_unversioned_t *managed);
+} mrm_dl_unversioned_t;
+
+/**
  * What went wrong last on the calling thread. The pointers live until the next call of this
  * library that fails on the same thread.
  */
@@ -742,11 +999,6 @@ typedef struct mrm_error_t {
 } mrm_error_t;
 
 /**
- * A model, borrowed for the call.
- */
-typedef const struct mrm_model_h_t *mrm_model_ref;
-
-/**
  * What a model is. Start from `MRM_MODEL_INFO_INIT`.
  */
 typedef struct mrm_model_info_t {
@@ -772,7 +1024,7 @@ typedef struct mrm_model_info_t {
      */
     uint32_t origin;
     /**
-     * Bytes of all segments.
+     * Bytes of all segments; on a device, of all allocations.
      */
     uint64_t bytes;
     /**
@@ -780,7 +1032,7 @@ typedef struct mrm_model_info_t {
      */
     size_t tensors;
     /**
-     * Number of segments.
+     * Number of segments; 0 on a device.
      */
     size_t segments;
     /**
@@ -815,7 +1067,7 @@ typedef struct mrm_tensor_t {
     const uint64_t *shape_ptr;
     /**
      * Its elements, little endian, the last dimension contiguous. Aligned only as the file
-     * aligned them. Not NULL, even without elements.
+     * aligned them. NULL on a device, and only there.
      */
     const void *data_ptr;
     /**
@@ -823,17 +1075,26 @@ typedef struct mrm_tensor_t {
      */
     uint64_t bytes;
     /**
-     * Which segment they lie in.
+     * Which file they are from: in host memory, which segment they lie in.
      */
     uint32_t segment;
     /**
-     * Zero.
+     * The ordinal, in this process, of the device that they are on; -1 in host memory.
      */
-    uint32_t reserved;
+    int32_t device;
     /**
-     * Where they begin in that segment.
+     * Where they begin in that file.
      */
     uint64_t offset;
+    /**
+     * Where they begin on the device, at a multiple of 256, for reading only; 0 in host memory,
+     * and without elements.
+     */
+    uint64_t device_ptr;
+    /**
+     * Its position in the order of the files, as `mrm_model_tensor_at` counts.
+     */
+    size_t index;
 } mrm_tensor_t;
 
 /**
@@ -950,6 +1211,103 @@ int mrm_client_list(mrm_client_ref client, const char *prefix, mrm_list_f callba
 int mrm_client_stat(mrm_client_ref client, const char *name, struct mrm_stat_t *stat);
 
 /**
+ * Tells where on a device a model is. Fails with `NO_SUCH_ITEM` when it is in host memory.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `device` begins with its size and may be written.
+ */
+int mrm_model_device(mrm_model_ref model, struct mrm_device_t *device);
+
+/**
+ * The allocation at `index` of a model on a device.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `allocation` may be written.
+ */
+int mrm_model_allocation_at(mrm_model_ref model, size_t index, struct mrm_allocation_t *allocation);
+
+/**
+ * Why a model that was opened with `MRM_TIER_E_BEST` is in host memory; empty when it is not, or
+ * was asked for there. Lives as long as the handle.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `why` may be written.
+ */
+int mrm_model_why_host(mrm_model_ref model, struct mrm_text_t *why);
+
+/**
+ * Whether what is mapped is still of use: 0, or the number of what became of it, of which
+ * `mrm_last_error` tells the rest. A device may be lost; memory that is shared by legacy handles
+ * goes with the daemon; host memory always stays. A later open of the name gets a new lease.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open.
+ */
+int mrm_model_lost(mrm_model_ref model);
+
+/**
+ * As `mrm_model_close`, but fails with `CLOSE_REFUSED` when the device memory cannot be unmapped
+ * now, because a stream is captured into a graph. `streams` are `count` streams of the program
+ * (`CUstream` or `cudaStream_t`) that may be captured: for those made non-blocking the driver does
+ * not tell otherwise, and waiting spoils their capture.
+ *
+ * `*model` is NULL after success. After a failure it is a handle that is to be closed later, on
+ * the same memory: pointers to names and shapes that came from the old one are invalid. It is NULL
+ * then only if part of the memory was unmapped: the rest follows by itself.
+ *
+ * Threads: any, but no other call may be using the handle, then or later.
+ *
+ * # Safety
+ * `*model` is open, and may be written; `streams` has `count` live streams of the model's device.
+ */
+int mrm_model_close_on(mrm_model_h *model, void *const *streams, size_t count);
+
+/**
+ * Tries again to unmap models that were closed while the driver would not let them be unmapped,
+ * and tells how many are left. Later opens and closes on devices do this by themselves.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `left` is NULL or may be written.
+ */
+int mrm_release_deferred(size_t *left);
+
+/**
+ * Lends the tensor at `index`, in the order of the files, as a `DLManagedTensorVersioned` with the
+ * read-only flag. It keeps the model open, whatever becomes of the handle, until its deleter is
+ * called; that may wait for the device, as `mrm_model_close` does. Fails with `DTYPE_MISMATCH` for
+ * element types of less than a byte.
+ *
+ * Threads: any, at any time; the deleter too.
+ *
+ * # Safety
+ * `model` is open; `managed` may be written.
+ */
+int mrm_tensor_dlpack(mrm_model_ref model, size_t index, struct mrm_dl_managed_t **managed);
+
+/**
+ * As `mrm_tensor_dlpack`, for libraries that know only DLPack before 1.0. Nothing tells them that
+ * the elements may not be written: a write ends the process, or on a device the context.
+ *
+ * Threads: any, at any time; the deleter too.
+ *
+ * # Safety
+ * `model` is open; `managed` may be written.
+ */
+int mrm_tensor_dlpack_unversioned(mrm_model_ref model,
+                                  size_t index,
+                                  struct mrm_dl_unversioned_t **managed);
+
+/**
  * The name that safetensors headers use for a number of `mrm_dtype_e`; empty when this library
  * does not know the number. Lives forever.
  *
@@ -989,6 +1347,10 @@ int mrm_model_clone(mrm_model_ref model, mrm_model_h *clone);
 /**
  * Gives a model back. Every pointer that came from this handle is invalid afterwards; the lease
  * ends with the last handle of the process on the model.
+ *
+ * On a device the last handle waits for the work that the process queued there. While a stream is
+ * captured into a graph the model stays mapped, and leased, until a later open or close on a
+ * device, or `mrm_release_deferred`; `mrm_model_close_on` tells instead.
  *
  * Threads: any, but no other call may be using this handle, then or later.
  *
@@ -1107,10 +1469,13 @@ int mrm_model_segment_dup_fd(mrm_model_ref model, size_t index, int *fd);
 #endif  // __cplusplus
 
 /* The options of an open, with every member at its default. */
-#define MRM_OPEN_OPTIONS_INIT { sizeof(mrm_open_options_t), MRM_WAIT_DEFAULT, NULL, NULL }
+#define MRM_OPEN_OPTIONS_INIT { sizeof(mrm_open_options_t), MRM_WAIT_DEFAULT, NULL, NULL, 0, 0, NULL }
 
 /* An empty mrm_model_info_t, to be filled. */
 #define MRM_MODEL_INFO_INIT { sizeof(mrm_model_info_t), { NULL, 0 }, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/* An empty mrm_device_t, to be filled. */
+#define MRM_DEVICE_INIT { sizeof(mrm_device_t), { 0 }, 0, 0, 0, 0 }
 
 /* An empty mrm_stat_t, to be filled. */
 #define MRM_STAT_INIT { sizeof(mrm_stat_t), { NULL, 0 }, 0, 0, 0, 0, false, false, false }

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -72,13 +73,25 @@ public:
     std::uint64_t dim(std::size_t i) const {
         return i < raw_.rank ? raw_.shape_ptr[i] : throw std::out_of_range("mrm: no such dimension");
     }
+    // NULL on a device.
     const void *data() const { return raw_.data_ptr; }
     std::uint64_t bytes() const { return raw_.bytes; }
+    // The ordinal of the device that it is on, if it is on one.
+    std::optional<int> device() const {
+        return raw_.device >= 0 ? std::optional<int>(raw_.device) : std::nullopt;
+    }
+    // Its address there, for reading only; 0 in host memory.
+    std::uint64_t device_ptr() const { return raw_.device_ptr; }
+    // Its position in the order of the files.
+    std::size_t index() const { return raw_.index; }
 
     // The elements, if they are of type `dtype` and aligned for T; throws otherwise.
     template <typename T> const T *as(std::uint32_t dtype) const {
         if (dtype != raw_.dtype || sizeof(T) * 8 != mrm_dtype_bits(dtype)) {
             throw std::invalid_argument("mrm: the tensor has elements of another type");
+        }
+        if (raw_.device >= 0) {
+            throw std::invalid_argument("mrm: the tensor is on a device; see device_ptr()");
         }
         if (reinterpret_cast<std::uintptr_t>(raw_.data_ptr) % alignof(T) != 0) {
             throw std::invalid_argument("mrm: the file does not align the tensor; copy it out");
@@ -89,6 +102,12 @@ public:
 private:
     mrm_tensor_t raw_;
 };
+
+struct DlPackDeleter {
+    void operator()(mrm_dl_managed_t *managed) const { managed->deleter(managed); }
+};
+// Owns a tensor that was lent by DLPack.
+using DlPack = std::unique_ptr<mrm_dl_managed_t, DlPackDeleter>;
 
 // An open model.
 class Model {
@@ -137,6 +156,40 @@ public:
         return std::vector<Tensor>(raw.begin(), raw.end());
     }
 
+    // Where on a device it is, if it is on one.
+    std::optional<mrm_device_t> device() const {
+        mrm_device_t device = MRM_DEVICE_INIT;
+        const int number = mrm_model_device(handle_, &device);
+        if (number == MRM_ERROR_E_NO_SUCH_ITEM) {
+            return std::nullopt;
+        }
+        check(number);
+        return device;
+    }
+
+    // Why it is in host memory although Tier::best was asked for; else empty.
+    std::string_view why_host() const {
+        mrm_text_t why{};
+        check(mrm_model_why_host(handle_, &why));
+        return view(why);
+    }
+
+    // A tensor for other libraries, as a DLManagedTensorVersioned with the read-only flag. It keeps
+    // the model open. release() it to give it away.
+    DlPack dlpack(const Tensor &tensor) const {
+        mrm_dl_managed_t *managed = nullptr;
+        check(mrm_tensor_dlpack(handle_, tensor.index(), &managed));
+        return DlPack(managed);
+    }
+
+    // Closes, or throws CLOSE_REFUSED when device memory cannot be unmapped now, and stays open.
+    // `streams` may be captured: see mrm_model_close_on.
+    void close(const std::vector<void *> &streams = {}) {
+        if (handle_ != nullptr) {
+            check(mrm_model_close_on(&handle_, streams.data(), streams.size()));
+        }
+    }
+
     // The exact image of one file.
     mrm_segment_t segment(std::size_t index) const {
         mrm_segment_t segment{};
@@ -162,10 +215,20 @@ private:
     mrm_model_h handle_;
 };
 
+// In which memory the weights are wanted.
+enum class Tier : std::uint32_t {
+    host = MRM_TIER_E_HOST,
+    device = MRM_TIER_E_DEVICE,
+    best = MRM_TIER_E_BEST,
+};
+
 // How to open.
 struct OpenOptions {
     // How long to wait for room and for the load.
     std::optional<std::chrono::milliseconds> wait;
+    Tier tier = Tier::host;
+    // Which device will do: "cuda:0", a UUID, or empty for any.
+    std::string device;
     // Called with bytes in place and bytes of the whole. What it throws ends up at the caller of
     // open, once the open is over.
     std::function<void(std::uint64_t, std::uint64_t)> progress;
@@ -218,6 +281,8 @@ private:
         if (options.wait) {
             raw.wait_ms = static_cast<std::uint64_t>(options.wait->count());
         }
+        raw.tier = static_cast<std::uint32_t>(options.tier);
+        raw.device = options.device.empty() ? nullptr : options.device.c_str();
         if (options.progress) {
             raw.user = &report;
             raw.progress = [](std::uint64_t loaded, std::uint64_t total, void *user) {

@@ -12,10 +12,13 @@
 use crate::error::Failure;
 use crate::guard;
 use crate::model::{mrm_model_h, mrm_model_h_t};
+use crate::number::Local;
 use crate::pointer::{Out, borrow, give, optional_path, optional_text, path, read_sized, take};
 use crate::pointer::{null, text, text_of, write_sized};
-use crate::types::{MRM_WAIT_DEFAULT, mrm_list_f, mrm_open_options_t, mrm_stat_t, mrm_state_e};
-use mrm_client::{Client, Model, ModelRow, ModelState, OpenError, OpenOptions};
+use crate::types::{
+    MRM_WAIT_DEFAULT, mrm_list_f, mrm_open_options_t, mrm_stat_t, mrm_state_e, mrm_tier_e,
+};
+use mrm_client::{Client, Devices, Model, ModelRow, ModelState, OpenError, OpenOptions, Tier};
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
 use std::time::Duration;
@@ -193,7 +196,7 @@ pub unsafe extern "C" fn mrm_client_stat(
 ///
 /// # Safety
 /// `options` is NULL, or begins with its size and has as many bytes; its callback keeps to
-/// `mrm_progress_f`.
+/// `mrm_progress_f`, and its device is NULL or NUL-terminated.
 unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOptions<'a>, Failure> {
     let mut chosen = OpenOptions::new();
     if options.is_null() {
@@ -204,6 +207,9 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
         wait_ms: MRM_WAIT_DEFAULT,
         progress: None,
         user: std::ptr::null_mut(),
+        tier: mrm_tier_e::Host as u32,
+        reserved: 0,
+        device: std::ptr::null(),
     };
     let least_bytes = offset_of!(mrm_open_options_t, progress);
     // SAFETY: this function's own contract; any bytes are a valid mrm_open_options_t.
@@ -211,6 +217,8 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
     if given.wait_ms != MRM_WAIT_DEFAULT {
         chosen = chosen.wait(Duration::from_millis(given.wait_ms));
     }
+    // SAFETY: this function's own contract.
+    chosen = chosen.tier(unsafe { tier(&given) }?);
     if let Some(callback) = given.progress {
         let user = given.user;
         chosen = chosen.on_progress(move |progress| {
@@ -219,6 +227,38 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
         });
     }
     Ok(chosen)
+}
+
+/// In which memory the weights are wanted.
+///
+/// # Safety
+/// `given.device` is NULL or NUL-terminated.
+unsafe fn tier(given: &mrm_open_options_t) -> Result<Tier, Failure> {
+    let bad = |message: String| Failure::local(Local::BadArgument, message);
+    // SAFETY: this function's own contract.
+    let device = unsafe { optional_text(given.device, "options->device") }?;
+    let devices = match device.map(str::parse::<Devices>) {
+        None => Devices::Visible,
+        Some(Ok(devices)) => devices,
+        Some(Err(why)) => return Err(bad(format!("`options->device`: {why}"))),
+    };
+    if given.reserved != 0 {
+        return Err(bad(
+            "`options->reserved` is not 0; upgrade libmrm".to_owned()
+        ));
+    }
+    match given.tier {
+        tier if tier == mrm_tier_e::Device as u32 => Ok(Tier::Device(devices)),
+        tier if tier == mrm_tier_e::Best as u32 => Ok(Tier::Best(devices)),
+        tier if tier != mrm_tier_e::Host as u32 => Err(bad(format!(
+            "`options->tier` is {tier}, which is no number of mrm_tier_e"
+        ))),
+        _ if device.is_some() => Err(bad(
+            "`options->device` is set, but `options->tier` asks for host memory; set both"
+                .to_owned(),
+        )),
+        _ => Ok(Tier::Host),
+    }
 }
 
 fn hand_out(out: &Out<mrm_model_h>, opened: Result<Model, OpenError>) -> Result<(), Failure> {

@@ -80,6 +80,6 @@ pub extern "C" fn mrm_dtype_bits(dtype: u32) -> u32 {
         .unwrap_or(0)
 }
 
-fn known(dtype: u32) -> Option<DType> {
+pub(crate) fn known(dtype: u32) -> Option<DType> {
     DType::from_code(u16::try_from(dtype).ok()?)
 }

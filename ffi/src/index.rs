@@ -5,7 +5,7 @@
 use crate::error::Failure;
 use crate::pointer::text_of;
 use crate::types::{mrm_tensor_t, mrm_text_t};
-use mrm_client::{Model, Tensor};
+use mrm_client::{DeviceWeights, Model, Tensor};
 
 /// Everything in here points into the model's mappings or into `shapes`: it may not outlive
 /// either, and is handed out only through the handle that owns both.
@@ -18,7 +18,9 @@ pub(crate) struct Index {
     metadata: Vec<(mrm_text_t, mrm_text_t)>,
     segments: Vec<mrm_text_t>,
     /// Not changed after `new`: `tensors` point into its heap.
-    _shapes: Vec<u64>,
+    shapes: Vec<u64>,
+    /// Where in it the shape of each tensor begins.
+    shape_starts: Vec<usize>,
 }
 
 impl Index {
@@ -29,10 +31,12 @@ impl Index {
         // Two passes: the array of shapes must not move once tensors point into it.
         let shapes: Vec<u64> = found.iter().flat_map(Tensor::dims).collect();
         let mut tensors = Vec::with_capacity(found.len());
+        let mut shape_starts = Vec::with_capacity(found.len());
         let mut rest = shapes.as_slice();
-        for tensor in &found {
+        for (index, tensor) in found.iter().enumerate() {
             let (shape, after) = rest.split_at(tensor.rank());
-            tensors.push(describe(tensor, shape));
+            shape_starts.push(shapes.len() - rest.len());
+            tensors.push(describe(tensor, shape, index));
             rest = after;
         }
         let mut places: Vec<_> = found
@@ -49,13 +53,20 @@ impl Index {
             places,
             metadata,
             segments,
-            _shapes: shapes,
+            shapes,
+            shape_starts,
         })
     }
 
     /// All tensors, in the order of the files.
     pub(crate) fn tensors(&self) -> &[mrm_tensor_t] {
         &self.tensors
+    }
+
+    /// The dimensions of the tensor at `index`, which is there.
+    pub(crate) fn shape(&self, index: usize) -> &[u64] {
+        let start = self.shape_starts[index];
+        &self.shapes[start..start + self.tensors[index].rank as usize]
     }
 
     /// The entry of a tensor of the same model.
@@ -83,16 +94,22 @@ fn place(tensor: &Tensor<'_>) -> (usize, usize) {
     (tensor.name().as_ptr() as usize, tensor.name().len())
 }
 
-fn describe(tensor: &Tensor<'_>, shape: &[u64]) -> mrm_tensor_t {
+fn describe(tensor: &Tensor<'_>, shape: &[u64], index: usize) -> mrm_tensor_t {
+    let device = tensor.device().map(DeviceWeights::ordinal);
     mrm_tensor_t {
         name: text_of(tensor.name()),
         dtype: tensor.dtype().code().into(),
         rank: u32::try_from(shape.len()).unwrap_or(u32::MAX),
         shape_ptr: shape.as_ptr(),
-        data_ptr: tensor.bytes().unwrap_or_default().as_ptr().cast(),
+        // The one error: it is on a device.
+        data_ptr: tensor
+            .bytes()
+            .map_or(std::ptr::null(), |bytes| bytes.as_ptr().cast()),
         bytes: tensor.bytes_total(),
         segment: u32::try_from(tensor.segment_index()).unwrap_or(u32::MAX),
-        reserved: 0,
+        device: device.map_or(-1, |ordinal| i32::try_from(ordinal).unwrap_or(i32::MAX)),
         offset: tensor.offset_bytes(),
+        device_ptr: tensor.device_pointer().unwrap_or(0),
+        index,
     }
 }

@@ -31,7 +31,9 @@ use std::sync::OnceLock;
 pub struct mrm_model_h_t {
     // The index points into the model, and is dropped before it.
     index: OnceLock<Result<Index, Failure>>,
-    model: Model,
+    pub(crate) model: Model,
+    /// Why it is in host memory, once that was asked.
+    pub(crate) why_host: OnceLock<String>,
 }
 
 /// A model that you own; give it to `mrm_model_close`.
@@ -45,10 +47,11 @@ impl mrm_model_h_t {
         Self {
             index: OnceLock::new(),
             model,
+            why_host: OnceLock::new(),
         }
     }
 
-    fn index(&self) -> Result<&Index, Failure> {
+    pub(crate) fn index(&self) -> Result<&Index, Failure> {
         self.index
             .get_or_init(|| Index::new(&self.model))
             .as_ref()
@@ -76,6 +79,10 @@ pub unsafe extern "C" fn mrm_model_clone(model: mrm_model_ref, clone: *mut mrm_m
 
 /// Gives a model back. Every pointer that came from this handle is invalid afterwards; the lease
 /// ends with the last handle of the process on the model.
+///
+/// On a device the last handle waits for the work that the process queued there. While a stream is
+/// captured into a graph the model stays mapped, and leased, until a later open or close on a
+/// device, or `mrm_release_deferred`; `mrm_model_close_on` tells instead.
 ///
 /// Threads: any, but no other call may be using this handle, then or later.
 ///
@@ -362,7 +369,7 @@ fn segment_of(handle: &mrm_model_h_t, index: usize) -> Result<mrm_client::Segmen
         .ok_or_else(|| beyond(handle, "segment", index, count))
 }
 
-fn beyond(handle: &mrm_model_h_t, what: &str, index: usize, count: usize) -> Failure {
+pub(crate) fn beyond(handle: &mrm_model_h_t, what: &str, index: usize, count: usize) -> Failure {
     let name = handle.model.name();
     Failure::local(
         Local::NoSuchItem,

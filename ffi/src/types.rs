@@ -8,8 +8,11 @@
 //!     wait_ms: MRM_WAIT_DEFAULT,
 //!     progress: None,
 //!     user: std::ptr::null_mut(),
+//!     tier: 0,
+//!     reserved: 0,
+//!     device: std::ptr::null(),
 //! };
-//! assert_eq!(options.size, 32);
+//! assert_eq!(options.size, 48);
 //! ```
 //!
 //! Enums are never taken as arguments or stored in structs: a number that a newer library sends
@@ -52,6 +55,13 @@ pub struct mrm_open_options_t {
     pub progress: mrm_progress_f,
     /// Passed to `progress`.
     pub user: *mut c_void,
+    /// A number of `mrm_tier_e`: in which memory the weights are wanted.
+    pub tier: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Which device will do, NUL-terminated: `cuda:0` or `0` (the ordinal in this process), or its
+    /// UUID as `GPU-...`. NULL or `cuda`: any that this process sees. Only with a tier of devices.
+    pub device: *const c_char,
 }
 
 /// What a model is. Start from `MRM_MODEL_INFO_INIT`.
@@ -69,11 +79,11 @@ pub struct mrm_model_info_t {
     pub kind: u32,
     /// A number of `mrm_origin_e`: what the open cost.
     pub origin: u32,
-    /// Bytes of all segments.
+    /// Bytes of all segments; on a device, of all allocations.
     pub bytes: u64,
     /// Number of tensors.
     pub tensors: usize,
-    /// Number of segments.
+    /// Number of segments; 0 on a device.
     pub segments: usize,
     /// Number of metadata pairs.
     pub metadata: usize,
@@ -94,16 +104,49 @@ pub struct mrm_tensor_t {
     /// Its dimensions: `rank` numbers. Not NULL, even for a scalar.
     pub shape_ptr: *const u64,
     /// Its elements, little endian, the last dimension contiguous. Aligned only as the file
-    /// aligned them. Not NULL, even without elements.
+    /// aligned them. NULL on a device, and only there.
     pub data_ptr: *const c_void,
     /// Length of the elements in bytes.
     pub bytes: u64,
-    /// Which segment they lie in.
+    /// Which file they are from: in host memory, which segment they lie in.
     pub segment: u32,
-    /// Zero.
-    pub reserved: u32,
-    /// Where they begin in that segment.
+    /// The ordinal, in this process, of the device that they are on; -1 in host memory.
+    pub device: i32,
+    /// Where they begin in that file.
     pub offset: u64,
+    /// Where they begin on the device, at a multiple of 256, for reading only; 0 in host memory,
+    /// and without elements.
+    pub device_ptr: u64,
+    /// Its position in the order of the files, as `mrm_model_tensor_at` counts.
+    pub index: usize,
+}
+
+/// Where on a device a model is. Start from `MRM_DEVICE_INIT`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_device_t {
+    /// `sizeof(mrm_device_t)`, so that members can be added at the end.
+    pub size: usize,
+    /// The device's name for every process: the bytes of its UUID.
+    pub uuid: [u8; 16],
+    /// Its number in this process, under this process's `CUDA_VISIBLE_DEVICES`.
+    pub ordinal: u32,
+    /// A number of `mrm_sharing_e`.
+    pub sharing: u32,
+    /// Bytes of all allocations.
+    pub bytes: u64,
+    /// Number of allocations.
+    pub allocations: usize,
+}
+
+/// One allocation of a model on a device. Mapped as long as the model is open.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct mrm_allocation_t {
+    /// Where it begins on the device.
+    pub device_ptr: u64,
+    /// Its length.
+    pub bytes: u64,
 }
 
 /// One segment: the exact image of one file of the model. Lives as long as the model handle.
@@ -160,6 +203,28 @@ pub struct mrm_error_t {
     pub name: *const c_char,
     /// For people: the object, the reason, the remedy. NUL-terminated UTF-8.
     pub message: *const c_char,
+}
+
+/// In which memory an open wants the weights.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mrm_tier_e {
+    /// The host's.
+    Host = 0,
+    /// That of a device, or an error.
+    Device = 1,
+    /// That of a device if that can be had now, else the host's; `mrm_model_why_host` says why.
+    Best = 2,
+}
+
+/// How the memory of a device is shared between processes.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mrm_sharing_e {
+    /// By descriptors: what is mapped outlives the daemon.
+    Vmm = 0,
+    /// By handles: what is mapped is gone when the daemon is.
+    Legacy = 1,
 }
 
 /// What kind of files a model is made of.

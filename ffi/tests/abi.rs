@@ -11,6 +11,8 @@ mod fake;
 
 use fake::{Content, Fake};
 use mrm::client::*;
+use mrm::device::*;
+use mrm::dlpack::*;
 use mrm::error::mrm_last_error;
 use mrm::model::*;
 use mrm::number::mrm_error_e;
@@ -170,7 +172,7 @@ fn segments_are_lent_by_pointer_and_by_descriptor() {
 fn null_arguments_are_errors_everywhere() {
     let fake = Fake::start(|_, session| session.serve(&Content::sample(10)));
     let client = connect(&fake);
-    let model = open(client, c"a/b");
+    let mut model = open(client, c"a/b");
     let nulls = mrm_error_e::NullArgument as c_int;
     // SAFETY: NULL is what is tested; the other arguments are valid.
     unsafe {
@@ -195,6 +197,17 @@ fn null_arguments_are_errors_everywhere() {
             mrm_model_segment_at(model, 0, null_mut()),
             mrm_model_segment_name(model, 0, null_mut()),
             mrm_model_segment_dup_fd(model, 0, null_mut()),
+            mrm_model_device(model, null_mut()),
+            mrm_model_device(null(), null_mut()),
+            mrm_model_allocation_at(model, 0, null_mut()),
+            mrm_model_why_host(model, null_mut()),
+            mrm_model_lost(null()),
+            mrm_model_close_on(null_mut(), null(), 0),
+            mrm_model_close_on(&mut null_mut(), null(), 0),
+            mrm_model_close_on(&raw mut model, null(), 1),
+            mrm_tensor_dlpack(model, 0, null_mut()),
+            mrm_tensor_dlpack(null(), 0, &mut null_mut()),
+            mrm_tensor_dlpack_unversioned(model, 0, null_mut()),
             mrm_last_error(null_mut()),
         ]
         .into_iter()
@@ -282,6 +295,7 @@ fn options_are_read_by_their_size_and_progress_is_called() {
         wait_ms: 1234,
         progress: Some(note),
         user: (&raw mut noted).cast(),
+        ..zeroed()
     };
     let open = |name: &CStr, options: &mrm_open_options_t| {
         let mut model = null_mut();

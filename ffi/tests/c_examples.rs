@@ -9,6 +9,10 @@
 
 #[path = "../../mrm-client/tests/fake/mod.rs"]
 mod fake;
+#[path = "../../mrm-client/tests/machine/lent.rs"]
+mod lent;
+#[path = "../../mrm-client/tests/machine/mod.rs"]
+mod machine;
 
 use fake::{Content, Fake};
 use std::io::{BufRead, BufReader, Read};
@@ -208,6 +212,50 @@ fn open_model_lists_the_tensors() {
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(complaint.contains("no_daemon, 700"), "{complaint}");
+}
+
+#[test]
+fn open_model_lists_what_is_on_a_device() {
+    machine::on_machine("open_model_lists_what_is_on_a_device", &[], |_| {
+        let directory = tempfile::tempdir().expect("a directory");
+        let Some(program) = compile("c/open_model.c", directory.path()) else {
+            return;
+        };
+        let lent = lent::Lent::vmm(2, mrm_client::device::Granularity::Model);
+        let fake = Fake::start(move |n, session| {
+            session.hello();
+            lent.serve(session, n as u64 + 1);
+        });
+        let socket = fake.socket();
+        let driver = std::env::var("LD_LIBRARY_PATH").expect("set for this process");
+        // The driver's library stays loaded for the life of the process, and so does its handle.
+        let kept = directory.path().join("kept");
+        std::fs::write(&kept, "leak:mrm_cuda::probe\n").expect("writes");
+        let kept = format!("suppressions={}:print_suppressions=0", kept.display());
+        let on = |device: &str| {
+            let mut command = command(&program, &socket, MODEL);
+            let paths = format!("{}:{driver}", directory.path().display());
+            command
+                .arg(device)
+                .env("LD_LIBRARY_PATH", paths)
+                .env("LSAN_OPTIONS", &kept);
+            command.output().expect("the program runs")
+        };
+        for (n, device) in ["cuda:0", "best"].into_iter().enumerate() {
+            let text = stdout_of(&on(device));
+            let lines: Vec<_> = text.lines().collect();
+            assert_eq!(lines[0], format!("{MODEL}: 3 tensors, 0 files, 2024 bytes"));
+            let tensor = lines[1];
+            assert!(
+                tensor.starts_with("t0 U8 [10, 100] 1000 bytes, at 0x"),
+                "{text}"
+            );
+            assert!(tensor.ends_with(" on cuda:0"), "{text}");
+            fake.seen.wait_closed(n as u64 + 1);
+        }
+        let complaint = String::from_utf8_lossy(&on("cuda:7").stderr).into_owned();
+        assert!(complaint.contains("device_not_visible, 716"), "{complaint}");
+    });
 }
 
 #[test]

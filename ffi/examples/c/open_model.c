@@ -1,14 +1,16 @@
 /*
  * Opens a model and lists its tensors: name, element type, shape, bytes, and the sum of the first
- * bytes, read in place.
+ * bytes, read in place. With a device: where on it they are.
  *
  *     cc open_model.c $(pkg-config --cflags --libs mrm) -o open_model
  *     ./open_model sentence/minilm          a registered model
  *     ./open_model ./model.safetensors      a file of one's own: anything with . or / in front
+ *     ./open_model sentence/minilm cuda:0   in the memory of a device; `best`: of any, or the host's
  */
 #include <inttypes.h>
 #include <mrm.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { SUMMED_BYTES = 4096 };
 
@@ -23,16 +25,21 @@ static int complain(const char *what) {
 
 static void print_tensor(const mrm_tensor_t *tensor) {
     const mrm_text_t dtype = mrm_dtype_name(tensor->dtype);
+    printf("%.*s %.*s [", (int)tensor->name.len, tensor->name.data, (int)dtype.len, dtype.data);
+    for (uint32_t i = 0; i < tensor->rank; i++) {
+        printf("%s%" PRIu64, i == 0 ? "" : ", ", tensor->shape_ptr[i]);
+    }
+    printf("] %" PRIu64 " bytes, ", tensor->bytes);
+    if (tensor->device >= 0) {
+        printf("at %#" PRIx64 " on cuda:%" PRId32 "\n", tensor->device_ptr, tensor->device);
+        return;
+    }
     const unsigned char *bytes = tensor->data_ptr;
     uint64_t sum = 0;
     for (uint64_t i = 0; i < tensor->bytes && i < SUMMED_BYTES; i++) {
         sum += bytes[i];
     }
-    printf("%.*s %.*s [", (int)tensor->name.len, tensor->name.data, (int)dtype.len, dtype.data);
-    for (uint32_t i = 0; i < tensor->rank; i++) {
-        printf("%s%" PRIu64, i == 0 ? "" : ", ", tensor->shape_ptr[i]);
-    }
-    printf("] %" PRIu64 " bytes, sum %" PRIu64 "\n", tensor->bytes, sum);
+    printf("sum %" PRIu64 "\n", sum);
 }
 
 static int list(mrm_model_ref model) {
@@ -53,8 +60,8 @@ static int list(mrm_model_ref model) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2) {
-        fprintf(stderr, "usage: %s MODEL|PATH\n", argv[0]);
+    if (argc != 2 && argc != 3) {
+        fprintf(stderr, "usage: %s MODEL|PATH [DEVICE|best]\n", argv[0]);
         return 2;
     }
     mrm_client_h client = NULL;
@@ -63,9 +70,16 @@ int main(int argc, char **argv) {
     }
     const char *what = argv[1];
     const int is_path = what[0] == '/' || what[0] == '.';
+    mrm_open_options_t options = MRM_OPEN_OPTIONS_INIT;
+    if (argc == 3 && strcmp(argv[2], "best") == 0) {
+        options.tier = MRM_TIER_E_BEST;
+    } else if (argc == 3) {
+        options.tier = MRM_TIER_E_DEVICE;
+        options.device = argv[2];
+    }
     mrm_model_h model = NULL;
-    const int failed = is_path ? mrm_client_open_path(client, what, NULL, &model)
-                               : mrm_client_open(client, what, NULL, &model);
+    const int failed = is_path ? mrm_client_open_path(client, what, &options, &model)
+                               : mrm_client_open(client, what, &options, &model);
     const int status = failed != 0 ? complain(what) : list(model);
     if (model != NULL) {
         mrm_model_close(model);

@@ -14,7 +14,9 @@ from ctypes import (
     c_bool,
     c_char_p,
     c_int,
+    c_int32,
     c_size_t,
+    c_uint8,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -46,6 +48,9 @@ class OpenOptions(Structure):
         ("wait_ms", c_uint64),
         ("progress", PROGRESS),
         ("user", c_void_p),
+        ("tier", c_uint32),
+        ("reserved", c_uint32),
+        ("device", c_char_p),
     ]
 
 
@@ -77,9 +82,30 @@ class Tensor(Structure):
         ("data_ptr", c_void_p),
         ("bytes", c_uint64),
         ("segment", c_uint32),
-        ("reserved", c_uint32),
+        ("device", c_int32),
         ("offset", c_uint64),
+        ("device_ptr", c_uint64),
+        ("index", c_size_t),
     ]
+
+
+class Device(Structure):
+    """``mrm_device_t``"""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("uuid", c_uint8 * 16),
+        ("ordinal", c_uint32),
+        ("sharing", c_uint32),
+        ("bytes", c_uint64),
+        ("allocations", c_size_t),
+    ]
+
+
+class Allocation(Structure):
+    """``mrm_allocation_t``"""
+
+    _fields_ = [("device_ptr", c_uint64), ("bytes", c_uint64)]
 
 
 class Segment(Structure):
@@ -152,6 +178,14 @@ FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
     "mrm_model_segment_at": (c_int, [c_void_p, c_size_t, POINTER(Segment)], False),
     "mrm_model_segment_name": (c_int, [c_void_p, c_size_t, POINTER(Text)], False),
     "mrm_model_segment_dup_fd": (c_int, [c_void_p, c_size_t, POINTER(c_int)], False),
+    "mrm_model_device": (c_int, [c_void_p, POINTER(Device)], False),
+    "mrm_model_allocation_at": (c_int, [c_void_p, c_size_t, POINTER(Allocation)], False),
+    "mrm_model_why_host": (c_int, [c_void_p, POINTER(Text)], False),
+    "mrm_model_lost": (c_int, [c_void_p], False),
+    "mrm_model_close_on": (c_int, [POINTER(c_void_p), POINTER(c_void_p), c_size_t], True),
+    "mrm_release_deferred": (c_int, [POINTER(c_size_t)], True),
+    "mrm_tensor_dlpack": (c_int, [c_void_p, c_size_t, POINTER(c_void_p)], False),
+    "mrm_tensor_dlpack_unversioned": (c_int, [c_void_p, c_size_t, POINTER(c_void_p)], False),
 }
 
 

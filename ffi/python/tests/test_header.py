@@ -19,6 +19,8 @@ STRUCTS = {
     "mrm_model_info_t": _ffi.ModelInfo,
     "mrm_tensor_t": _ffi.Tensor,
     "mrm_segment_t": _ffi.Segment,
+    "mrm_device_t": _ffi.Device,
+    "mrm_allocation_t": _ffi.Allocation,
     "mrm_stat_t": _ffi.Stat,
     "mrm_error_t": _ffi.Error,
 }
@@ -26,6 +28,8 @@ STRUCTS = {
 TYPES = {
     "size_t": ctypes.c_size_t,
     "uint32_t": ctypes.c_uint32,
+    "int32_t": ctypes.c_int32,
+    "uint8_t": ctypes.c_uint8,
     "uint64_t": ctypes.c_uint64,
     "int": ctypes.c_int,
     "bool": ctypes.c_bool,
@@ -63,10 +67,14 @@ def test_every_function_is_declared_as_in_the_header() -> None:
 def test_structs_have_the_members_of_the_header(name: str) -> None:
     body = re.search(rf"typedef struct {name} \{{(.*?)\}}", BARE, re.DOTALL)
     assert body is not None
-    members = re.findall(r"([\w *]+?[ *])(\w+);", body.group(1))
+    members = re.findall(r"([\w *]+?[ *])(\w+(?:\[\d+\])?);", body.group(1))
     fields = [(field[0], field[1]) for field in STRUCTS[name]._fields_]
-    assert [member for _, member in members] == [field for field, _ in fields]
+    assert [member.split("[")[0] for _, member in members] == [field for field, _ in fields]
     for (declared, member), (_, used) in zip(members, fields, strict=True):
+        if "[" in member:
+            # An array: of so many, of a type that is compared by itself.
+            assert used._length_ == int(member.split("[")[1].rstrip("]")), (name, member)
+            used = used._type_
         assert fits(declared.strip(), used), (name, member)
 
 
