@@ -259,6 +259,27 @@ fn the_device_with_the_most_room_is_chosen_and_the_first_of_equals() {
 }
 
 #[test]
+fn room_that_the_queue_has_a_claim_on_is_none() {
+    script(20, &[12, 9], ON_HOST).run(
+        "> open 1.2 m2 on d0
+         resolve op4 m2
+         > resolved op4 v2 j@12
+         load op5 s3 j:12 v2 on d0
+         > loaded op5 c3
+         1.2 opened l2 v2 on d0 loaded [s3]
+         > close 1 l2
+         > open 1.3 m3 on d0
+         resolve op6 m3
+         > resolved op6 v3 k@4
+         free op7 s3 on d0
+         > open 1.4 m1 on d0,d1
+         resolve op8 m1
+         > resolved op8 v1 a=1 b:4 i@5/2
+         load op9 s4 i:5 v1 on d1 from [s2]",
+    );
+}
+
+#[test]
 fn where_no_device_can_make_the_room_an_open_waits_for_the_largest() {
     script(10, &[6, 8], ON_HOST).run(
         "> open 1.2 m1 on d0

@@ -171,6 +171,33 @@ fn what_feeds_a_load_is_not_evicted_before_that_has_ended() {
 }
 
 #[test]
+fn what_is_to_feed_a_want_in_the_queue_is_no_victim_of_later_ones() {
+    script(20, &[5, 5], ON_HOST).run(ON_BOTH).run(
+        "> close 1 l2
+         > open 1.3 m2 on d1
+         resolve op6 m2
+         > resolved op6 v2 j@5
+         load op7 s4 j:5 v2 on d1
+         > loaded op7 c4
+         1.3 opened l3 v2 on d1 loaded [s4]
+         > close 1 l3
+         > open 1.4 m1 on d1
+         resolve op8 m1
+         > resolved op8 v1 a=1 b:4 i@5/2
+         free op9 s4 on d1
+         > open 1.5 m3 on d0
+         resolve op10 m3
+         > resolved op10 v3 k@5
+         > freed op9
+         load op11 s5 i:5 v1 on d1 from s3
+         forget v2
+         > loaded op11 c3
+         1.4 opened l4 v1 on d1 promoted [s1 s5]
+         free op12 s3 on d0",
+    );
+}
+
+#[test]
 fn a_lease_on_a_device_keeps_the_table_though_the_files_are_gone() {
     let end = script(10, &[10], ON_HOST)
         .run(ON_BOTH)
