@@ -15,6 +15,8 @@
     reason = "a harness fails loudly"
 )]
 
+pub mod cuda;
+pub mod gpus;
 pub mod holder;
 pub mod hostile;
 pub mod http;

@@ -436,7 +436,7 @@ impl State {
         let there = ledger.charged.saturating_sub(undone);
         let limit = there.saturating_add(Bytes(free_bytes)).min(budget);
         if limit != ledger.limit && managed.lost.is_none() {
-            tracing::info!(
+            tracing::debug!(
                 device = %managed.report.uuid,
                 limit_bytes = limit.0,
                 budget_bytes = budget.0,

@@ -9,7 +9,8 @@
     reason = "a tool of tests fails loudly"
 )]
 
-use mrm_client::{Client, Fault, Model, OpenOptions};
+use mrm_client::{Client, Devices, Fault, Model, OpenOptions, Tier};
+use mrm_tests::cuda::Cuda;
 use mrm_tests::{Random, checksum};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
@@ -43,6 +44,13 @@ impl Holder {
         match text(0) {
             "open" => self.open(text(1), text(2), command[3].as_u64().expect("ms"), false),
             "path" => self.open(text(1), text(2), 60_000, true),
+            "open-on" => self.open_on(text(1), text(2), text(3), command[4].as_u64().expect("ms")),
+            "device-tensors" => device_tensors(&self.models[text(1)]),
+            "device-free" => json!({"ok": true, "bytes": Cuda::of(0).free_bytes()}),
+            "lost" => self.models[text(1)].lost().map_or_else(
+                || json!({"ok": false}),
+                |why| json!({"ok": true, "code": why.reply().number, "message": why.reply().message}),
+            ),
             "equal" => equal(&self.models[text(1)], &paths(&command[2])),
             "tensors" => tensors(&self.models[text(1)]),
             "close" => json!({"ok": self.models.remove(text(1)).is_some()}),
@@ -75,6 +83,35 @@ impl Holder {
                 let reply = json!({
                     "ok": true, "version": model.version().0, "bytes": model.bytes_total(),
                     "origin": format!("{:?}", model.origin()).to_lowercase(),
+                });
+                self.models.insert(alias.to_owned(), model);
+                reply
+            }
+            Err(error) => failure(&error),
+        }
+    }
+
+    /// Opens on a device: `best`, `cuda`, `cuda:N` or a UUID.
+    fn open_on(&mut self, alias: &str, name: &str, device: &str, wait_ms: u64) -> Value {
+        let tier = match device {
+            "best" => Tier::Best(Devices::Visible),
+            device => Tier::Device(device.parse().expect("a device")),
+        };
+        let options = OpenOptions::new()
+            .wait(Duration::from_millis(wait_ms))
+            .tier(tier);
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(error) => return failure(&error),
+        };
+        match client.open_with(name, &options) {
+            Ok(model) => {
+                let reply = json!({
+                    "ok": true, "version": model.version().0,
+                    "origin": format!("{:?}", model.origin()).to_lowercase(),
+                    "device": model.device().map(|weights| weights.uuid().to_string()),
+                    "allocations": model.device().map(|weights| weights.allocations().len()),
+                    "why_host": model.why_host().map(ToString::to_string),
                 });
                 self.models.insert(alias.to_owned(), model);
                 reply
@@ -168,6 +205,33 @@ fn tensors(model: &Model) -> Value {
         .iter()
         .map(|tensor| {
             let sum = checksum(tensor.bytes().expect("in host memory"));
+            (
+                tensor.name().to_owned(),
+                json!([tensor.dtype().name(), tensor.shape(), sum]),
+            )
+        })
+        .collect();
+    json!({"ok": true, "tensors": list})
+}
+
+/// Name, type, shape and checksum of every tensor, read back from the device.
+fn device_tensors(model: &Model) -> Value {
+    let weights = model.device().expect("on a device");
+    let cuda = Cuda::of(weights.ordinal());
+    let tensors = model.tensors().expect("a table");
+    let list: BTreeMap<String, Value> = tensors
+        .iter()
+        .map(|tensor| {
+            let bytes: u64 = tensor.shape().iter().product::<u64>() * 4;
+            let pointer = tensor.device_pointer().expect("on a device");
+            let read = match bytes {
+                0 => Vec::new(),
+                bytes => {
+                    assert_eq!(pointer % 256, 0, "{} is not aligned", tensor.name());
+                    cuda.read(pointer, bytes)
+                }
+            };
+            let sum = checksum(&read);
             (
                 tensor.name().to_owned(),
                 json!([tensor.dtype().name(), tensor.shape(), sum]),

@@ -1,0 +1,130 @@
+//! A machine with pretended GPUs: the environment in which daemon and clients find them.
+
+use crate::holder::Holder;
+use crate::node::{Node, Setup, beside};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The machine. Its devices are there as long as it is.
+pub struct Gpus {
+    dir: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+}
+
+impl Gpus {
+    /// So many devices of so many bytes, on which a context costs 16 MiB.
+    pub fn new(devices: u32, capacity_bytes: u64) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("mrm-gpus-")
+            .tempdir()
+            .expect("a directory");
+        let driver = mrm_fake_cuda::install::driver_dir(&dir.path().join("driver"), &[]);
+        let driver = driver.expect("the fake driver is built");
+        let machine = dir.path().join("machine");
+        let environment = [
+            ("LD_LIBRARY_PATH", driver.display().to_string()),
+            ("MRM_FAKE_CUDA_DIR", machine.display().to_string()),
+            ("MRM_FAKE_CUDA_DEVICES", devices.to_string()),
+            ("MRM_FAKE_CUDA_CAPACITY", capacity_bytes.to_string()),
+            ("MRM_FAKE_CUDA_CONTEXT_BYTES", (16 << 20).to_string()),
+        ];
+        let environment = environment.map(|(k, v)| (k.to_owned(), v)).to_vec();
+        Self { dir, environment }
+    }
+
+    /// One more variable, for daemon and clients.
+    pub fn with(mut self, variable: &str, value: &str) -> Self {
+        self.environment
+            .push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A daemon on this machine.
+    pub fn setup(&self) -> Setup {
+        let setup = Setup {
+            environment: self.environment.clone(),
+            ..Setup::new()
+        };
+        setup
+            .setting("[device]")
+            .setting("enabled = \"yes\"")
+            .setting("reserve_bytes = 0")
+            .setting("budget_bytes = \"90%\"")
+    }
+
+    /// A client on this machine.
+    pub fn holder(&self, node: &Node) -> Holder {
+        self.holder_with(node, &[])
+    }
+
+    /// A client with variables of its own.
+    pub fn holder_with(&self, node: &Node, variables: &[(&str, &str)]) -> Holder {
+        let mut command = Command::new(beside("mrm-hold"));
+        command.arg(node.socket());
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command.envs(variables.iter().copied());
+        Holder::start_with(&mut command)
+    }
+
+    /// Where each process notes its calls of the driver; to be passed as `MRM_FAKE_CUDA_LOG`.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("calls.log")
+    }
+
+    /// How often a process called each function whose name begins with `prefix`, by the log.
+    pub fn calls(&self, pid: u32, prefix: &str) -> usize {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let start = format!("{pid} {prefix}");
+        log.lines().filter(|line| line.starts_with(&start)).count()
+    }
+
+    /// From now on these rules of faults hold for every process.
+    pub fn faults(&self, rules: &str) {
+        Self::replace(&self.dir.path().join("machine/faults"), rules);
+    }
+
+    /// From now on these hold for one process.
+    pub fn faults_of(&self, pid: u32, rules: &str) {
+        let file = format!("machine/faults.{pid}");
+        Self::replace(&self.dir.path().join(file), rules);
+    }
+
+    fn replace(path: &Path, text: &str) {
+        let new = path.with_extension("new");
+        fs::write(&new, text).expect("writes");
+        fs::rename(new, path).expect("renames");
+    }
+}
+
+/// Opens on a device what must succeed.
+pub fn open_on(holder: &mut Holder, alias: &str, name: &str, device: &str) -> Value {
+    holder.must(&json!(["open-on", alias, name, device, 60_000]))
+}
+
+/// What came of an open that may fail.
+pub fn try_open_on(holder: &mut Holder, alias: &str, name: &str, device: &str) -> Value {
+    holder.ask(&json!(["open-on", alias, name, device, 300]))
+}
+
+/// Asserts that every tensor that `holder` reads from its device is what it reads in host memory.
+pub fn assert_same_tensors(holder: &mut Holder, on_device: &str, name: &str) {
+    let device = holder.must(&json!(["device-tensors", on_device]));
+    holder.open("reference", name);
+    let host = holder.must(&json!(["tensors", "reference"]));
+    holder.close("reference");
+    assert_eq!(device["tensors"], host["tensors"], "{name}");
+    assert!(
+        !host["tensors"].as_object().expect("tensors").is_empty(),
+        "{name} has no tensors"
+    );
+}
+
+/// A field of one device in the daemon's status.
+pub fn device_field(node: &Node, device: usize, field: &str) -> Value {
+    let status = node.get("/v1/status");
+    let pointer = format!("/devices/devices/{device}/{field}");
+    let value = status.pointer(&pointer).cloned();
+    value.unwrap_or_else(|| panic!("{pointer}: {status}"))
+}
