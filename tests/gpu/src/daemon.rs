@@ -30,11 +30,9 @@ impl Daemon {
         fs::create_dir_all(&dir)?;
         let mut toml = "host_budget_bytes = \"50%\"\n[device]\nenabled = \"yes\"\n".to_owned();
         for model in models {
-            writeln!(
-                toml,
-                "[[model]]\nname = {:?}\npath = {:?}",
-                model.name, model.path
-            )?;
+            let (name, path, granularity) = (&model.name, &model.path, model.granularity);
+            writeln!(toml, "[[model]]\nname = {name:?}\npath = {path:?}")?;
+            writeln!(toml, "granularity = {granularity:?}")?;
         }
         fs::write(dir.join("mrm.toml"), toml)?;
         let notify = UnixDatagram::bind(dir.join("notify.sock"))?;

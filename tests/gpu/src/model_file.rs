@@ -21,6 +21,8 @@ pub(crate) struct ModelFile {
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
     pub(crate) tensors: u64,
+    /// How the daemon is to put the tensors together on a device.
+    pub(crate) granularity: &'static str,
 }
 
 impl ModelFile {
@@ -59,7 +61,18 @@ impl ModelFile {
             path,
             bytes,
             tensors,
+            granularity: "model",
         })
+    }
+
+    /// The same file under another name, put together otherwise.
+    pub(crate) fn by(&self, granularity: &'static str) -> Self {
+        let name = format!("{}-by-{granularity}", self.name);
+        Self {
+            name,
+            granularity,
+            ..self.clone()
+        }
     }
 
     /// Takes the file out of the page cache; an error where that cannot be done.
