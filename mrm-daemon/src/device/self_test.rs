@@ -41,6 +41,7 @@ const KILLED: Duration = Duration::from_secs(1);
 const MESSAGE_BYTES_MAX: usize = 4096;
 const CONTEXT: &str = "context";
 const PROVED: &str = "proved";
+const DIED: &str = "the child process died";
 
 /// How the child is started.
 #[derive(Debug, Clone)]
@@ -151,17 +152,23 @@ fn converse(
     has_context: &mut dyn FnMut(),
 ) -> Result<(), String> {
     let (text, fd) = encode(trial);
-    let told = |errno: rustix::io::Errno| format!("the child process cannot be told: {errno}");
-    send(socket.as_fd(), &text, fd).map_err(told)?;
+    tell(socket, &text, fd)?;
     match answer(socket, deadline)?.as_str() {
         CONTEXT => has_context(),
         cause => return Err(cause.to_owned()),
     }
-    send(socket.as_fd(), CONTEXT, None).map_err(told)?;
+    tell(socket, CONTEXT, None)?;
     match answer(socket, deadline)?.as_str() {
         PROVED => Ok(()),
         cause => Err(cause.to_owned()),
     }
+}
+
+fn tell(socket: &OwnedFd, text: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), String> {
+    send(socket.as_fd(), text, fd).map_err(|errno| match errno {
+        rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => DIED.to_owned(),
+        errno => format!("the child process cannot be told: {errno}"),
+    })
 }
 
 fn answer(socket: &OwnedFd, deadline: Instant) -> Result<String, String> {
@@ -170,7 +177,7 @@ fn answer(socket: &OwnedFd, deadline: Instant) -> Result<String, String> {
     }
     match receive(socket.as_fd()) {
         Ok(Some((text, _))) => Ok(text),
-        Ok(None) => Err("the child process died".to_owned()),
+        Ok(None) | Err(rustix::io::Errno::CONNRESET) => Err(DIED.to_owned()),
         Err(errno) => Err(format!("the child process cannot be heard: {errno}")),
     }
 }
