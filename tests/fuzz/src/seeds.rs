@@ -151,6 +151,13 @@ fn frame() -> Vec<Seed> {
         "long-body".to_owned(),
         [piece(0, &long.encode()), piece(8, &[0; 255])].concat(),
     ));
+    // The long frame begins behind another one in the reader's buffer.
+    let behind = [
+        piece(4, &short_frame()),
+        piece(4, &long.encode()),
+        piece(8, &[7; 255]),
+    ];
+    seeds.push(("long-body-behind".to_owned(), behind.concat()));
     long.fds = 2;
     seeds.push(("bad-missing-fds".to_owned(), piece(1, &long.encode())));
     seeds.push(("bad-magic".to_owned(), piece(0, &[b'x'; 24])));

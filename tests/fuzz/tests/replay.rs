@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// What all committed inputs together may take, so that a checkout stays small.
 const CORPUS_BYTES_MAX: u64 = 1 << 20;
-const CORPUS_FILES_MAX: usize = 2000;
+const CORPUS_FILES_MAX: usize = 1000;
 
 fn files(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else {

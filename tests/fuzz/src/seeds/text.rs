@@ -125,7 +125,8 @@ write_stall_ms = 10000
 
 [load]
 threads = 2
-foreign_threads = 256"#;
+foreign_threads = 256
+"#;
 
 pub(super) fn config() -> Vec<Seed> {
     named(&[

@@ -20,6 +20,7 @@ use mrm_daemon::source::{Identity, Source, SourceError};
 use mrm_proto::limits::{SEGMENTS_PER_MODEL_MAX, TENSOR_NAME_BYTES_MAX, TENSOR_RANK_MAX};
 use mrm_proto::name::FileName;
 use mrm_proto::table::{ModelKind, Table};
+use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::BorrowedFd;
@@ -129,8 +130,19 @@ pub fn index(input: &[u8]) -> Verdict {
     for shard in &index.shards {
         assert!(!shard.as_str().contains('/'), "{shard:?} leads elsewhere");
     }
+    let Plain { weight_map: map } = serde_json::from_slice(input).expect("an index in JSON");
+    assert_eq!(map.len(), index.tensors.len());
+    for (tensor, &shard) in &index.tensors {
+        assert_eq!(map[tensor], index.shards[shard].as_str());
+    }
     with_shards(input, &index);
     Verdict::Accepted
+}
+
+/// An index as a plain reader of JSON sees it.
+#[derive(Deserialize)]
+struct Plain {
+    weight_map: BTreeMap<String, String>,
 }
 
 type Files = Vec<(FileName, Arc<dyn Source>)>;
