@@ -53,7 +53,6 @@ pub(super) struct HeldImage {
 
 /// Weights on their way to a device.
 pub(super) struct FillRecord {
-    pub(super) version: VersionId,
     pub(super) bytes: u64,
     pub(super) filled_bytes: Arc<AtomicU64>,
     pub(super) device: DeviceId,
@@ -210,7 +209,6 @@ impl State {
         };
         target.fill_async(order, completion);
         let record = FillRecord {
-            version,
             bytes,
             filled_bytes,
             device,
@@ -513,12 +511,6 @@ impl State {
         for fill in self.fills.values() {
             fill.cancel.store(true, Ordering::Relaxed);
         }
-    }
-
-    /// Versions whose opened files may still be asked for: a fill that finds no room on its device
-    /// is tried again.
-    pub(super) fn filling(&self) -> impl Iterator<Item = VersionId> {
-        self.fills.values().map(|fill| fill.version)
     }
 }
 

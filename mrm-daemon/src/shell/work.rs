@@ -17,7 +17,6 @@ use mrm_proto::error::ErrorCode;
 use mrm_proto::layout::{Granularity, Layout};
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::table::Table;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -321,10 +320,8 @@ impl State {
     /// lane that opened them: a disk that hangs, hangs there.
     pub(super) fn drop_supplies(&mut self) {
         let view = self.core.view();
-        let filling: BTreeSet<VersionId> = self.filling().collect();
-        self.names.drop_supplies_unless(|version| {
-            view.waits_for_room(version) || filling.contains(&version)
-        });
+        self.names
+            .drop_supplies_unless(|version| view.waits_for_room(version));
         for Dropped { foreign, supplies } in self.names.take_dropped() {
             if let Some(lanes) = &self.lanes {
                 // A lane that takes no more work drops them at once.
