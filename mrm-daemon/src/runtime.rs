@@ -21,7 +21,9 @@
 //! ```
 
 use crate::config::{Group, SocketMode};
+use crate::keeper::describe::{Listener, Which};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +62,14 @@ pub struct RuntimeDir {
     lock: lock::Lock,
     directory: directory::Directory,
     activated: Activated,
+    /// Bound by a daemon before.
+    adopted: Adopted,
+}
+
+#[derive(Debug, Default)]
+struct Adopted {
+    clients: Option<UnixListener>,
+    status: Option<UnixListener>,
 }
 
 /// Why a directory could not be claimed or a socket not be bound.
@@ -117,7 +127,57 @@ impl RuntimeDir {
             lock,
             directory,
             activated: Activated::default(),
+            adopted: Adopted::default(),
         })
+    }
+
+    /// Serves on a socket that a daemon before bound in this directory and its keeper kept, so that
+    /// no connection is refused. From here on it is as if bound here. An adopted entry has checked
+    /// out: the file at its path is the socket's.
+    ///
+    /// # Errors
+    /// When it is a socket of another directory.
+    pub fn adopt(&mut self, listener: &Listener, socket: OwnedFd) -> Result<(), ClaimError> {
+        let (path, place) = match listener.which {
+            Which::Client => (self.path().join(CLIENT_SOCKET), &mut self.adopted.clients),
+            Which::Status => (self.path().join(STATUS_SOCKET), &mut self.adopted.status),
+        };
+        if path != Path::new(&listener.path) {
+            return Err(ClaimError::Occupied {
+                path: PathBuf::from(&listener.path),
+                reason: "a keeper gave it back, but it is not in this runtime directory",
+                remedy: "serve where the daemon before did",
+            });
+        }
+        *place = Some(UnixListener::from(socket));
+        let identity = (listener.dev, listener.ino);
+        self.sockets
+            .push(sockets::SocketFile::adopted(&path, identity));
+        Ok(())
+    }
+
+    /// What a keeper is to be told of a socket: `None` when none was bound here, or a service
+    /// manager bound it and keeps it itself.
+    #[must_use]
+    pub fn bound(&self, which: Which) -> Option<Listener> {
+        let path = self.path().join(match which {
+            Which::Client => CLIENT_SOCKET,
+            Which::Status => STATUS_SOCKET,
+        });
+        let file = self.sockets.iter().find(|file| file.path() == path)?;
+        let (dev, ino) = file.identity();
+        let path = path.to_str()?.to_owned();
+        Some(Listener {
+            which,
+            path,
+            dev,
+            ino,
+        })
+    }
+
+    /// Gives up the lock, and leaves the sockets where they are: another daemon listens on them.
+    pub fn hand_over(mut self) {
+        self.sockets.iter_mut().for_each(sockets::SocketFile::leave);
     }
 
     /// Serves on the sockets of a service manager where there are some.
@@ -157,7 +217,13 @@ impl RuntimeDir {
                 if let Some(group) = group {
                     self.directory.admit(group)?;
                 }
-                self.bind(&path, mode, group)?
+                match self.adopted.clients.take() {
+                    Some(listener) => {
+                        sockets::renew(&path, mode, group)?;
+                        listener
+                    }
+                    None => self.bind(&path, mode, group)?,
+                }
             }
         };
         ClientListener::new(listener).map_err(io_error("listen on", &path))
@@ -169,7 +235,8 @@ impl RuntimeDir {
     /// When the socket is occupied, or the system refuses.
     pub fn status_listener(&mut self) -> Result<UnixListener, ClaimError> {
         let path = self.path().join(STATUS_SOCKET);
-        let listener = match self.activated.status.take() {
+        let passed = self.activated.status.take();
+        let listener = match passed.or_else(|| self.adopted.status.take()) {
             Some(listener) => listener,
             None => self.bind(&path, STATUS_SOCKET_MODE, None)?,
         };

@@ -78,6 +78,8 @@ struct Shared {
 struct State {
     table: Table,
     ending: Option<Ending>,
+    /// The thread has ended: nothing is done any more.
+    ended: bool,
     replaced: bool,
 }
 
@@ -250,11 +252,17 @@ impl Keeper {
             }
             return;
         };
-        let refused = change(&mut lock(&shared.state));
+        let (refused, ended) = {
+            let mut state = lock(&shared.state);
+            (change(&mut state), state.ended)
+        };
         if let Err((Some(done), error)) = refused {
             done(Err(error));
         }
-        shared.wake();
+        match ended {
+            true => drain(shared, &Err(KeepError::Ended)),
+            false => shared.wake(),
+        }
     }
 
     fn end(&self, ending: Ending) {
@@ -265,6 +273,7 @@ impl Keeper {
             // It ends by a panic only where it reports one already.
             let _ = thread.join();
         }
+        lock(&shared.state).ended = true;
         // What came after the thread's last look.
         drain(shared, &Err(KeepError::Ended));
     }

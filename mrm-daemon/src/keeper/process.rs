@@ -37,7 +37,7 @@ const IN_FLIGHT_WAIT: Duration = Duration::from_millis(10);
 const COMPLAINTS_MAX: u32 = 16;
 
 /// What the daemon that started the keeper told it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) socket: PathBuf,
     pub(super) keep_for_ms: u64,
@@ -102,7 +102,9 @@ impl Settings {
         args
     }
 
-    fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Self, Option<i32>), String> {
+    pub(super) fn parse(
+        args: impl IntoIterator<Item = OsString>,
+    ) -> Result<(Self, Option<i32>), String> {
         let mut args = args.into_iter();
         let mut next = |what: &str| args.next().ok_or(format!("{what} is missing"));
         let socket = PathBuf::from(next("the socket")?);
@@ -199,7 +201,17 @@ impl Process {
             {
                 self.start_daemon(now);
             }
-            if self.ends_at().is_some_and(|end| end <= now) {
+            let ready = match self.wait(now) {
+                Ok(ready) => ready,
+                // The kernel is short of memory: it has been said, and the next attempt may do.
+                Err(error) => {
+                    self.complain(format_args!("poll: {error}"));
+                    continue;
+                }
+            };
+            // Whoever is at the door comes before the end.
+            let over = self.ends_at().is_some_and(|end| end <= Instant::now());
+            if over && ready.is_empty() {
                 say(format_args!(
                     "no daemon for {} ms: {} entries with {} descriptors are let go",
                     self.settings.keep_for_ms,
@@ -208,11 +220,8 @@ impl Process {
                 ));
                 break;
             }
-            match self.wait(now) {
-                Ok(ready) if self.serve(&ready) => break,
-                Ok(_) => {}
-                // Nothing here can end well without poll(2), and nothing makes it fail for good.
-                Err(error) => say(format_args!("poll: {error}")),
+            if self.serve(&ready) {
+                break;
             }
         }
         self.end();
@@ -417,4 +426,11 @@ struct Ready {
     visitors: Vec<bool>,
     daemon: bool,
     exit: bool,
+}
+
+impl Ready {
+    fn is_empty(&self) -> bool {
+        let visitor = self.visitors.iter().any(|is_ready| *is_ready);
+        !(self.accept || visitor || self.daemon || self.exit)
+    }
 }

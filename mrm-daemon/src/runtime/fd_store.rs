@@ -54,6 +54,15 @@ impl FdStore {
         Ok(Some(Self { manager, capacity }))
     }
 
+    /// A manager at a path, for tests.
+    #[cfg(test)]
+    pub(crate) fn at(path: &std::path::Path, capacity: usize) -> Self {
+        let manager = UnixDatagram::unbound().unwrap();
+        manager.connect(path).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        Self { manager, capacity }
+    }
+
     /// How many descriptors it keeps (`FileDescriptorStoreMax=`).
     #[must_use]
     pub const fn capacity(&self) -> usize {

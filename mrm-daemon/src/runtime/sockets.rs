@@ -51,12 +51,41 @@ impl AsFd for ClientListener {
 pub(super) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    /// It stays where it is: another daemon listens on it.
+    left: bool,
+}
+
+impl SocketFile {
+    /// The file of a socket that a daemon before bound, if it still is at its path.
+    pub(super) fn adopted(path: &Path, identity: (u64, u64)) -> Self {
+        Self {
+            path: path.to_owned(),
+            identity,
+            left: false,
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode.
+    pub(super) const fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// Leaves it where it is.
+    pub(super) const fn leave(&mut self) {
+        self.left = true;
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // If somebody put another there by force, it is not ours to remove.
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity) {
+        if !self.left
+            && fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity)
+        {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -82,20 +111,37 @@ pub(super) fn bind(
         .create_sync_as()
         .map_err(failed())?;
     let metadata = fs::symlink_metadata(path).map_err(failed())?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        identity: identity(&metadata),
-    };
+    let file = SocketFile::adopted(path, identity(&metadata));
+    permit(path, metadata.mode(), mode, group)?;
+    Ok((listener.into(), file))
+}
+
+/// Gives an adopted socket the permissions of now.
+pub(super) fn renew(
+    path: &Path,
+    mode: SocketMode,
+    group: Option<&Group>,
+) -> Result<(), ClaimError> {
+    let metadata = fs::symlink_metadata(path).map_err(io_error("inspect", path))?;
+    permit(path, metadata.mode(), mode, group)
+}
+
+fn permit(
+    path: &Path,
+    before: u32,
+    mode: SocketMode,
+    group: Option<&Group>,
+) -> Result<(), ClaimError> {
     if let Some(group) = group {
         std::os::unix::fs::lchown(path, None, Some(group.gid))
             .map_err(io_error("give to its group", path))?;
     }
-    if metadata.mode() & 0o777 != mode.bits() {
+    if before & 0o777 != mode.bits() {
         // The umask takes from what was asked for, and a group comes before its permission.
         fs::set_permissions(path, Permissions::from_mode(mode.bits()))
             .map_err(io_error("set the mode of", path))?;
     }
-    Ok((listener.into(), file))
+    Ok(())
 }
 
 /// Removes the socket of a daemon that died. Only for the holder of the lock.
@@ -116,10 +162,11 @@ pub(super) fn remove_stale(path: &Path) -> Result<(), ClaimError> {
         ),
         Ok(_) => match listens(path) {
             Ok(false) => fs::remove_file(path).map_err(io_error("remove the stale socket", path)),
-            // The lock is ours, so it is no mrmd: most likely the socket unit of systemd.
+            // The lock is ours, so it is no mrmd: the socket unit of systemd, or a keeper.
             Ok(true) => occupied(
                 "another process listens on it",
-                "stop that (`systemctl stop mrmd.socket`), or choose another --runtime-dir",
+                "stop that (`systemctl stop mrmd.socket`, or end `mrm-keeper`), or choose another \
+                 --runtime-dir",
             ),
             Err(error) => Err(io_error("test", path)(error)),
         },

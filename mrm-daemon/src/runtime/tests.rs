@@ -3,7 +3,7 @@
 use super::*;
 use std::fs::{self, Permissions};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -286,4 +286,102 @@ fn sockets_of_a_service_manager_are_used_and_left_in_place() {
     );
     assert!(socket.exists());
     assert!(!dir.path().join(LOCK_FILE).exists());
+}
+
+#[test]
+fn an_adopted_socket_is_served_on_and_removed_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(CLIENT_SOCKET);
+    let mut first = RuntimeDir::claim(dir.path()).unwrap();
+    assert!(first.bound(Which::Client).is_none());
+    let kept = tokio().block_on(async {
+        let listener = first.client_listener(SocketMode::DEFAULT, None).unwrap();
+        listener.as_fd().try_clone_to_owned().unwrap()
+    });
+    let bound = first.bound(Which::Client).unwrap();
+    assert_eq!(Path::new(&bound.path), path);
+    first.hand_over();
+    // Nobody serves; whoever connects is not refused.
+    let client = UnixStream::connect(&path).unwrap();
+
+    let mut second = RuntimeDir::claim(dir.path()).unwrap();
+    let elsewhere = Listener {
+        path: "/elsewhere/mrmd.sock".into(),
+        ..bound.clone()
+    };
+    let refused = second.adopt(&elsewhere, kept.try_clone().unwrap());
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("not in this runtime directory")
+    );
+    second.adopt(&bound, kept).unwrap();
+    assert_eq!(second.bound(Which::Client), Some(bound));
+    tokio().block_on(async {
+        let narrower = SocketMode::new(0o600).unwrap();
+        let listener = second.client_listener(narrower, None).unwrap();
+        listener.accept().await.unwrap();
+        assert_eq!(mode(&path), 0o600);
+    });
+    drop((client, second));
+    assert!(!path.exists());
+}
+
+#[test]
+fn what_the_fd_store_gave_back_is_told_from_sockets() {
+    const TEST: &str = "what_the_fd_store_gave_back_is_told_from_sockets";
+    if let Some(path) = std::env::var_os(CHILD) {
+        let mut activated = Activated::from_environment().unwrap();
+        assert!(activated.clients.is_some() && activated.status.is_none());
+        let stored = activated.take_stored();
+        let names: Vec<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["mrm_a_0_0", "mrm_a_1"]);
+        assert!(activated.take_stored().is_empty());
+        let store = FdStore::from_environment().unwrap().unwrap();
+        assert_eq!(store.capacity(), 7);
+        let file = fs::File::open(path).unwrap();
+        let soon = std::time::Duration::from_millis(1);
+        store.store("mrm_b_0_0", file.as_fd(), soon).unwrap();
+        store.remove("mrm_a_1", soon).unwrap();
+        // Nobody reads: nobody closes the end of the pipe.
+        assert_eq!(
+            store.barrier(soon).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join(CLIENT_SOCKET)).unwrap();
+    let manager = dir.path().join("notify");
+    let heard = std::os::unix::net::UnixDatagram::bind(&manager).unwrap();
+    let test = again(TEST, dir.path());
+    let script = r#"LISTEN_PID=$$ exec "$@" 3<&0 4<&0 5<&0 0</dev/null"#;
+    let output = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(test.get_program())
+        .args(test.get_args())
+        .env(CHILD, dir.path())
+        .env("LISTEN_FDS", "3")
+        .env("LISTEN_FDNAMES", "mrm_a_0_0:mrmd:mrm_a_1")
+        .env("NOTIFY_SOCKET", &manager)
+        .env("FDSTORE", "7")
+        .stdin(OwnedFd::from(listener))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    heard.set_nonblocking(true).unwrap();
+    let mut text = [0; 512];
+    for expected in [
+        "FDSTORE=1\nFDPOLL=0\nFDNAME=mrm_b_0_0\n",
+        "FDSTOREREMOVE=1\nFDNAME=mrm_a_1\n",
+        "BARRIER=1\n",
+    ] {
+        let bytes = heard.recv(&mut text).unwrap();
+        assert_eq!(String::from_utf8_lossy(&text[..bytes]), expected);
+    }
 }
