@@ -5,7 +5,8 @@
     ...     weights = model["pooler.dense.weight"]           # read-only, not a copy
 
 A model is a mapping of tensor names to arrays, and a context manager. ``mrm.safetensors`` has the
-functions of the ``safetensors`` package over the same memory.
+functions of the ``safetensors`` package over the same memory. With ``device="cuda:0"`` the weights
+are in the memory of a device, for torch, cupy and others to take without a copy.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from __future__ import annotations
 import builtins
 import os
 
-from ._client import Client, ModelRow, Progress, shared
+from ._client import Client, ModelRow, Progress, release_deferred, shared
 from ._errors import (
     BadFormat,
     BadSource,
     MrmError,
     NoDaemon,
+    NoDevice,
     NoRoom,
     NotFound,
     NotPermitted,
@@ -26,6 +28,7 @@ from ._errors import (
 )
 from ._ffi import lib as _lib
 from ._model import Model, TensorInfo
+from ._tensor import Tensor
 
 __all__ = [
     "BadFormat",
@@ -35,14 +38,17 @@ __all__ = [
     "ModelRow",
     "MrmError",
     "NoDaemon",
+    "NoDevice",
     "NoRoom",
     "NotFound",
     "NotPermitted",
+    "Tensor",
     "TensorInfo",
     "TimedOut",
     "list",
     "open",
     "open_path",
+    "release_deferred",
     "stat",
 ]
 
@@ -53,23 +59,31 @@ __version__: str = _lib.version().decode()  # type: ignore[attr-defined]
 def open(
     name: str,
     *,
+    device: str | int | None = None,
+    else_host: bool = False,
     wait: float | None = None,
     progress: Progress | None = None,
     client: Client | None = None,
 ) -> Model:
     """Opens the registered model ``name``; see :meth:`Client.open`."""
-    return (client or shared.get()).open(name, wait=wait, progress=progress)
+    return (client or shared.get()).open(
+        name, device=device, else_host=else_host, wait=wait, progress=progress
+    )
 
 
 def open_path(
     path: str | os.PathLike[str],
     *,
+    device: str | int | None = None,
+    else_host: bool = False,
     wait: float | None = None,
     progress: Progress | None = None,
     client: Client | None = None,
 ) -> Model:
     """Opens local files that nobody registered; see :meth:`Client.open_path`."""
-    return (client or shared.get()).open_path(path, wait=wait, progress=progress)
+    return (client or shared.get()).open_path(
+        path, device=device, else_host=else_host, wait=wait, progress=progress
+    )
 
 
 def list(prefix: str = "", *, client: Client | None = None) -> builtins.list[ModelRow]:

@@ -17,6 +17,7 @@ from ._model import Model
 Progress = Callable[[int, int], None]
 
 _STATES = {0: "absent", 1: "loading", 2: "resident", 3: "partial"}
+_TIER_HOST, _TIER_DEVICE, _TIER_BEST = range(3)
 _WAIT_DEFAULT = 2**64 - 1
 
 
@@ -55,20 +56,34 @@ class Client:
         self._finalizer.atexit = False
 
     def open(
-        self, name: str, *, wait: float | None = None, progress: Progress | None = None
+        self,
+        name: str,
+        *,
+        device: str | int | None = None,
+        else_host: bool = False,
+        wait: float | None = None,
+        progress: Progress | None = None,
     ) -> Model:
         """Opens the registered model ``name``.
+
+        ``device`` is in whose memory: ``cuda:0`` or 0 (as this process counts), ``GPU-...`` (its
+        UUID), ``cuda`` (any that this process sees); None or ``cpu`` is the host's. With
+        ``else_host`` the host's will do when that cannot be had now, which ``Model.why_host`` then
+        explains; ``best`` is short for ``cuda`` with ``else_host``.
 
         Waits up to ``wait`` seconds for room and for the load (0: takes only what is there at
         once; None: the default of the library). ``progress(loaded_bytes, total_bytes)`` is called
         while it waits.
         """
-        return self._open(lib.client_open, name.encode(), wait, progress)
+        place = _place(device, else_host)
+        return self._open(lib.client_open, name.encode(), place, wait, progress)
 
     def open_path(
         self,
         path: str | os.PathLike[str],
         *,
+        device: str | int | None = None,
+        else_host: bool = False,
         wait: float | None = None,
         progress: Progress | None = None,
     ) -> Model:
@@ -76,7 +91,8 @@ class Client:
 
         This process opens them, so that its own permissions count, and passes the descriptors.
         """
-        return self._open(lib.client_open_path, os.fsencode(path), wait, progress)
+        place = _place(device, else_host)
+        return self._open(lib.client_open_path, os.fsencode(path), place, wait, progress)
 
     def list(self, prefix: str = "") -> builtins.list[ModelRow]:
         """Every model whose name begins with ``prefix``, in the order of names."""
@@ -116,12 +132,14 @@ class Client:
         self,
         function: Callable[..., int],
         what: bytes,
+        place: tuple[int, bytes | None],
         wait: float | None,
         progress: Progress | None,
     ) -> Model:
         if b"\0" in what:
             raise ValueError("a name or path cannot hold NUL")
         options = _ffi.OpenOptions(size=ctypes.sizeof(_ffi.OpenOptions), wait_ms=_WAIT_DEFAULT)
+        options.tier, options.device = place
         if wait is not None:
             options.wait_ms = max(0, round(wait * 1000))
         raised: builtins.list[BaseException] = []
@@ -145,6 +163,23 @@ class Client:
             raise raised[0]
         lib.check(number)
         return Model(handle.value or 0)
+
+
+def _place(device: str | int | None, else_host: bool) -> tuple[int, bytes | None]:
+    """The tier, a number of ``mrm_tier_e``, and the device."""
+    if device is None or device == "cpu":
+        return _TIER_HOST, None
+    if device == "best":
+        return _TIER_BEST, None
+    text = f"cuda:{device}" if isinstance(device, int) else device
+    return _TIER_BEST if else_host else _TIER_DEVICE, _text(text)
+
+
+def release_deferred() -> int:
+    """Unmaps what was closed on devices while a stream was captured; how many models are left."""
+    left = ctypes.c_size_t()
+    lib.check(lib.release_deferred(ctypes.byref(left)))
+    return left.value
 
 
 def _text(text: str) -> bytes:

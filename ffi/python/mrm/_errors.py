@@ -55,6 +55,10 @@ class NoRoom(MrmError):
     """The model does not fit: not at all, not now, or not while others wait."""
 
 
+class NoDevice(MrmError):
+    """The weights are not to be had on a device: none is usable, visible, or the daemon's."""
+
+
 class NotPermitted(MrmError):
     """This user may not do that."""
 
@@ -70,6 +74,7 @@ class BadFormat(MrmError, ValueError):
 _CLASSES: dict[int, type[MrmError]] = {
     201: NotFound,
     205: NotPermitted,
+    207: NoDevice,
     505: TimedOut,
     700: NoDaemon,
     701: NoDaemon,
@@ -79,6 +84,11 @@ _CLASSES: dict[int, type[MrmError]] = {
     708: BadSource,
     709: BadSource,
     711: NotFound,
+    715: NoDevice,
+    716: NoDevice,
+    717: NoDevice,
+    718: NoDevice,
+    719: NoDevice,
     903: NotFound,
 }
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _ffi
 from ._dtypes import DTYPES, numpy_dtype, raw_view
 from ._ffi import lib
+from ._tensor import Tensor
 
 if TYPE_CHECKING:
     import numpy as np
 
 _KINDS = {0: "opaque", 1: "safetensors"}
+_NO_SUCH_ITEM = 903
 _ORIGINS = {0: "hit", 1: "loaded", 2: "joined", 3: "promoted"}
 
 
@@ -47,12 +49,18 @@ class Hold:
         weakref.finalize(self, lib.model_close, handle).atexit = False
 
 
-class Model(Mapping[str, "np.ndarray[Any, Any]"]):
-    """An open model: a context manager, and a mapping of tensor names to numpy arrays.
+class Model(Mapping[str, Any]):
+    """An open model: a context manager, and a mapping of tensor names to numpy arrays, or on a
+    device to :class:`mrm.Tensor`.
 
     The arrays are read-only, are not copies, and are made when asked for. Those that were given
     out stay valid after :meth:`close`, which gives up only this object's own hold; the lease ends
-    with the last of them. Safe to use from several threads, and in a forked child.
+    with the last of them. Safe to use from several threads, and, in host memory, in a forked child.
+
+    What is on a device is unmapped when the last hold is gone, after the work that this process
+    queued on the device. While a stream is captured into a graph that is put off, until a later
+    open or close on a device, or :func:`mrm.release_deferred`. A graph keeps no hold on the
+    weights: keep the model as long as the graph is launched.
     """
 
     def __init__(self, handle: int) -> None:
@@ -86,13 +94,41 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files; on a device, of all allocations."""
         return int(self._info().bytes)
 
     @property
     def took_us(self) -> int:
         """What the daemon took for the open, in microseconds."""
         return int(self._info().took_us)
+
+    @property
+    def device(self) -> str:
+        """Where the weights are: ``cpu``, or ``cuda:`` and the device's number in this process."""
+        place = self._device()
+        return "cpu" if place is None else f"cuda:{place.ordinal}"
+
+    @property
+    def device_uuid(self) -> str | None:
+        """The UUID of that device; None in host memory."""
+        place = self._device()
+        if place is None:
+            return None
+        text = bytes(place.uuid).hex()
+        return "GPU-" + "-".join(
+            (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
+        )
+
+    @property
+    def why_host(self) -> str | None:
+        """Why it is in host memory although a device would have been liked."""
+        why = _ffi.Text()
+        lib.check(lib.model_why_host(self._handle(), ctypes.byref(why)))
+        return str(why) or None
+
+    def check(self) -> None:
+        """Raises if what is mapped is of no use any more: its device was lost."""
+        lib.check(lib.model_lost(self._handle()))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -117,7 +153,7 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
 
     # Tensors.
 
-    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+    def __getitem__(self, name: str) -> Any:
         array = self._arrays.get(name)
         if array is None:
             array = self._arrays[name] = self.tensor(name)
@@ -146,15 +182,21 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def tensor(self, name: str, *, raw: bool = False) -> np.ndarray[Any, Any]:
+    def tensor(self, name: str, *, raw: bool = False) -> Any:
         """The tensor ``name`` as an array; with ``raw``, its bits as unsigned integers.
 
         ``raw`` shows types that numpy does not have: 16-bit floats as ``uint16``, 8-bit floats as
         ``uint8``, and elements that do not fill bytes as one row of bytes.
+
+        On a device it is a :class:`mrm.Tensor`, and there is no ``raw``.
         """
+        found = self._find(name)
+        if found.device >= 0:
+            if raw:
+                raise TypeError(f"`{name}` is on {self.device}: its bits are not in host memory")
+            return Tensor(self.hold(), found)
         import numpy as np
 
-        found = self._find(name)
         shape = tuple(found.shape_ptr[: found.rank])
         dtype: Any
         if raw:
@@ -165,6 +207,10 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
         # would let a caller make the array writeable, to die of a fault at the first write.
         count = math.prod(shape)
         return np.frombuffer(self.raw(found.segment), dtype, count, found.offset).reshape(shape)
+
+    def lend(self, name: str) -> Tensor:
+        """The tensor ``name`` for other libraries, by DLPack, in whichever memory it lies."""
+        return Tensor(self.hold(), self._find(name))
 
     def info(self, name: str) -> TensorInfo:
         """What the tensor ``name`` is, without an array of it."""
@@ -180,6 +226,7 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
         """The exact image of one file, read-only. Stays valid after :meth:`close`."""
         if self._hold is None:
             raise self._closed()
+        self._need_host()
         image = self._images.get(index)
         if image is None:
             segment = self._segment(index)
@@ -191,6 +238,7 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
 
     def file_descriptor(self, index: int = 0) -> int:
         """A descriptor of the memory behind one file, open for reading; the caller closes it."""
+        self._need_host()
         fd = ctypes.c_int(-1)
         lib.check(lib.model_segment_dup_fd(self._handle(), index, ctypes.byref(fd)))
         return fd.value
@@ -235,6 +283,21 @@ class Model(Mapping[str, "np.ndarray[Any, Any]"]):
         if self._hold is None:
             raise self._closed()
         return self._hold.handle
+
+    def _device(self) -> _ffi.Device | None:
+        place = _ffi.Device(size=ctypes.sizeof(_ffi.Device))
+        number = lib.model_device(self._handle(), ctypes.byref(place))
+        if number == _NO_SUCH_ITEM:
+            return None
+        lib.check(number)
+        return place
+
+    def _need_host(self) -> None:
+        if self._info().segments == 0:
+            raise TypeError(
+                f"`{self.name}` is on {self.device}: its files are not in host memory; open it "
+                "without a device"
+            )
 
     def _info(self) -> _ffi.ModelInfo:
         handle = self._handle()

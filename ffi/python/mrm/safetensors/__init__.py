@@ -8,6 +8,11 @@ A file name may be a path, which this process opens and passes to the daemon, or
 name of a registered model. Numpy arrays are read-only and are not copies. Torch tensors lie in a
 private copy-on-write mapping: writing into one is allowed, costs memory only for the pages that
 are written, and reaches no other process.
+
+On a CUDA device torch tensors are the daemon's own memory, not copies, and the process may only
+read them: a write in place (``tensor.add_(1)``) is an illegal access, which ends the process's CUDA
+context. Clone what you change. Where the device cannot be had the tensors are copied there, and a
+``RuntimeWarning`` says why.
 """
 
 from ._load import load_file

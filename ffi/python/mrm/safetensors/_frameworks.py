@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import warnings
 from typing import Any, Protocol
 
 from .._model import Hold, Model, TensorInfo
@@ -56,19 +57,43 @@ _TORCH_NAMES = {
 }
 
 
+def import_torch() -> Any:
+    """Torch, or what to do about its absence."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "framework 'pt' needs torch; install torch, or use framework 'np'"
+        ) from error
+    return torch
+
+
+def torch_place(torch: Any, device: str | int) -> str | None:
+    """Which device an open is to ask for; None for the host, and for what is not CUDA's."""
+    wanted = torch.device(device)
+    if wanted.type != "cuda":
+        return None
+    # Torch and the driver count alike, and `cuda` alone is torch's current device.
+    index = torch.cuda.current_device() if wanted.index is None else wanted.index
+    return f"cuda:{index}"
+
+
 class Torch:
-    """Tensors over a private copy-on-write mapping of the same memory."""
+    """Tensors over a private copy-on-write mapping of the same memory; on a CUDA device, over the
+    daemon's own memory there."""
 
     def __init__(self, model: Model, device: str | int) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError(
-                "framework 'pt' needs torch; install torch, or use framework 'np'"
-            ) from error
-        self._torch = torch
+        self._torch = torch = import_torch()
         self._device = torch.device(device)
         self._model = model
+        why = model.why_host
+        if why is not None:
+            warnings.warn(
+                f"the tensors are copied to {self._device} one by one, into memory of this "
+                f"process's own: {why}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         self._images: dict[int, PrivateImage] = {}
 
     def tensor(self, info: TensorInfo) -> Any:
@@ -79,10 +104,20 @@ class Torch:
         if info.nbytes == 0:
             # torch.frombuffer takes no empty range.
             return torch.empty(info.shape, dtype=dtype, device=self._device)
+        if self._model.device != "cpu":
+            return self._on_device(info, dtype)
         image = self._image(info.segment)
         count = info.nbytes // dtype.itemsize
         flat = torch.frombuffer(image, dtype=dtype, count=count, offset=info.offset)
         return flat.reshape(info.shape).to(self._device)
+
+    def _on_device(self, info: TensorInfo, dtype: Any) -> Any:
+        # By the older capsule, which every torch takes; and elements of 8 bits by their bits,
+        # since not every torch knows their types there.
+        small = dtype.itemsize == 1
+        lent = self._model.lend(info.name)._capsule(versioned=False, as_bytes=small)
+        tensor = self._torch.from_dlpack(lent)
+        return tensor.view(dtype) if small else tensor
 
     def _image(self, segment: int) -> PrivateImage:
         image = self._images.get(segment)

@@ -9,7 +9,7 @@ from .. import open as open_model
 from .. import open_path
 from .._errors import BadFormat
 from .._model import Model, TensorInfo
-from ._frameworks import Framework, Numpy, Torch
+from ._frameworks import Framework, Numpy, Torch, import_torch, torch_place
 
 try:
     # A program that catches the error of the safetensors package goes on doing so.
@@ -76,7 +76,10 @@ class safe_open:  # noqa: N801 - the name of the safetensors package
             )
         if framework in _NUMPY and device != "cpu":
             raise SafetensorError(f"Device {device} is not supported for framework numpy")
-        self._model: Model | None = _open(os.fspath(filename))
+        place = None
+        if framework in _TORCH and device != "cpu":
+            place = torch_place(import_torch(), device)
+        self._model: Model | None = _open(os.fspath(filename), place)
         self._framework: Framework = (
             Numpy(self._model) if framework in _NUMPY else Torch(self._model, device)
         )
@@ -134,13 +137,14 @@ class safe_open:  # noqa: N801 - the name of the safetensors package
             raise SafetensorError(f"File does not contain tensor {name}") from None
 
 
-def _open(filename: str) -> Model:
+def _open(filename: str, device: str | None = None) -> Model:
+    """Opens it on ``device`` if that can be had, else in host memory."""
     try:
         if filename.startswith(REGISTERED):
-            model = open_model(filename.removeprefix(REGISTERED))
+            model = open_model(filename.removeprefix(REGISTERED), device=device, else_host=True)
         else:
             os.stat(filename)  # for its FileNotFoundError
-            model = open_path(filename)
+            model = open_path(filename, device=device, else_host=True)
     except BadFormat as error:
         raise SafetensorError(f"Error while deserializing header: {error}") from error
     if model.kind != "safetensors":
