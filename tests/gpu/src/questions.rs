@@ -158,10 +158,14 @@ fn stray_writes(scale: Scale, recorder: &mut Recorder) -> Anything<()> {
     let allowed = allowed.and_then(|()| writer.poke(Poke::Copy));
     let changed = reader.check(2).is_err();
     let upgrade = match (allowed, changed) {
-        (Ok(()), true) => "an importer can give itself write access, and others see its write",
-        (Ok(()), false) => "an importer can give itself write access, but others do not see it",
-        (Err(_), true) => "write access was refused, yet bytes changed",
-        (Err(_), false) => "an importer cannot give itself write access",
+        (Ok(()), true) => {
+            "an importer can give itself write access, and others see its write".to_owned()
+        }
+        (Ok(()), false) => {
+            "an importer can give itself write access, but others do not see its write".to_owned()
+        }
+        (Err(why), true) => format!("write access was refused ({why}), yet bytes changed"),
+        (Err(why), false) => format!("an importer cannot give itself write access ({why})"),
     };
     let mps = if std::path::Path::new("/tmp/nvidia-mps/control").exists()
         || std::env::var_os("CUDA_MPS_PIPE_DIRECTORY").is_some()

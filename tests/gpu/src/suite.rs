@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Only these steps.
     #[arg(long, value_delimiter = ',')]
     pub(crate) only: Vec<String>,
+    /// Not these steps.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) without: Vec<String>,
     /// For all steps together, in seconds.
     #[arg(long, default_value_t = 465)]
     pub(crate) limit_s: u64,
@@ -96,14 +99,16 @@ pub(crate) fn run(options: &Options) -> Anything<ExitCode> {
     for dir in ["steps", "logs", "scratch"] {
         fs::create_dir_all(options.out.join(dir))?;
     }
-    for name in &options.only {
+    for name in options.only.iter().chain(&options.without) {
         if !PLANS.iter().any(|plan| plan.name == name) {
             return Err(format!("there is no step {name:?}").into());
         }
     }
     let end = Instant::now() + Duration::from_secs(options.limit_s);
-    let wanted =
-        |plan: &&Plan| options.only.is_empty() || options.only.iter().any(|name| name == plan.name);
+    let names = |list: &[String], plan: &Plan| list.iter().any(|name| name == plan.name);
+    let wanted = |plan: &&Plan| {
+        (options.only.is_empty() || names(&options.only, plan)) && !names(&options.without, plan)
+    };
     let mut steps = Vec::new();
     for plan in PLANS.iter().filter(wanted) {
         let left = end.saturating_duration_since(Instant::now());
