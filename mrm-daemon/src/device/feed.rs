@@ -17,11 +17,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use super::settings::Register;
-use crate::degraded::Degraded;
+mod registration;
+
+pub(super) use self::registration::Mapped;
+use self::registration::{Gone, Registration};
 use crate::memory::HostSegment;
-use memmap2::{Mmap, MmapOptions};
-use mrm_cuda::{Context, Registered};
 use mrm_proto::error::ErrorCode;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -106,33 +106,6 @@ enum Memory {
     Descriptor(Arc<OwnedFd>),
     Segment(Arc<HostSegment>),
 }
-
-#[derive(Default)]
-struct Registration {
-    uploads: u64,
-    made: Made,
-}
-
-#[derive(Default)]
-enum Made {
-    #[default]
-    Not,
-    Yes(Registered<Mapped>),
-    /// It failed, and is not tried again.
-    Failed,
-}
-
-/// A mapping of a sealed segment. As long as it is there, so is the memory.
-pub(super) struct Mapped {
-    mapping: Mmap,
-    _gone: Arc<Gone>,
-}
-
-type Notice = Box<dyn FnOnce() + Send>;
-
-/// Says that the memory is gone, when all that keeps it is.
-#[derive(Default)]
-struct Gone(Mutex<Vec<Notice>>);
 
 impl HostFeed {
     /// A feed of a segment of `bytes` bytes that is about to be loaded, and the side for the load.
@@ -246,61 +219,6 @@ impl HostFeed {
         lock(&self.gone.0).push(notice);
     }
 
-    /// Counts an upload that begins, and returns the memory as registered, if it is to be.
-    pub(super) fn registered(
-        &self,
-        context: &Context,
-        when: Register,
-        degraded: &Degraded,
-    ) -> Option<Registered<Mapped>> {
-        let mut registration = lock(&self.registration);
-        registration.uploads += 1;
-        let wanted = match when {
-            Register::Never => false,
-            Register::Auto => registration.uploads > 1,
-            Register::Always => true,
-        };
-        if !wanted || !self.is_complete() {
-            return None;
-        }
-        if !context.device().read_only_register {
-            let device = &context.device().name;
-            report(
-                degraded,
-                format!("{device} does not register read-only memory"),
-            );
-            return None;
-        }
-        if matches!(registration.made, Made::Not) {
-            registration.made = self.register(context).unwrap_or_else(|cause| {
-                report(degraded, cause);
-                Made::Failed
-            });
-        }
-        match &registration.made {
-            Made::Yes(registered) => Some(registered.clone()),
-            Made::Not | Made::Failed => None,
-        }
-    }
-
-    fn register(&self, context: &Context) -> Result<Made, String> {
-        Registered::new(context, self.map()?)
-            .map(Made::Yes)
-            .map_err(|error| format!("`{}`: {error}", self.label))
-    }
-
-    fn map(&self) -> Result<Mapped, String> {
-        let memory = lock(&self.state).memory.clone();
-        let memory = memory.ok_or("there is no memory")?;
-        let mapping = MmapOptions::new()
-            .map_if_safe(&memory.as_fd())
-            .map_err(|error| format!("`{}` cannot be mapped: {error}", self.label))?;
-        Ok(Mapped {
-            mapping,
-            _gone: Arc::clone(&self.gone),
-        })
-    }
-
     fn wait<T>(
         &self,
         cancel: &AtomicBool,
@@ -405,21 +323,6 @@ impl AsFd for Memory {
     }
 }
 
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        &self.mapping
-    }
-}
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        let notices = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for notice in notices.drain(..) {
-            notice();
-        }
-    }
-}
-
 impl fmt::Debug for HostFeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostFeed")
@@ -428,15 +331,6 @@ impl fmt::Debug for HostFeed {
             .field("filled_bytes", &lock(&self.state).filled_bytes)
             .finish_non_exhaustive()
     }
-}
-
-fn report(degraded: &Degraded, cause: String) {
-    degraded.report(
-        "device_register",
-        cause,
-        "copies go through staging buffers; raise LimitMEMLOCK if locked memory is what lacks, or \
-         set device.register = \"never\"",
-    );
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,7 +3,7 @@
 //! [`start`] finds the devices and proves, with a child process, that their memory can be shared. A
 //! [`Device`] then fills allocations on threads of its own, from host memory (also while that is
 //! still being loaded), from files, or from another device; each ends in exactly one
-//! [`Completion`](crate::transfer::Completion).
+//! [`Completion`].
 //!
 //! ```no_run
 //! use mrm_daemon::degraded::Degraded;

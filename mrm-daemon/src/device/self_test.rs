@@ -7,11 +7,13 @@
 //! ```no_run
 //! use mrm_daemon::device::self_test;
 //!
-//! // At the top of main, before anything is parsed or started:
-//! if std::env::args_os().nth(1).is_some_and(|argument| argument == self_test::ARGUMENT) {
-//!     return self_test::child_main();
+//! fn main() -> std::process::ExitCode {
+//!     // Before anything is parsed or started:
+//!     if std::env::args_os().nth(1).is_some_and(|argument| argument == self_test::ARGUMENT) {
+//!         return self_test::child_main();
+//!     }
+//!     std::process::ExitCode::SUCCESS
 //! }
-//! # std::process::ExitCode::SUCCESS
 //! ```
 
 use mrm_cuda::choose::{Trial, prove};

@@ -1,4 +1,5 @@
 use super::*;
+use crate::degraded::Degraded;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::scope;
 
@@ -11,7 +12,9 @@ fn segment(bytes: &[u8]) -> Arc<HostSegment> {
 /// A notice that is sent when the feed's memory is gone.
 fn notice(feed: &HostFeed) -> Receiver<()> {
     let (sender, gone) = channel();
-    feed.when_gone(Box::new(move || drop(sender.send(()))));
+    feed.when_gone(Box::new(move || {
+        let _ = sender.send(());
+    }));
     gone
 }
 
@@ -116,7 +119,9 @@ fn a_notice_sees_the_descriptor_closed() {
     let (sender, gone) = channel();
     let watched = Arc::downgrade(&there);
     drop(there);
-    feed.when_gone(Box::new(move || drop(sender.send(watched.strong_count()))));
+    feed.when_gone(Box::new(move || {
+        let _ = sender.send(watched.strong_count());
+    }));
     drop(feed);
     assert_eq!(gone.recv_timeout(SOON), Ok(0));
 }
