@@ -62,6 +62,27 @@ impl Cuda {
         free as u64
     }
 
+    /// Takes memory of the device, for as long as this process lives.
+    pub fn take(&self, bytes: u64) -> u64 {
+        let (mut pointer, bytes) = (0_u64, usize::try_from(bytes).expect("fits"));
+        self.within(|| call!(self, "cuMemAlloc_v2" (*mut u64, usize) (&raw mut pointer, bytes)));
+        pointer
+    }
+
+    /// Gives back what [`take`](Self::take) took.
+    pub fn give(&self, pointer: u64) {
+        self.within(|| call!(self, "cuMemFree_v2"(u64)(pointer)));
+    }
+
+    /// Stores a byte at `pointer`, as a kernel of this process would.
+    pub fn write(pointer: u64) {
+        let address =
+            std::ptr::with_exposed_provenance_mut::<u8>(usize::try_from(pointer).expect("fits"));
+        // SAFETY: none: whether this process may do so is what the caller wants to know, and the
+        // fault of a page that is not writable ends the process.
+        unsafe { address.write_volatile(0x5a) };
+    }
+
     fn within(&self, action: impl FnOnce()) {
         call!(self, "cuCtxPushCurrent_v2" (*mut c_void) (self.context));
         action();

@@ -1,11 +1,14 @@
 //! A machine with pretended GPUs: the environment in which daemon and clients find them.
 
+use crate::eventually;
 use crate::holder::Holder;
 use crate::node::{Node, Setup, beside};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+const LIBRARIES: &str = "LD_LIBRARY_PATH";
 
 /// The machine. Its devices are there as long as it is.
 pub struct Gpus {
@@ -24,7 +27,7 @@ impl Gpus {
         let driver = driver.expect("the fake driver is built");
         let machine = dir.path().join("machine");
         let environment = [
-            ("LD_LIBRARY_PATH", driver.display().to_string()),
+            (LIBRARIES, driver.display().to_string()),
             ("MRM_FAKE_CUDA_DIR", machine.display().to_string()),
             ("MRM_FAKE_CUDA_DEVICES", devices.to_string()),
             ("MRM_FAKE_CUDA_CAPACITY", capacity_bytes.to_string()),
@@ -41,17 +44,40 @@ impl Gpus {
         self
     }
 
-    /// A daemon on this machine.
+    /// Whatever looks for the driver finds this directory instead.
+    pub fn with_library_dir(mut self, dir: &Path) -> Self {
+        let driver = self.environment.iter_mut().find(|(k, _)| k == LIBRARIES);
+        driver.expect("is set").1 = dir.display().to_string();
+        self
+    }
+
+    /// A driver without these symbols.
+    pub fn without_symbols(self, symbols: &[&str]) -> Self {
+        let dir = self.dir.path().join("incomplete");
+        let dir = mrm_fake_cuda::install::driver_dir(&dir, symbols).expect("is built");
+        self.with_library_dir(&dir)
+    }
+
+    /// A daemon on this machine that must have a device, and may use nearly all of it.
     pub fn setup(&self) -> Setup {
+        self.setup_of("", "enabled = \"yes\"\nbudget_bytes = \"90%\"")
+    }
+
+    /// A daemon with these lines about all but devices, and about devices.
+    pub fn setup_of(&self, lines: &str, device_lines: &str) -> Setup {
         let setup = Setup {
             environment: self.environment.clone(),
             ..Setup::new()
         };
-        setup
-            .setting("[device]")
-            .setting("enabled = \"yes\"")
-            .setting("reserve_bytes = 0")
-            .setting("budget_bytes = \"90%\"")
+        let setup = setup.setting(lines).setting("[device]");
+        setup.setting("reserve_bytes = 0").setting(device_lines)
+    }
+
+    /// A program that finds this machine.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command
     }
 
     /// A client on this machine.
@@ -61,9 +87,8 @@ impl Gpus {
 
     /// A client with variables of its own.
     pub fn holder_with(&self, node: &Node, variables: &[(&str, &str)]) -> Holder {
-        let mut command = Command::new(beside("mrm-hold"));
+        let mut command = self.command(&beside("mrm-hold"));
         command.arg(node.socket());
-        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command.envs(variables.iter().copied());
         Holder::start_with(&mut command)
     }
@@ -73,11 +98,19 @@ impl Gpus {
         self.dir.path().join("calls.log")
     }
 
-    /// How often a process called each function whose name begins with `prefix`, by the log.
-    pub fn calls(&self, pid: u32, prefix: &str) -> usize {
+    /// The machine, whose processes note their calls.
+    pub fn logged(self) -> Self {
+        let path = self.log_path().display().to_string();
+        self.with("MRM_FAKE_CUDA_LOG", &path)
+    }
+
+    /// The functions that a process called so far, in their order, by the log.
+    pub fn calls(&self, pid: u32) -> Vec<String> {
         let log = fs::read_to_string(self.log_path()).unwrap_or_default();
-        let start = format!("{pid} {prefix}");
-        log.lines().filter(|line| line.starts_with(&start)).count()
+        let start = format!("{pid} ");
+        let own = log.lines().filter_map(|line| line.strip_prefix(&start));
+        own.filter_map(|call| Some(call.split_whitespace().next()?.to_owned()))
+            .collect()
     }
 
     /// From now on these rules of faults hold for every process.
@@ -96,6 +129,26 @@ impl Gpus {
         fs::write(&new, text).expect("writes");
         fs::rename(new, path).expect("renames");
     }
+}
+
+/// The UUID of a pretended device.
+pub fn uuid(device: usize) -> String {
+    format!("GPU-f{device:x}6d726d-face-4cda-8000-0000000000f{device:x}")
+}
+
+/// Waits until nothing is under way, whatever is leased.
+pub fn until_at_rest(node: &Node) {
+    eventually("nothing is under way", || {
+        let status = node.get("/v1/status");
+        let count = |value: &Value, field: &str| value[field].as_u64().expect("a number");
+        let devices = status["devices"]["devices"].as_array().expect("a list");
+        let busy = |device: &Value| count(device, "loading") + count(device, "freeing_bytes");
+        let all = count(&status, "waiting")
+            + count(&status, "loading")
+            + count(&status["host"], "freeing_bytes")
+            + devices.iter().map(busy).sum::<u64>();
+        (all == 0).then_some(())
+    });
 }
 
 /// Opens on a device what must succeed.

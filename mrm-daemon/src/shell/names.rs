@@ -18,6 +18,9 @@ pub(super) struct ModelRecord {
     pub(super) name: ModelName,
     pub(super) text: Arc<str>,
     pub(super) origin: ModelOrigin,
+    /// Why devices get nothing of what it was resolved to last. Kept here, because the decider may
+    /// forget that version before the refusal is put into words.
+    pub(super) no_image: Option<LayoutError>,
 }
 
 /// Where a model's files come from.
@@ -157,6 +160,7 @@ impl Names {
             name: name.clone(),
             text,
             origin: ModelOrigin::Registered,
+            no_image: None,
         };
         self.models.insert(model, record);
         model
@@ -178,6 +182,7 @@ impl Names {
                 name: label,
                 text,
                 origin,
+                no_image: None,
             },
         );
         model

@@ -101,10 +101,8 @@ impl State {
 
     /// Why a model has nothing for devices.
     pub(super) fn no_image(&self, pending: &Pending) -> ErrorReply {
-        let known = self.core.view().model(pending.model);
-        let version = known.and_then(|model| model.version);
-        let record = version.and_then(|version| self.names.version_of(version));
-        let why = record.and_then(|record| record.image.as_ref()?.as_ref().err());
+        let record = self.names.model(pending.model);
+        let why = record.and_then(|record| record.no_image.as_ref());
         let Some(why) = why else {
             return self.error_of_refusal(&Refusal::NoImage, Some(&pending.label));
         };

@@ -123,8 +123,10 @@ impl State {
     }
 
     fn resolved(&mut self, op: OpId, model: ModelId, outcome: Result<Found, Fault>) {
-        let outcome = match (outcome, self.names.model(model)) {
+        let outcome = match (outcome, self.names.model_mut(model)) {
             (Ok(found), Some(record)) => {
+                let image = found.image.as_ref();
+                record.no_image = image.and_then(|image| image.as_ref().err().copied());
                 let foreign = matches!(record.origin, ModelOrigin::Passed(_));
                 let label = Arc::clone(&record.text);
                 self.adopt(found, &label, foreign)

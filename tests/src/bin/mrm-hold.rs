@@ -9,6 +9,7 @@
     reason = "a tool of tests fails loudly"
 )]
 
+use mrm_client::device::DeviceWeights;
 use mrm_client::{Client, Devices, Fault, Model, OpenOptions, Tier};
 use mrm_tests::cuda::Cuda;
 use mrm_tests::{Random, checksum};
@@ -46,7 +47,20 @@ impl Holder {
             "path" => self.open(text(1), text(2), 60_000, true),
             "open-on" => self.open_on(text(1), text(2), text(3), command[4].as_u64().expect("ms")),
             "device-tensors" => device_tensors(&self.models[text(1)]),
-            "device-free" => json!({"ok": true, "bytes": Cuda::of(0).free_bytes()}),
+            "device-free" => json!({"ok": true, "bytes": Cuda::of(ordinal(command)).free_bytes()}),
+            "device-take" => {
+                let pointer = Cuda::of(0).take(command[1].as_u64().expect("bytes"));
+                json!({"ok": true, "pointer": pointer})
+            }
+            "device-give" => {
+                Cuda::of(0).give(command[1].as_u64().expect("a pointer"));
+                json!({"ok": true})
+            }
+            "device-write" => {
+                let weights = self.models[text(1)].device().expect("on a device");
+                Cuda::write(weights.allocations()[0].0);
+                json!({"ok": true})
+            }
             "lost" => self.models[text(1)].lost().map_or_else(
                 || json!({"ok": false}),
                 |why| json!({"ok": true, "code": why.reply().number, "message": why.reply().message}),
@@ -54,6 +68,8 @@ impl Holder {
             "equal" => equal(&self.models[text(1)], &paths(&command[2])),
             "tensors" => tensors(&self.models[text(1)]),
             "close" => json!({"ok": self.models.remove(text(1)).is_some()}),
+            "close-checked" => self.close_checked(text(1)),
+            "deferred" => json!({"ok": true, "left": mrm_client::device::release_deferred()}),
             "churn" => self.churn(&command[1..]),
             "fork-idle" => fork_idle(),
             "fork-open" => self.fork_open(text(1), text(2), &paths(&command[3])),
@@ -91,11 +107,23 @@ impl Holder {
         }
     }
 
-    /// Opens on a device: `best`, `cuda`, `cuda:N` or a UUID.
+    /// Closes, and says why that was refused. What was refused is dropped.
+    fn close_checked(&mut self, alias: &str) -> Value {
+        let model = self.models.remove(alias).expect("is open");
+        match model.close() {
+            Ok(()) => json!({"ok": true}),
+            Err(error) => failure(&error),
+        }
+    }
+
+    /// Opens on a device: `best`, `best:` and a device, `cuda`, `cuda:N` or a UUID.
     fn open_on(&mut self, alias: &str, name: &str, device: &str, wait_ms: u64) -> Value {
         let tier = match device {
             "best" => Tier::Best(Devices::Visible),
-            device => Tier::Device(device.parse().expect("a device")),
+            device => match device.strip_prefix("best:") {
+                Some(device) => Tier::Best(device.parse().expect("a device")),
+                None => Tier::Device(device.parse().expect("a device")),
+            },
         };
         let options = OpenOptions::new()
             .wait(Duration::from_millis(wait_ms))
@@ -110,6 +138,8 @@ impl Holder {
                     "ok": true, "version": model.version().0,
                     "origin": format!("{:?}", model.origin()).to_lowercase(),
                     "device": model.device().map(|weights| weights.uuid().to_string()),
+                    "ordinal": model.device().map(DeviceWeights::ordinal),
+                    "sharing": model.device().map(|weights| format!("{:?}", weights.sharing()).to_lowercase()),
                     "allocations": model.device().map(|weights| weights.allocations().len()),
                     "why_host": model.why_host().map(ToString::to_string),
                 });
@@ -160,6 +190,12 @@ impl Holder {
             }
         }
     }
+}
+
+/// The device that a command names in its second word; the first where it names none.
+fn ordinal(command: &[Value]) -> u32 {
+    let named = command.get(1).and_then(Value::as_u64).unwrap_or(0);
+    u32::try_from(named).expect("small")
 }
 
 /// A child that keeps a copy of every descriptor until it is killed.
@@ -222,7 +258,8 @@ fn device_tensors(model: &Model) -> Value {
     let list: BTreeMap<String, Value> = tensors
         .iter()
         .map(|tensor| {
-            let bytes: u64 = tensor.shape().iter().product::<u64>() * 4;
+            let bits = tensor.dtype().bits() * tensor.shape().iter().product::<u64>();
+            let bytes = bits.div_ceil(8);
             let pointer = tensor.device_pointer().expect("on a device");
             let read = match bytes {
                 0 => Vec::new(),
