@@ -6,6 +6,7 @@ use super::{Key, RawEntry};
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -58,11 +59,12 @@ impl Link {
     pub(super) fn connect(path: &Path, patience: Duration) -> Result<Option<Self>, LinkError> {
         let socket = socket()?;
         let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
-        match rustix::net::connect(&socket, &address) {
+        // While too many wait to be accepted, this waits with them.
+        set_socket_timeout(&socket, Timeout::Send, Some(patience)).map_err(io::Error::from)?;
+        match rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address)) {
             Ok(()) => {}
             Err(Errno::CONNREFUSED | Errno::NOENT) => return Ok(None),
-            // Too many wait to be accepted: it does not move.
-            Err(Errno::AGAIN) => return Err(LinkError::Silent(0)),
+            Err(Errno::AGAIN) => return Err(LinkError::Silent(patience.as_millis())),
             Err(error) => return Err(LinkError::Io(error.into())),
         }
         let mut link = Self {
@@ -277,6 +279,7 @@ impl AsFd for Link {
 /// The process that listens at `path`, if the kernel can say.
 pub(super) fn process_at(path: &Path) -> Option<OwnedFd> {
     let socket = socket().ok()?;
+    rustix::io::ioctl_fionbio(&socket, true).ok()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;
     process_of(&socket)
 }
@@ -293,7 +296,8 @@ fn process_of(socket: &OwnedFd) -> Option<OwnedFd> {
 
 /// A socket of the kind that keepers speak.
 pub(super) fn socket() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    // Nothing but connecting ever waits on it: see `wire`.
+    let flags = SocketFlags::CLOEXEC;
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     Ok(rustix::net::socket_with(family, kind, flags, None)?)
 }

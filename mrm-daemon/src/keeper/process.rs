@@ -153,6 +153,10 @@ fn prepare((settings, oom_score_adj): (Settings, Option<i32>)) -> Result<Process
     // The first session leader is this process already when it is started by hand.
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"mrm-keeper");
+    if settings.respawn.is_none() {
+        // No filesystem is held by it. A daemon that is started again may have relative arguments.
+        let _ = std::env::set_current_dir("/");
+    }
     // Before it stops being dumpable, after which the file belongs to root.
     spare_from_oom_killer();
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
@@ -289,7 +293,10 @@ impl Process {
             }
         }
         if ready.accept {
-            self.accept();
+            // Nobody waits long at the door, and nobody inside waits long for those at the door.
+            for _ in 0..VISITORS_MAX - self.visitors.len().min(VISITORS_MAX - 1) {
+                self.accept();
+            }
         }
         if ready.exit {
             let happened = self.respawner.as_mut();

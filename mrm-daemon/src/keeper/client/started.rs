@@ -11,6 +11,7 @@ use rustix::net::SocketAddrUnix;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -121,6 +122,8 @@ impl Started {
             Ok(()) | Err(_) => {}
         }
         let socket = link::socket()?;
+        // The keeper accepts on it, and must not wait there.
+        rustix::io::ioctl_fionbio(&socket, true)?;
         // The mode of a socket becomes that of its file: never more than its owner's.
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new(&self.settings.socket)?)?;
@@ -130,7 +133,8 @@ impl Started {
 
     fn spawn(&self, listener: OwnedFd) -> io::Result<Child> {
         let settings = Settings {
-            socket: self.settings.socket.clone(),
+            // It may be in another working directory.
+            socket: std::path::absolute(&self.settings.socket)?,
             keep_for_ms: self.settings.keep_for_ms,
             respawn: self.settings.respawn.clone(),
         };
@@ -142,6 +146,7 @@ impl Started {
             None => Stdio::null(),
         };
         Command::new(&self.settings.program)
+            .arg0("mrm-keeper")
             .args(&self.settings.before)
             .arg(KEEPER_ARGUMENT)
             .args(settings.to_args(adj))

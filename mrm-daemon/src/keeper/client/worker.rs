@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// The first and the longest delay between attempts to start a keeper.
 const RETRY_MS: (u64, u64) = (100, 10_000);
+/// How often it is started again without a delay.
+const RESTARTS_AT_ONCE: u32 = 3;
 /// A keeper that lived so long was no failure to start one.
 const SETTLED: Duration = Duration::from_secs(10);
 /// The keeper's thread.
@@ -21,6 +23,8 @@ pub(super) struct Worker {
     /// When the keeper was connected to last.
     since: Instant,
     delay_ms: u64,
+    /// Since the keeper last lived for long.
+    restarts: u32,
 }
 
 /// There is no keeper now.
@@ -45,6 +49,7 @@ impl Worker {
             away: None,
             since: Instant::now(),
             delay_ms: RETRY_MS.0,
+            restarts: 0,
         }
     }
 
@@ -114,12 +119,18 @@ impl Worker {
         self.report(format!("it is started again, and given everything: {why}"));
         let empty = self.transport.end();
         if self.since.elapsed() >= SETTLED {
-            self.delay_ms = RETRY_MS.0;
+            (self.restarts, self.delay_ms) = (0, RETRY_MS.0);
+        }
+        self.restarts += 1;
+        let mut retry_at = Instant::now();
+        if self.restarts > RESTARTS_AT_ONCE {
+            // What dies as soon as it is started is not started all the time.
+            retry_at += self.next_delay();
         }
         self.away = Some(Away {
             why,
             empty,
-            retry_at: Instant::now(),
+            retry_at,
         });
         self.retry(false);
     }
@@ -139,12 +150,19 @@ impl Worker {
             }
             Err(error) => {
                 away.why = error.to_string();
-                away.retry_at = now + Duration::from_millis(self.delay_ms);
-                self.delay_ms = self.delay_ms.saturating_mul(2).min(RETRY_MS.1);
-                let why = error.to_string();
-                self.report(why);
+                let delay = self.next_delay();
+                self.report(error.to_string());
+                if let Some(away) = &mut self.away {
+                    away.retry_at = now + delay;
+                }
             }
         }
+    }
+
+    fn next_delay(&mut self) -> Duration {
+        let delay = Duration::from_millis(self.delay_ms);
+        self.delay_ms = self.delay_ms.saturating_mul(2).min(RETRY_MS.1);
+        delay
     }
 
     /// Waits for something to do, or for the keeper's end.

@@ -165,6 +165,9 @@ fn a_keeper_that_dies_is_started_again_and_given_everything() {
     }
     let process = pidfd(stopped);
     rustix::process::pidfd_send_signal(&process, rustix::process::Signal::STOP).unwrap();
+    // It has not stopped before the kernel says so.
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::STOPPED).unwrap();
     remove(&keeper, &key("b")).unwrap();
     wait_for(&process);
     put(&keeper, segment("d")).unwrap();

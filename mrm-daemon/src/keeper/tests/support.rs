@@ -42,6 +42,7 @@ pub(super) fn settings(dir: &Path) -> ProcessKeeper {
     }
 }
 
+#[track_caller]
 pub(super) fn keeper(dir: &Path) -> Keeper {
     Keeper::process(settings(dir), &Degraded::new()).unwrap()
 }
@@ -53,12 +54,14 @@ pub(super) fn done() -> (Option<Done>, Receiver<Result<(), KeepError>>) {
     (Some(done), told)
 }
 
+#[track_caller]
 pub(super) fn put(keeper: &Keeper, entry: Entry) -> Result<(), KeepError> {
     let (done, told) = done();
     keeper.put(entry, done);
     told.recv_timeout(DEADLINE).unwrap()
 }
 
+#[track_caller]
 pub(super) fn remove(keeper: &Keeper, key: &Key) -> Result<(), KeepError> {
     let (done, told) = done();
     keeper.remove(key, done);
@@ -145,6 +148,7 @@ pub(super) fn keys(adoption: &Adoption) -> Vec<&str> {
 }
 
 /// Panics unless the entry has what [`segment`] or [`image`] put into it.
+#[track_caller]
 pub(super) fn verify(adopted: &Adopted) {
     match &adopted.description {
         Description::Segment(segment) => {
@@ -164,6 +168,7 @@ pub(super) fn verify(adopted: &Adopted) {
 }
 
 /// The next daemon adopts what is there, in whole, and stops the keeper.
+#[track_caller]
 pub(super) fn adopt_and_stop(dir: &Path) -> Adoption {
     let keeper = keeper(dir);
     let adoption = keeper.adopt_all();
@@ -199,6 +204,7 @@ pub(super) fn pidfd(pid: i32) -> OwnedFd {
 }
 
 /// Waits for a descriptor to be readable, or at its end.
+#[track_caller]
 pub(super) fn wait_for(fd: impl AsFd) {
     let deadline = Instant::now() + DEADLINE;
     assert!(link::wait(fd.as_fd(), PollFlags::IN, deadline).unwrap());
