@@ -410,7 +410,11 @@ impl Ticket<'_> {
     ) -> Result<(), SessionError> {
         self.to_cancel = match request {
             Request::Open(_) | Request::OpenFiles(_) => true,
-            Request::Close(_) | Request::Cancel(_) | Request::List(_) | Request::Stat(_) => false,
+            Request::Close(_)
+            | Request::Cancel(_)
+            | Request::Resume(_)
+            | Request::List(_)
+            | Request::Stat(_) => false,
         };
         self.connection.send(self.id, request, fds)
     }

@@ -107,6 +107,7 @@ impl Desk {
                 | Reply::Progress(_)
                 | Reply::Handed(_)
                 | Reply::Revoked(_)
+                | Reply::Resumed(_)
                 | Reply::Listed(_)
                 | Reply::Stated(_)
                 | Reply::Error(_) => Left::Nothing,

@@ -174,7 +174,11 @@ impl GrantRequest {
         match &self.request {
             Request::Open(open) => open.model.as_str(),
             Request::OpenFiles(open) => open.label.as_str(),
-            Request::Close(_) | Request::Cancel(_) | Request::List(_) | Request::Stat(_) => "",
+            Request::Close(_)
+            | Request::Cancel(_)
+            | Request::Resume(_)
+            | Request::List(_)
+            | Request::Stat(_) => "",
         }
     }
 
@@ -199,7 +203,11 @@ impl GrantRequest {
                     *devices = None;
                 }
             }
-            Request::Close(_) | Request::Cancel(_) | Request::List(_) | Request::Stat(_) => {}
+            Request::Close(_)
+            | Request::Cancel(_)
+            | Request::Resume(_)
+            | Request::List(_)
+            | Request::Stat(_) => {}
         }
         request
     }

@@ -41,6 +41,8 @@ pub enum Kind {
     Close = 0x0012,
     /// Give up a pending open.
     Cancel = 0x0013,
+    /// Take up leases of the last daemon again.
+    Resume = 0x0014,
     /// List models.
     List = 0x0020,
     /// Describe one model.
@@ -59,6 +61,8 @@ pub enum Kind {
     Handed = 0x8015,
     /// A lease was taken away.
     Revoked = 0x8016,
+    /// Leases were taken up again.
+    Resumed = 0x8017,
     /// One page of models.
     Listed = 0x8020,
     /// One model.
@@ -69,12 +73,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::ClientHello,
         Self::Open,
         Self::OpenFiles,
         Self::Close,
         Self::Cancel,
+        Self::Resume,
         Self::List,
         Self::Stat,
         Self::ServerHello,
@@ -84,6 +89,7 @@ impl Kind {
         Self::Progress,
         Self::Handed,
         Self::Revoked,
+        Self::Resumed,
         Self::Listed,
         Self::Stated,
         Self::Error,

@@ -78,8 +78,10 @@ pub mod features {
     /// Weights in device memory: opens may name devices, and [`Handed`](crate::reply::Handed) and
     /// [`Revoked`](crate::reply::Revoked) frames may come.
     pub const DEVICE: u64 = 1 << 1;
+    /// Leases of the last daemon can be taken up again.
+    pub const RESUME: u64 = 1 << 2;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS | DEVICE;
+    pub const ALL: u64 = PROGRESS | DEVICE | RESUME;
 }
 
 impl ClientHello {

@@ -45,6 +45,8 @@ pub const JSON_DEPTH_MAX: usize = 8;
 
 /// Most leases that one session may hold.
 pub const LEASES_PER_SESSION_MAX: usize = 4096;
+/// Most leases that one `Resume` may name; a client with more sends several.
+pub const RESUMED_MAX: usize = 2048;
 /// Most requests of one session that may await their reply.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
 /// Most rows in one reply to `List`.

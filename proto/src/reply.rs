@@ -29,6 +29,8 @@ pub enum Reply {
     Handed(Handed),
     /// A lease was taken away. Comes unasked, with the request id 0.
     Revoked(Revoked),
+    /// Leases were taken up again.
+    Resumed(Resumed),
     /// One page of models.
     Listed(Listed),
     /// One model.
@@ -180,6 +182,16 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
+/// Leases were taken up again.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Resumed {
+    /// For each that was asked for, in order: the lease that the client has now, or nothing when
+    /// the daemon has it no longer. What is mapped stays mapped either way.
+    #[n(0)]
+    pub leases: Vec<Option<LeaseId>>,
+}
+
 /// One page of models.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -283,6 +295,7 @@ impl Reply {
             Kind::Progress => decode_cbor(header, body).map(Self::Progress),
             Kind::Handed => decode_cbor(header, body).map(Self::Handed),
             Kind::Revoked => decode_cbor(header, body).map(Self::Revoked),
+            Kind::Resumed => decode_cbor(header, body).map(Self::Resumed),
             Kind::Listed => decode_cbor(header, body).map(Self::Listed),
             Kind::Stated => decode_cbor(header, body).map(Self::Stated),
             Kind::Error => decode_cbor(header, body).map(Self::Error),
@@ -292,6 +305,7 @@ impl Reply {
             | Kind::OpenFiles
             | Kind::Close
             | Kind::Cancel
+            | Kind::Resume
             | Kind::List
             | Kind::Stat) => Err(FrameError::OutOfPlace(kind)),
         }
@@ -313,6 +327,7 @@ impl Message for Reply {
             Self::Progress(_) => Kind::Progress,
             Self::Handed(_) => Kind::Handed,
             Self::Revoked(_) => Kind::Revoked,
+            Self::Resumed(_) => Kind::Resumed,
             Self::Listed(_) => Kind::Listed,
             Self::Stated(_) => Kind::Stated,
             Self::Error(_) => Kind::Error,
@@ -327,6 +342,7 @@ impl Message for Reply {
             Self::Progress(body) => encode_cbor(body, out),
             Self::Handed(body) => encode_cbor(body, out),
             Self::Revoked(body) => encode_cbor(body, out),
+            Self::Resumed(body) => encode_cbor(body, out),
             Self::Listed(body) => encode_cbor(body, out),
             Self::Stated(body) => encode_cbor(body, out),
             Self::Error(body) => encode_cbor(body, out),

@@ -8,7 +8,7 @@
 //! ```
 
 use crate::frame::{FrameError, Header, Kind, Message, decode_cbor, encode_cbor};
-use crate::ids::{DeviceUuid, LeaseId, RequestId};
+use crate::ids::{DeviceUuid, InstanceId, LeaseId, RequestId, VersionId};
 use crate::name::{FileName, ModelName};
 use minicbor::{Decode, Encode};
 
@@ -23,6 +23,8 @@ pub enum Request {
     Close(Close),
     /// Give up a pending open.
     Cancel(Cancel),
+    /// Take up leases of the last daemon again.
+    Resume(Resume),
     /// List models.
     List(List),
     /// Describe a model.
@@ -105,6 +107,31 @@ pub struct Cancel {
     pub target: RequestId,
 }
 
+/// Takes up leases that another daemon gave, before this one took its memory over. Needs
+/// [`features::RESUME`](crate::hello::features).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Resume {
+    /// The run of the daemon that gave them, from its hello.
+    #[n(0)]
+    pub instance: InstanceId,
+    /// What was leased, at most [`RESUMED_MAX`](crate::limits::RESUMED_MAX).
+    #[n(1)]
+    pub leases: Vec<HadLease>,
+}
+
+/// What a client has open from before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct HadLease {
+    /// The version, as `Opened` named it.
+    #[n(0)]
+    pub version: VersionId,
+    /// The device that it is on; absent when it is in host memory.
+    #[n(1)]
+    pub device: Option<DeviceUuid>,
+}
+
 /// Asks for one page of models, in the order of their names.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -150,6 +177,7 @@ impl Request {
             Kind::OpenFiles => decode_cbor(header, body).map(Self::OpenFiles),
             Kind::Close => decode_cbor(header, body).map(Self::Close),
             Kind::Cancel => decode_cbor(header, body).map(Self::Cancel),
+            Kind::Resume => decode_cbor(header, body).map(Self::Resume),
             Kind::List => decode_cbor(header, body).map(Self::List),
             Kind::Stat => decode_cbor(header, body).map(Self::Stat),
             kind @ (Kind::ClientHello
@@ -160,6 +188,7 @@ impl Request {
             | Kind::Progress
             | Kind::Handed
             | Kind::Revoked
+            | Kind::Resumed
             | Kind::Listed
             | Kind::Stated
             | Kind::Error) => Err(FrameError::OutOfPlace(kind)),
@@ -171,7 +200,12 @@ impl Request {
     pub fn fds_expected(&self) -> usize {
         match self {
             Self::OpenFiles(open) => open.files.len(),
-            Self::Open(_) | Self::Close(_) | Self::Cancel(_) | Self::List(_) | Self::Stat(_) => 0,
+            Self::Open(_)
+            | Self::Close(_)
+            | Self::Cancel(_)
+            | Self::Resume(_)
+            | Self::List(_)
+            | Self::Stat(_) => 0,
         }
     }
 }
@@ -183,6 +217,7 @@ impl Message for Request {
             Self::OpenFiles(_) => Kind::OpenFiles,
             Self::Close(_) => Kind::Close,
             Self::Cancel(_) => Kind::Cancel,
+            Self::Resume(_) => Kind::Resume,
             Self::List(_) => Kind::List,
             Self::Stat(_) => Kind::Stat,
         }
@@ -194,6 +229,7 @@ impl Message for Request {
             Self::OpenFiles(body) => encode_cbor(body, out),
             Self::Close(body) => encode_cbor(body, out),
             Self::Cancel(body) => encode_cbor(body, out),
+            Self::Resume(body) => encode_cbor(body, out),
             Self::List(body) => encode_cbor(body, out),
             Self::Stat(body) => encode_cbor(body, out),
         }

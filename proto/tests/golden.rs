@@ -11,9 +11,11 @@ use mrm_proto::layout::Granularity;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{
     Cancelled, Closed, DeviceState, Handed, IpcHandle, Listed, ModelRow, ModelState, OnDevice,
-    Opened, Origin, Progress, Reply, Revoked, Sharing, Stated,
+    Opened, Origin, Progress, Reply, Resumed, Revoked, Sharing, Stated,
 };
-use mrm_proto::request::{Cancel, Close, Devices, List, Open, OpenFiles, Request, Stat};
+use mrm_proto::request::{
+    Cancel, Close, Devices, HadLease, List, Open, OpenFiles, Request, Resume, Stat,
+};
 use mrm_proto::table::{ModelKind, Table, TableBuilder};
 use std::path::PathBuf;
 
@@ -114,6 +116,23 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
             }),
         ),
         (
+            "resume",
+            0,
+            Request::Resume(Resume {
+                instance: InstanceId(0xdead_beef),
+                leases: vec![
+                    HadLease {
+                        version: VersionId(3),
+                        device: None,
+                    },
+                    HadLease {
+                        version: VersionId(4),
+                        device: Some(DeviceUuid([0x5a; 16])),
+                    },
+                ],
+            }),
+        ),
+        (
             "list",
             0,
             Request::List(List {
@@ -196,6 +215,13 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
             Reply::Progress(Progress {
                 loaded_bytes: 1 << 20,
                 total_bytes: 1 << 30,
+            }),
+        ),
+        (
+            "resumed",
+            0,
+            Reply::Resumed(Resumed {
+                leases: vec![Some(LeaseId(1)), None],
             }),
         ),
         (

@@ -61,6 +61,8 @@ pub(crate) struct Copy {
     pub(crate) admitted: bool,
     /// Loads in flight that are filled from it.
     pub(crate) feeding: u64,
+    /// How often it is kept for clients of the last daemon, who may come back.
+    pub(crate) expected: u64,
     /// When it was last granted or given back.
     pub(crate) last_used: Option<Time>,
     /// Its device is lost: nothing holds it any more.
@@ -75,7 +77,7 @@ impl Version {
     /// Whether the segments of a copy may not be evicted.
     pub(crate) fn held(&self, tier: Tier) -> bool {
         self.copies.get(&tier).is_some_and(|copy| {
-            let used = copy.leases > 0 || copy.admitted || copy.feeding > 0;
+            let used = copy.leases > 0 || copy.admitted || copy.feeding > 0 || copy.expected > 0;
             !copy.lost && (used || self.pins > 0)
         })
     }

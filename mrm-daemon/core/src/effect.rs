@@ -49,6 +49,15 @@ pub enum Effect {
         /// Where it is.
         tier: Tier,
     },
+    /// Memory of the last daemon's has this number now.
+    Adopted {
+        /// The segment.
+        segment: SegmentId,
+        /// What it holds.
+        source: SourceId,
+        /// Where it is.
+        tier: Tier,
+    },
     /// A lease is gone without having been given back.
     Revoke {
         /// Who held it.
@@ -105,6 +114,11 @@ pub enum Reply {
     },
     /// A lease was given back.
     Closed,
+    /// A client came back.
+    Resumed {
+        /// The lease for each that it had; `None` where there is nothing to lease any more.
+        leases: Vec<Option<LeaseId>>,
+    },
     /// A cancel was handled.
     Cancelled {
         /// Whether the target was still pending; it was answered before this.
@@ -225,7 +239,10 @@ impl Effect {
     pub const fn op(&self) -> Option<OpId> {
         match self {
             Self::Resolve { op, .. } | Self::Load { op, .. } | Self::Free { op, .. } => Some(*op),
-            Self::Reply { .. } | Self::Revoke { .. } | Self::Forget { .. } => None,
+            Self::Reply { .. }
+            | Self::Adopted { .. }
+            | Self::Revoke { .. }
+            | Self::Forget { .. } => None,
         }
     }
 }

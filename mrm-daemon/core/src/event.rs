@@ -6,7 +6,7 @@
 //! assert!(matches!(event, Event::SessionOpened { .. }));
 //! ```
 
-use crate::id::{Bytes, ContentId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId};
+use crate::id::{Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId};
 use crate::id::{SourceId, Tenant, Time, VersionId};
 use crate::ledger::{Amount, Tier};
 use std::sync::Arc;
@@ -90,6 +90,18 @@ pub enum Event {
         /// What may be charged now, at most the budget; less while others use the device.
         limit: Bytes,
     },
+    /// Memory of the last daemon's is taken over. Comes before any session.
+    Adopt(Adoption),
+    /// A client that had leases of the last daemon's wants them again. Each is given if what it was
+    /// on is there.
+    Resume {
+        /// Who asks.
+        session: SessionId,
+        /// What to answer to.
+        request: RequestId,
+        /// What it had.
+        leases: Vec<ResumedLease>,
+    },
     /// A device does not answer any more, and will not. Its leases are revoked, its opens fail.
     DeviceLost {
         /// Which device.
@@ -131,6 +143,39 @@ pub enum Wanted {
     Device(Arc<[DeviceId]>),
     /// On one of these devices, if one can make the room now, else in host memory.
     Best(Arc<[DeviceId]>),
+}
+
+/// A version, and what is resident of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoption {
+    /// A model that stands for it.
+    pub model: Option<ModelId>,
+    /// The version.
+    pub resolution: Resolution,
+    /// What is there. A source that another version brought before is skipped.
+    pub resident: Vec<AdoptedSegment>,
+    /// Until when it is kept for those who may come back.
+    pub until: Time,
+}
+
+/// A source that is resident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdoptedSegment {
+    /// Which of the version's.
+    pub source: SourceId,
+    /// Where.
+    pub tier: Tier,
+    /// What it holds.
+    pub content: ContentId,
+}
+
+/// A lease that a client had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumedLease {
+    /// What was opened.
+    pub model: ModelId,
+    /// What was granted.
+    pub copy: CopyId,
 }
 
 /// Why a load failed.

@@ -181,7 +181,12 @@ fn i5_feeds_are_counted(core: &Core) -> Result<(), Violation> {
         })?;
         let lost = core.devices.tier_is_lost(id.tier);
         ensure(lost == copy.lost, 5, || format!("{id} lost: {lost}"))?;
-        let used = copy.leases > 0 || copy.admitted;
+        let kept = core.expected.iter().filter(|(_, copy)| *copy == id);
+        let kept = kept.count() as u64;
+        ensure(kept == copy.expected, 5, || {
+            format!("{id} is kept {kept} times")
+        })?;
+        let used = copy.leases > 0 || copy.admitted || copy.expected > 0;
         ensure(!(lost && used), 5, || format!("{id} is used, but lost"))?;
         let mut fed_from = true;
         if copy.feeding > 0 && !lost {

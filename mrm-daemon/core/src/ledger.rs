@@ -183,6 +183,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Takes note of what is in memory already, whether there is room for it or not.
+    pub(crate) fn adopt(&mut self, tier: Tier, what: Amount) {
+        self.change(tier, |account| account.charged = account.charged.plus(what));
+    }
+
     /// Notes that `what` is on its way out. It stays charged.
     pub fn start_free(&mut self, tier: Tier, what: Amount) {
         self.change(tier, |account| account.freeing = account.freeing.plus(what));

@@ -54,7 +54,7 @@ mod step;
 
 use crate::effect::Effect;
 use crate::event::Event;
-use crate::id::{Bytes, DeviceId, Time, VersionId};
+use crate::id::{Bytes, CopyId, DeviceId, Time, VersionId};
 use crate::ledger::{Amount, Amounts, Ledger};
 use crate::policy::{Lru, Policy};
 use crate::violation::Violation;
@@ -142,6 +142,8 @@ pub struct Core {
     admission: admission::Admission,
     evictions: evictions::Evictions,
     ops: ops::Ops,
+    /// Copies that are kept for clients of the last daemon, and until when.
+    expected: BTreeSet<(Time, CopyId)>,
     /// Versions that this event concerned, to be looked at before it is done with.
     touched: BTreeSet<VersionId>,
     /// Something happened that may let a want in the queue proceed.
@@ -172,6 +174,7 @@ impl Core {
             admission: admission::Admission::default(),
             evictions: evictions::Evictions::default(),
             ops: ops::Ops::default(),
+            expected: BTreeSet::new(),
             touched: BTreeSet::new(),
             room_changed: false,
             claimed: Amounts::default(),
@@ -201,7 +204,11 @@ impl Core {
     /// When [`Event::Tick`] is due, unless something else changes that first.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        self.admission.next_deadline()
+        let expected = self.expected.first().map(|(until, _)| *until);
+        [self.admission.next_deadline(), expected]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What there is to see.
@@ -244,6 +251,12 @@ impl Core {
                 budget,
                 limit,
             } => self.set_limit(tier, budget, limit),
+            Event::Adopt(adoption) => self.adopt(turn, &adoption),
+            Event::Resume {
+                session,
+                request,
+                leases,
+            } => self.resume(turn, (session, request), &leases),
             Event::DeviceLost { device, fault } => self.device_lost(turn, device, &fault),
             Event::Drain => self.drain(turn),
             Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),

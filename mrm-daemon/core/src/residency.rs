@@ -91,6 +91,34 @@ impl Residency {
         self.segments.insert(id, segment);
     }
 
+    /// Absent to Resident: what the last daemon left.
+    pub(crate) fn adopt(
+        &mut self,
+        id: SegmentId,
+        segment: Segment,
+        content: ContentId,
+        now: Time,
+    ) -> Result<(), Violation> {
+        let key = (segment.tier, content);
+        self.segments.insert(id, segment);
+        self.contents.insert(key, id);
+        self.index(id, now)
+    }
+
+    /// Lets a resident segment stand for one more source, by which it is held so often.
+    pub(crate) fn stand_for(
+        &mut self,
+        id: SegmentId,
+        source: SourceId,
+        held: u64,
+        now: Time,
+    ) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        segment.sources.push(source);
+        segment.held += held;
+        self.index(id, now)
+    }
+
     /// The segment on a tier that holds a content.
     pub(crate) fn holding(&self, tier: Tier, content: ContentId) -> Option<SegmentId> {
         self.contents.get(&(tier, content)).copied()

@@ -2,6 +2,7 @@
 //! events, one for completions, one for devices that are lost or short; then which copy an open
 //! gets, what that takes, how room is made for it, and who holds it.
 
+mod adopt;
 mod complete;
 mod device;
 mod holders;

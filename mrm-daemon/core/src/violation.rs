@@ -39,6 +39,9 @@ pub enum Violation {
     /// A resolution that names a source twice.
     #[error("{0} names {1} twice")]
     RepeatedSource(VersionId, SourceId),
+    /// What was to be taken over is no part of its version there.
+    #[error("{1} is no part of {0} there")]
+    NotOfVersion(VersionId, SourceId),
     /// A source that is another part of this version than of another.
     #[error("{1} is another part of {0} than of other versions")]
     PartChanged(VersionId, SourceId),

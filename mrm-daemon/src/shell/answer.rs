@@ -10,7 +10,7 @@ use mrm_core::id::{CopyId, RequestId, SessionId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::ids;
-use mrm_proto::reply::{self, Cancelled, Closed, Progress, Reply};
+use mrm_proto::reply::{self, Cancelled, Closed, Progress, Reply, Resumed};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -58,6 +58,11 @@ impl State {
             }
             (CoreReply::Closed, _) => {
                 self.send(session, wire, &Reply::Closed(Closed {}));
+            }
+            (CoreReply::Resumed { leases }, _) => {
+                let leases = leases.into_iter().map(|lease| Some(ids::LeaseId(lease?.0)));
+                let leases = leases.collect();
+                self.send(session, wire, &Reply::Resumed(Resumed { leases }));
             }
             (CoreReply::Cancelled { was_pending }, _) => {
                 self.send(session, wire, &Reply::Cancelled(Cancelled { was_pending }));

@@ -99,6 +99,8 @@ struct State {
     core: Core,
     started: Instant,
     instance: InstanceId,
+    /// Runs of the daemon whose memory this one has, the last first.
+    ancestors: Vec<InstanceId>,
     names: Names,
     catalogue: Arc<Catalogue>,
     listing: Listing,
@@ -197,6 +199,7 @@ impl Shell {
             core: parts.core,
             started: Instant::now(),
             instance: parts.instance,
+            ancestors: Vec::new(),
             names: Names::default(),
             catalogue: Arc::new(parts.catalogue),
             listing: Listing::new(),
@@ -374,6 +377,8 @@ impl State {
                 Tier::Host => self.free(op, segment),
                 Tier::Device(device) => self.free_image(op, segment, device),
             },
+            // Nothing is taken over yet.
+            Effect::Adopted { .. } => {}
             Effect::Revoke {
                 session,
                 lease,

@@ -450,6 +450,7 @@ impl State {
             CoreReply::Refused(refusal) => self.error_of_refusal(&refusal, Some(name)),
             CoreReply::Opened { .. }
             | CoreReply::Closed
+            | CoreReply::Resumed { .. }
             | CoreReply::Cancelled { .. }
             | CoreReply::Evicted { .. } => ErrorReply::new(
                 ErrorCode::Internal,

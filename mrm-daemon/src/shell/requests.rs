@@ -5,15 +5,15 @@ use super::listing::Question;
 use super::{Pending, Shell, State, Who};
 use crate::source::PassedFd;
 use crate::status::events::{Event as LogEvent, EventKind};
-use mrm_core::event::{Event, Wanted};
-use mrm_core::id::{LeaseId, ModelId, RequestId, SessionId};
+use mrm_core::event::{Event, ResumedLease, Wanted};
+use mrm_core::id::{CopyId, LeaseId, ModelId, RequestId, SessionId, VersionId};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
 use mrm_proto::ids::{self, Digest};
 use mrm_proto::limits;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{Listed, ModelRow, Reply, Stated};
-use mrm_proto::request::{List, Open, OpenFiles, Request};
+use mrm_proto::request::{HadLease, List, Open, OpenFiles, Request, Resume};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -59,8 +59,8 @@ impl State {
             ErrorReply::new(ErrorCode::VersionMismatch, message)
         })?;
         let served = match self.tier.devices.is_empty() {
-            true => features::PROGRESS,
-            false => features::PROGRESS | features::DEVICE,
+            true => features::PROGRESS | features::RESUME,
+            false => features::ALL,
         };
         let agreed = hello.features & served;
         if let Some(Who::Client {
@@ -136,6 +136,7 @@ impl State {
                     target,
                 });
             }
+            Request::Resume(resume) => self.resume(session, request, &resume)?,
             Request::List(list) => self.ask_listing(Question::List(session, request, list)),
             Request::Stat(stat) => self.ask_listing(Question::Stat(session, request, stat)),
         }
@@ -225,6 +226,55 @@ impl State {
             progress: open.progress,
         };
         self.open(session, request, model, asked);
+    }
+
+    /// A client has leases from before: of this daemon's versions, if this daemon took over what
+    /// the one that gave them had.
+    fn resume(
+        &mut self,
+        session: SessionId,
+        request: ids::RequestId,
+        resume: &Resume,
+    ) -> Result<(), ErrorReply> {
+        if resume.leases.len() > limits::RESUMED_MAX {
+            let message = format!(
+                "{} leases were named, a request may name {}: send several",
+                resume.leases.len(),
+                limits::RESUMED_MAX
+            );
+            return Err(ErrorReply::new(ErrorCode::MalformedBody, message));
+        }
+        let known = self.ancestors.contains(&resume.instance);
+        let leases = resume.leases.iter().map(|had| {
+            let copy = self.had(*had).filter(|_| known);
+            // No version has the number 0.
+            copy.unwrap_or(CopyId::host(VersionId(0)))
+        });
+        let leases = leases.map(|copy| ResumedLease {
+            model: self.model_of(copy.version),
+            copy,
+        });
+        let leases = leases.collect();
+        self.step(Event::Resume {
+            session,
+            request: RequestId(request.0),
+            leases,
+        });
+        Ok(())
+    }
+
+    fn had(&self, had: HadLease) -> Option<CopyId> {
+        let version = VersionId(had.version.0);
+        match had.device {
+            None => Some(CopyId::host(version)),
+            Some(uuid) => Some(CopyId::device(version, self.tier.find(uuid)?)),
+        }
+    }
+
+    /// A model that stands for a version; the number 0, which none has, if none does.
+    fn model_of(&self, version: VersionId) -> ModelId {
+        let model = self.core.view().models_of(version).next();
+        model.unwrap_or(ModelId(0))
     }
 
     /// An open that cannot even be asked for.

@@ -251,6 +251,7 @@ const fn asks(kind: Kind) -> u8 {
         | Kind::OpenFiles
         | Kind::Close
         | Kind::Cancel
+        | Kind::Resume
         | Kind::List
         | Kind::Stat
         | Kind::Opened
@@ -258,6 +259,7 @@ const fn asks(kind: Kind) -> u8 {
         | Kind::Cancelled
         | Kind::Handed
         | Kind::Revoked
+        | Kind::Resumed
         | Kind::Error => 2,
     }
 }

@@ -50,6 +50,15 @@ impl Core {
         self.ledger.close(tier);
         self.room_changed = true;
         self.revoke(turn, tier, fault)?;
+        let there = self.expected.iter().copied();
+        for gone in there
+            .filter(|(_, copy)| copy.tier == tier)
+            .collect::<Vec<_>>()
+        {
+            self.expected.remove(&gone);
+            let (_, copy) = gone;
+            self.change_copy(copy, turn.now, |copy| copy.expected -= 1)?;
+        }
         let wants = self.admission.wants().map(|(copy, _)| copy);
         let wants: Vec<CopyId> = wants.filter(|copy| copy.tier == tier).collect();
         for copy in wants {

@@ -177,6 +177,7 @@ impl Core {
 
     /// Gives up the opens whose time has come. What was started for them goes on.
     pub(crate) fn tick(&mut self, turn: &mut Turn<'_>) -> Result<(), Violation> {
+        self.end_expectations(turn)?;
         let mut holders = BTreeMap::new();
         while let Some(key) = self.admission.first_expired(turn.now) {
             let waiter = self.unwait(key)?;

@@ -50,6 +50,7 @@ fn settle(core: &mut Core, now: Time, event: Event) -> Option<LeaseId> {
                 Effect::Reply { reply, .. } => panic!("{reply:?}"),
                 Effect::Forget { .. } => {}
                 Effect::Revoke { .. } => panic!("no device is lost"),
+                Effect::Adopted { .. } => panic!("nothing was left"),
             }
         }
     }

@@ -124,6 +124,7 @@ impl Oracle {
             }
             Effect::Load { .. } => self.see_load(effect),
             Effect::Free { segment, tier, .. } => self.see_free(*segment, *tier),
+            Effect::Adopted { .. } => panic!("nothing was left"),
             Effect::Revoke { session, lease, .. } => {
                 let held = self.leases.remove(&(*session, *lease)).unwrap();
                 assert!(self.is_lost(held.tier), "{lease} is revoked");

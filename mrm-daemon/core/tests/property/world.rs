@@ -394,6 +394,7 @@ impl World {
                 );
                 self.handle(Event::Freed { op });
             }
+            Effect::Adopted { .. } => panic!("nothing was left"),
             effect @ (Effect::Reply { .. } | Effect::Revoke { .. } | Effect::Forget { .. }) => {
                 panic!("{effect:?} settles")
             }

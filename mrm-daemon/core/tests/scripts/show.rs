@@ -31,6 +31,14 @@ pub(crate) fn show(effect: &Effect) -> String {
         Effect::Free { op, segment, tier } => {
             format!("free {op} s{}{}", segment.0, show_tier(*tier))
         }
+        Effect::Adopted {
+            segment,
+            source,
+            tier,
+        } => {
+            let letter = char::from(b'a' + u8::try_from(source.0).unwrap() - 1);
+            format!("adopted s{} {letter}{}", segment.0, show_tier(*tier))
+        }
         Effect::Revoke {
             session,
             lease,
@@ -92,6 +100,13 @@ fn show_reply(reply: &Reply) -> String {
             )
         }
         Reply::Closed => "closed".to_owned(),
+        Reply::Resumed { leases } => {
+            let leases = leases.iter().map(|lease| match lease {
+                Some(lease) => format!("l{}", lease.0),
+                None => "-".to_owned(),
+            });
+            format!("resumed {}", leases.collect::<Vec<_>>().join(" "))
+        }
         Reply::Cancelled { was_pending } => format!("cancelled {was_pending}"),
         Reply::Evicted { freed } => format!("evicted {}", freed.0),
         Reply::Failed(fault) => format!("failed {}", fault.code),

@@ -9,6 +9,8 @@
 //! > cancel 1.8 of 7
 //! > evict 1.7 v2 [on d0]   > wish m2 pinned eager   > changed m2   > drain   > tick
 //! > limit 10   > limit d0 10 [of 20]   > lost d0
+//! > adopt m1 v1 a=1 i@5 has a/c1 i.d0/c2 until 9   the last daemon's; `-` for no model
+//! > resume 1.7 v1 v1.d0          leases of the last daemon
 //! > resolved op1 v1 a:4 b:2      sources are letters, charges are bytes
 //! > resolved op1 v1 t=1 a:4 i@4/2     = is a table, @ an image, / its pieces
 //! > resolved op1 fails 303       > loaded op2 c1   > loaded op2 fails 303   > freed op3
@@ -17,7 +19,8 @@
 //! The lines after an event are all of its effects, in order.
 
 use crate::show::show;
-use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact, Wanted, Wishes};
+use mrm_core::event::{AdoptedSegment, Adoption, Event, Fault, LoadFailure, Part, Resolution};
+use mrm_core::event::{ResumedLease, SegmentFact, Wanted, Wishes};
 use mrm_core::id::*;
 use mrm_core::ledger::Tier;
 use mrm_core::violation::Violation;
@@ -255,9 +258,48 @@ fn parse(line: &str) -> Event {
             device: device(what),
             fault: fault(&["", "404"]),
         },
+        ["adopt", what, version, rest @ ..] => adoption(what, version, rest),
+        ["resume", who, rest @ ..] => Event::Resume {
+            session: key(who).0,
+            request: key(who).1.unwrap(),
+            leases: rest.iter().map(resumed).collect(),
+        },
         ["drain"] => Event::Drain,
         ["tick"] => Event::Tick,
         _ => parse_completion(line, &words),
+    }
+}
+
+fn adoption(what: &str, version: &str, rest: &[&str]) -> Event {
+    let has = rest.iter().position(|word| *word == "has").unwrap();
+    let until = rest.iter().position(|word| *word == "until").unwrap();
+    let resident = rest[has + 1..until].iter().map(|word| {
+        let (place, content) = word.split_once("/c").unwrap();
+        let (source, place) = place.split_once('.').unwrap_or((place, "host"));
+        AdoptedSegment {
+            source: source_of(source),
+            tier: tier(place),
+            content: ContentId(number(content, "")),
+        }
+    });
+    Event::Adopt(Adoption {
+        model: what.strip_prefix('m').map(|id| ModelId(number(id, ""))),
+        resolution: Resolution {
+            version: VersionId(number(version, "v")),
+            segments: rest[..has].iter().map(fact).collect(),
+        },
+        resident: resident.collect(),
+        until: Time(number(rest[until + 1], "")),
+    })
+}
+
+fn resumed(word: &&str) -> ResumedLease {
+    let (version, place) = word.split_once('.').unwrap_or((word, "host"));
+    let version = VersionId(number(version, "v"));
+    let tier = tier(place);
+    ResumedLease {
+        model: ModelId(1),
+        copy: CopyId { version, tier },
     }
 }
 

@@ -31,6 +31,7 @@ pub fn request(input: &[u8]) -> Verdict {
             Request::Open(_)
             | Request::Close(_)
             | Request::Cancel(_)
+            | Request::Resume(_)
             | Request::List(_)
             | Request::Stat(_) => assert_eq!(request.fds_expected(), 0),
         }
@@ -66,6 +67,7 @@ pub fn hello(input: &[u8]) -> Verdict {
         | Kind::OpenFiles
         | Kind::Close
         | Kind::Cancel
+        | Kind::Resume
         | Kind::List
         | Kind::Stat
         | Kind::Opened
@@ -74,6 +76,7 @@ pub fn hello(input: &[u8]) -> Verdict {
         | Kind::Progress
         | Kind::Handed
         | Kind::Revoked
+        | Kind::Resumed
         | Kind::Listed
         | Kind::Stated
         | Kind::Error => check(&header, body, ServerHello::decode),
