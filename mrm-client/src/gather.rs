@@ -23,7 +23,7 @@ impl Gathered {
         self.fds.len()
     }
 
-    /// Adds what the next frame brought: in order, all of one kind, not too many.
+    /// Adds what the next frame brought: in order, and not too many.
     pub(crate) fn add(
         &mut self,
         id: RequestId,
@@ -39,11 +39,9 @@ impl Gathered {
         }
         self.fds.extend(fds);
         self.handles.extend(handed.handles);
-        let mixed = !self.fds.is_empty() && !self.handles.is_empty();
-        if mixed || self.fds.len() + self.handles.len() > ALLOCATIONS_PER_MODEL_MAX {
+        if self.fds.len() + self.handles.len() > ALLOCATIONS_PER_MODEL_MAX {
             return Err(out_of_place(format!(
-                "request {id} was handed more than {ALLOCATIONS_PER_MODEL_MAX} allocations, or \
-                 both descriptors and handles"
+                "request {id} was handed more than {ALLOCATIONS_PER_MODEL_MAX} allocations"
             )));
         }
         Ok(())

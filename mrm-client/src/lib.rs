@@ -58,7 +58,7 @@ pub use model::{Model, NotClosed, Segment};
 pub use mrm_proto::dtype::DType;
 pub use mrm_proto::hello::ServerHello;
 pub use mrm_proto::ids::{DeviceUuid, VersionId};
-pub use mrm_proto::reply::{ModelRow, ModelState, Origin, Progress, Stated};
+pub use mrm_proto::reply::{DeviceState, ModelRow, ModelState, Origin, Progress, Stated};
 pub use mrm_proto::table::ModelKind;
 pub use open::OpenOptions;
 pub use tensor::{Element, Tensor, Tensors};

@@ -27,6 +27,7 @@ use mrm_proto::reply::{Handed, IpcHandle, Reply, Revoked};
 use mrm_proto::request::Request;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::sync::{Mutex, mpsc};
 
 const FIRST: Tier = Tier::Device(Devices::Ordinal(0));
 const BEST: Tier = Tier::Best(Devices::Visible);
@@ -182,12 +183,11 @@ const WRONG: [(&str, Wrong); 9] = [
         session.send(id, &Reply::Handed(Handed { from, handles }), &[]);
         finish(lent, session, id, 1);
     }),
-    ("more than a model may have", |lent, session, id| {
+    ("more than a model may have", |_, session, id| {
         for n in 0..=mrm_proto::limits::ALLOCATIONS_PER_MODEL_MAX / 4 {
             let (from, handles) = (4 * n as u64, vec![IpcHandle([1; 64]); 4]);
             session.send(id, &Reply::Handed(Handed { from, handles }), &[]);
         }
-        finish(lent, session, id, 0);
     }),
     ("allocations of host memory", |lent, session, id| {
         hand(lent, session, id, 0, 1);
@@ -347,6 +347,32 @@ fn closing_is_refused_while_a_stream_is_captured_and_the_lease_kept() {
     });
 }
 
+#[test]
+fn an_open_of_what_is_open_notices_that_the_lease_was_taken() {
+    let name = "an_open_of_what_is_open_notices_that_the_lease_was_taken";
+    on_machine(name, &[], |_| {
+        let lent = Lent::vmm(3, Granularity::Model);
+        let (now, when) = mpsc::channel();
+        let (done, was_done) = mpsc::channel();
+        let when = Mutex::new(when);
+        let fake = Fake::start(move |_, session| {
+            session.hello();
+            let (id, ..) = session.next_asking().expect("an open");
+            lent.grant(session, id, 1, 7);
+            when.lock().expect("lock").recv().expect("the test goes on");
+            session.raw(&revoked(1), &[]);
+            done.send(()).expect("the test waits");
+            lent.serve(session, 2);
+        });
+        let client = fake.client();
+        let first = open(&client, "m", FIRST).expect("opens");
+        assert!(open(&client, "m", FIRST).expect("opens").same_open(&first));
+        now.send(()).expect("the fake waits");
+        was_done.recv_timeout(fake::PATIENCE).expect("sent");
+        assert!(!open(&client, "m", FIRST).expect("opens").same_open(&first));
+    });
+}
+
 /// Not a test by itself: the daemon's process, whose memory others open by handles.
 #[test]
 fn exporter() {
@@ -464,6 +490,8 @@ fn a_daemon_without_devices_is_told_from_one_that_is_full() {
             assert_eq!(error.name(), name, "{error}");
             if bits == features::ALL {
                 fake.seen.wait_closed(2);
+            } else {
+                assert_eq!(fake.seen.count(), 1, "it would load for nothing");
             }
         }
     });
@@ -548,6 +576,8 @@ fn fail_each(machine: &Machine) {
     }
     drop(client);
     let memory = context.memory().expect("answers");
-    // Three allocations of the fake daemon's, of one block each.
+    // Three allocations of the fake daemon's, of one block each, and their mappings.
+    let (mapped, unmapped) = ("cuMemMap", "cuMemUnmap");
+    assert_eq!(machine.succeeded(mapped), machine.succeeded(unmapped) + 3);
     assert_eq!(memory.total_bytes - memory.free_bytes, 3 * (2 << 20));
 }

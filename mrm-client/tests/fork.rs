@@ -95,6 +95,7 @@ fn a_child_uses_nothing_that_is_on_a_device() {
             client.open_with("m", &options)
         };
         let mut inherited = Some(first(&client).expect("opens"));
+        let mut other = Some(first(&fake.client()).expect("opens"));
         let calls = machine.calls().len();
         let child = in_child(|| {
             let refused = match first(&client) {
@@ -111,11 +112,17 @@ fn a_child_uses_nothing_that_is_on_a_device() {
             if last.lost().is_some() || mrm_client::device::release_deferred() != 0 {
                 return 2;
             }
-            4 * i32::from(last.close().is_err())
+            if last.close().is_err() {
+                return 4;
+            }
+            other = None;
+            // Nothing was put off either, which the child could never do.
+            5 * i32::from(mrm_client::device::release_deferred() != 0)
         });
         assert_eq!(child, 0);
-        // The parent's mapping, lease and session are as they were.
+        // The parent's mappings, leases and sessions are as they were.
         assert_eq!(machine.calls().len(), calls);
+        assert!(other.is_some_and(|model| model.lost().is_none()));
         let inherited = inherited.expect("only the child's copy was taken");
         assert!(first(&client).expect("opens").same_open(&inherited));
         inherited.close().expect("closes");
