@@ -268,12 +268,15 @@ fn command(
     command.env("PYTHONPATH", bundle.join("python"));
     command.env("PYTHONUNBUFFERED", "1");
     if options.scale == Scale::Fake {
-        let machine = options.out.join(format!("scratch/machine-{}", plan.name));
-        fs::create_dir_all(&machine)?;
-        command.env("LD_LIBRARY_PATH", bundle.join("fake"));
         command.env("MRM_FAKE_CUDA_LIBRARY", bundle.join("fake/libcuda.so.1"));
-        command.env("MRM_FAKE_CUDA_DIR", machine);
-        command.env("MRM_FAKE_CUDA_CONTEXT_BYTES", "100MiB");
+        if matches!(plan.program, Program::Own) {
+            // The conformance suite makes machines of its own.
+            let machine = options.out.join(format!("scratch/machine-{}", plan.name));
+            fs::create_dir_all(&machine)?;
+            command.env("LD_LIBRARY_PATH", bundle.join("fake"));
+            command.env("MRM_FAKE_CUDA_DIR", machine);
+            command.env("MRM_FAKE_CUDA_CONTEXT_BYTES", "100MiB");
+        }
         command.env_remove("MRM_TEST_CUDA");
     } else {
         command.env("MRM_TEST_CUDA", "hardware");
