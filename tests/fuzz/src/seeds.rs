@@ -16,6 +16,7 @@
     reason = "seeds are fixed: a bad one is a bug here"
 )]
 
+use crate::target::message::choice_of;
 use crate::{Target, home};
 use mrm_proto::dtype::DType;
 use mrm_proto::frame::{Header, Kind};
@@ -92,11 +93,6 @@ fn frames() -> Vec<(String, Header, Vec<u8>)> {
     golden().into_iter().filter_map(frame).collect()
 }
 
-fn choice(kind: Kind) -> u8 {
-    let at = Kind::ALL.iter().position(|other| *other == kind);
-    u8::try_from(at.expect("every kind is listed")).expect("few kinds")
-}
-
 fn messages(kinds: &[Kind]) -> Vec<Seed> {
     let of_kind = frames()
         .into_iter()
@@ -104,12 +100,15 @@ fn messages(kinds: &[Kind]) -> Vec<Seed> {
     let mut seeds: Vec<Seed> = of_kind
         .map(|(name, header, bytes)| {
             let body = &bytes[Header::BYTES..];
-            (name, [&[choice(header.kind)], body].concat())
+            (name, [&[choice_of(header.kind)], body].concat())
         })
         .collect();
     let (_, first) = seeds.first().cloned().expect("every kind has a vector");
     seeds.push(("bad-cut".to_owned(), first[..first.len() - 1].to_vec()));
-    seeds.push(("bad-kind".to_owned(), vec![200, 0xa0]));
+    seeds.push((
+        "bad-kind".to_owned(),
+        vec![choice_of(Kind::ClientHello), 0xa0],
+    ));
     seeds
 }
 

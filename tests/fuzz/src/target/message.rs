@@ -5,10 +5,10 @@
 //! ```
 //! use mrm_fuzz::{Verdict, target::message};
 //! use mrm_proto::frame::Kind;
-//! let close = Kind::ALL.iter().position(|kind| *kind == Kind::Close).expect("a kind");
+//! let close = message::choice_of(Kind::Close);
 //! // {0: 5}: the lease to give back.
-//! assert_eq!(message::request(&[close as u8, 0xa1, 0x00, 0x05]), Verdict::Accepted);
-//! assert_eq!(message::request(&[close as u8, 0xa0]), Verdict::Refused);
+//! assert_eq!(message::request(&[close, 0xa1, 0x00, 0x05]), Verdict::Accepted);
+//! assert_eq!(message::request(&[close, 0xa0]), Verdict::Refused);
 //! ```
 
 use super::{assert_says, take};
@@ -83,11 +83,25 @@ pub fn hello(input: &[u8]) -> Verdict {
     }
 }
 
+/// The byte that stands for a kind, now and when there are more of them.
+#[must_use]
+pub const fn choice_of(kind: Kind) -> u8 {
+    let [low, high] = (kind as u16).to_le_bytes();
+    high & 0x80 | low & 0x7f
+}
+
+fn kind_of(choice: u8) -> Kind {
+    let named = Kind::ALL
+        .into_iter()
+        .find(|kind| choice_of(*kind) == choice);
+    named.unwrap_or(Kind::ALL[usize::from(choice) % Kind::ALL.len()])
+}
+
 /// The frame that an input stands for.
 fn framed(mut input: &[u8]) -> (Header, &[u8]) {
     let [choice] = take(&mut input);
     let header = Header {
-        kind: Kind::ALL[usize::from(choice) % Kind::ALL.len()],
+        kind: kind_of(choice),
         fds: 0,
         body_bytes: u32::try_from(input.len()).expect("an input is short"),
         request: RequestId(u64::from(choice)),
