@@ -219,8 +219,9 @@ impl State {
             let part = ..usize::try_from(len)?;
             stream.copy_out(view(at, len)?, &mut read[part])?;
             fill(seed, at, &mut expected[part])?;
-            if let Some(wrong) = (0..part.end).find(|at| read[*at] != expected[*at]) {
-                return Err(format!("byte {} of {bytes} is wrong", at + wrong as u64).into());
+            let differs = serve_client::first_difference(&read[part], &expected[part]);
+            if let Some(wrong) = differs {
+                return Err(format!("byte {} of {bytes} is wrong", at + wrong).into());
             }
             at += len;
         }

@@ -47,8 +47,8 @@ pub(crate) fn compare(model: &Model, bare: &Bare, path: &Path) -> Anything<()> {
             let part = ..usize::try_from(len)?;
             bare.copy_out(&mut read[part], pointer + at)?;
             file.read_exact_at(&mut expected[part], tensor.offset_bytes() + at)?;
-            if let Some(wrong) = (0..part.end).find(|at| read[*at] != expected[*at]) {
-                let wrong = at + wrong as u64;
+            if let Some(wrong) = first_difference(&read[part], &expected[part]) {
+                let wrong = at + wrong;
                 return Err(format!("byte {wrong} of {} is wrong", tensor.name()).into());
             }
             at += len;
@@ -61,10 +61,34 @@ pub(crate) fn compare(model: &Model, bare: &Bare, path: &Path) -> Anything<()> {
     Ok(())
 }
 
+/// Where two runs of bytes of one length differ first.
+pub(crate) fn first_difference(left: &[u8], right: &[u8]) -> Option<u64> {
+    // At once first: that is many times faster, and they seldom differ.
+    if left == right {
+        return None;
+    }
+    let at = left
+        .iter()
+        .zip(right)
+        .position(|(left, right)| left != right);
+    Some(at.unwrap_or(0) as u64)
+}
+
 /// One open, and the close after it; microseconds of each.
 pub(crate) fn round(client: &Client, name: &str) -> Anything<(f64, f64)> {
     let (model, open_us) = timed_us(|| open(client, name, true));
     let (closed, close_us) = timed_us(|| model.map(Model::close));
     closed??;
     Ok((open_us, close_us))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_difference;
+
+    #[test]
+    fn the_first_difference_is_found() {
+        assert_eq!(first_difference(b"same", b"same"), None);
+        assert_eq!(first_difference(b"same", b"some"), Some(1));
+    }
 }
