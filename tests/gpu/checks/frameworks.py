@@ -94,7 +94,9 @@ def by_torch(model, expected: dict[str, bytes], opened: str) -> None:
 
         tensors = load_file("mrm:" + opened, device="cuda:0")
         assert tensors.keys() == expected.keys(), tensors.keys()
-        return all(tensor.is_cuda and same(tensor, expected[name]) for name, tensor in tensors.items())
+        return all(
+            tensor.is_cuda and same(tensor, expected[name]) for name, tensor in tensors.items()
+        )
 
     def outlives() -> bool:
         import gc
