@@ -116,10 +116,14 @@ fn allocate(device: &Shared, plan: &Plan, charge_bytes: u64) -> Result<Vec<Alloc
         });
     }
     let sizes = plan.layout.allocations_bytes().iter();
-    sizes
-        .map(|bytes| device.allocate(*bytes))
-        .collect::<Result<_, _>>()
-        .map_err(|source| FillError::share(device.uuid(), source))
+    let made: Result<_, ShareError> = sizes.map(|bytes| device.allocate(*bytes)).collect();
+    made.map_err(|mut source| {
+        if let ShareError::OutOfMemory { free_bytes, .. } = &mut source {
+            // Those made before it are free by now.
+            *free_bytes = device.context().memory().ok().map(|memory| memory.free_bytes);
+        }
+        FillError::share(device.uuid(), source)
+    })
 }
 
 /// Fills from segments or files.

@@ -315,9 +315,15 @@ impl State {
         let told = fault(error.code(), &error);
         match error {
             FillError::OutOfMemory { free_bytes, .. } => {
-                if let Some(free_bytes) = free_bytes {
-                    self.reconcile(record.device, free_bytes, record.charge);
+                if let (Some(bytes), Some(managed)) = (free_bytes, self.tier.get_mut(record.device))
+                {
+                    managed.free_bytes = bytes;
                 }
+                // What it calls free and does not give is no room: counted as such it would let the
+                // same be tried again, with nothing evicted for it.
+                let short = Bytes(record.charge.0.saturating_sub(1));
+                let free = free_bytes.map_or(short, |bytes| Bytes(bytes).min(short));
+                self.reconcile(record.device, free, record.charge);
                 LoadFailure::OutOfMemory(told)
             }
             FillError::Lost { .. } => {
@@ -421,24 +427,23 @@ impl State {
         self.step(Event::DeviceLost { device, fault });
     }
 
-    /// Brings a device's limit in line with what its driver reports as free. `undone` is charged,
-    /// and takes nothing.
-    fn reconcile(&mut self, device: DeviceId, free_bytes: u64, undone: Bytes) {
+    /// Brings a device's limit in line with what of it is free. `undone` is charged, and takes
+    /// nothing.
+    fn reconcile(&mut self, device: DeviceId, free: Bytes, undone: Bytes) {
         let tier = Tier::Device(device);
         let ledger = self.core.view().ledger(tier);
         let Some(managed) = self.tier.get_mut(device) else {
             return;
         };
-        managed.free_bytes = free_bytes;
         let budget = Bytes(managed.budget.budget_bytes);
         let there = ledger.charged.saturating_sub(undone);
-        let limit = there.saturating_add(Bytes(free_bytes)).min(budget);
+        let limit = there.saturating_add(free).min(budget);
         if limit != ledger.limit && managed.lost.is_none() {
             tracing::debug!(
                 device = %managed.report.uuid,
                 limit_bytes = limit.0,
                 budget_bytes = budget.0,
-                free_bytes,
+                free_bytes = free.0,
                 "what others take of a device changed its limit"
             );
             self.step(Event::SetLimit {
@@ -488,6 +493,9 @@ impl State {
     ) {
         if let Some(managed) = self.tier.get_mut(device) {
             managed.checking = false;
+            if let Ok(Ok(memory)) = &outcome {
+                managed.free_bytes = memory.free_bytes;
+            }
         }
         match outcome {
             Ok(Ok(memory)) => {
@@ -495,7 +503,7 @@ impl State {
                 let at_rest = self.core.view().ledger(Tier::Device(device)).freeing == Bytes::ZERO
                     && self.fills.values().all(|fill| fill.device != device);
                 if at_rest {
-                    self.reconcile(device, memory.free_bytes, Bytes::ZERO);
+                    self.reconcile(device, Bytes(memory.free_bytes), Bytes::ZERO);
                 }
             }
             Ok(Err(error)) if error.lost => {
