@@ -227,6 +227,15 @@ pub enum ShareError {
         /// The mechanism that exported.
         given: crate::share::Mechanism,
     },
+    /// Memory that was lent by a legacy handle was to be taken over.
+    #[error(
+        "memory on device {device} that was lent by a legacy handle is gone with the process that \
+         allocated it: load it again, or set device.sharing = \"vmm\" for the next time"
+    )]
+    Gone {
+        /// The device.
+        device: DeviceUuid,
+    },
     /// A range beyond the end.
     #[error("bytes {offset_bytes}..+{len_bytes} are outside an allocation of {bytes} bytes")]
     OutOfRange {
@@ -248,8 +257,8 @@ pub enum ShareError {
     /// Zero bytes cannot be allocated or imported, nor a ring be made of them.
     #[error("zero bytes of memory cannot be allocated or imported, nor a ring be made of them")]
     Empty,
-    /// The descriptor could not be copied.
-    #[error("cannot copy the descriptor of device memory: {0}; raise the limit of open files")]
+    /// There is no descriptor left to lend the memory by.
+    #[error("no descriptor is left for device memory: {0}; raise the limit of open files")]
     Descriptor(rustix::io::Errno),
 }
 
@@ -262,6 +271,7 @@ impl ShareError {
             Self::Call { source, .. } => source.cuda(),
             Self::SizeMismatch { .. }
             | Self::WrongMechanism { .. }
+            | Self::Gone { .. }
             | Self::OutOfRange { .. }
             | Self::OtherDevice { .. }
             | Self::Empty

@@ -9,7 +9,9 @@
 use crate::context::Context;
 use crate::deferred::{Held, Parts, Release};
 use crate::error::{CallError, CudaError, ShareError};
-use crate::share::{Allocation, Block, Export, Mapping, Mechanism, Sharing, call_failed, padded};
+use crate::share::{
+    Allocation, Block, Export, Exported, Mapping, Mechanism, Sealed, Sharing, call_failed, padded,
+};
 use cudarc::driver::sys::CUipcMemHandle;
 
 /// The driver carves smaller allocations out of blocks of this size, and shares whole blocks.
@@ -33,7 +35,7 @@ struct Memory {
 
 struct Owned {
     held: Held<Memory>,
-    handle: [u8; 64],
+    exported: Exported,
 }
 
 impl Sharing for Legacy {
@@ -70,7 +72,7 @@ impl Sharing for Legacy {
             .map(|byte| u8::from_ne_bytes(byte.to_ne_bytes()));
         let block = Box::new(Owned {
             held: memory,
-            handle,
+            exported: Exported::Handle(handle),
         });
         Ok(Allocation::new(
             context,
@@ -123,6 +125,23 @@ impl Sharing for Legacy {
             pointer,
             bytes,
         ))
+    }
+
+    fn reclaim(
+        &self,
+        context: &Context,
+        export: Export,
+        _bytes: u64,
+    ) -> Result<Sealed, ShareError> {
+        Err(match export {
+            Export::Legacy(_) => ShareError::Gone {
+                device: context.device().uuid,
+            },
+            Export::Vmm(_) => {
+                let (wanted, given) = (Mechanism::Legacy, Mechanism::Vmm);
+                ShareError::WrongMechanism { wanted, given }
+            }
+        })
     }
 }
 
@@ -180,7 +199,7 @@ impl Block for Owned {
         Ok(())
     }
 
-    fn export(&self) -> Result<Export, ShareError> {
-        Ok(Export::Legacy(self.handle))
+    fn exported(&self) -> &Exported {
+        &self.exported
     }
 }

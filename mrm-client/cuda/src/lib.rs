@@ -34,6 +34,8 @@
 //! ```
 //!
 //! * [`probe()`] runs once and tells apart what can be wrong; a [`Driver`] proves that it ran.
+//! * With VMM the descriptor keeps the memory when its exporter dies; the next process takes it
+//!   over by [`Sharing::reclaim`].
 //! * A large allocation is filled while the caller reads on: [`Upload`].
 //! * No call switches the caller's current context, and none panics.
 //! * What fails half-way is undone. What cannot be undone at once (a capture is going on, the
@@ -64,6 +66,6 @@ pub use error::{
     CallError, CloseError, CudaError, DeviceError, RegisterError, ShareError, UploadError,
 };
 pub use probe::{Driver, ProbeFailure, probe};
-pub use share::{Allocation, Export, Mapping, Mechanism, Sealed, Sharing};
+pub use share::{Allocation, Export, Exported, Mapping, Mechanism, Sealed, Sharing};
 pub use stream::{RawStream, Stream};
 pub use upload::{Registered, Ring, Upload};

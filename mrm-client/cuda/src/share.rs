@@ -29,6 +29,7 @@ use crate::stream::Stream;
 use crate::{legacy, vmm};
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use thiserror::Error;
 
 pub use crate::mapping::{Mapping, NotClosed};
@@ -72,6 +73,16 @@ pub enum Export {
     Legacy([u8; 64]),
 }
 
+/// What an allocation is exported by: as [`Export`], but the descriptor is the one that the
+/// allocation itself has. Made once; to look at it calls no driver and takes no descriptor.
+#[derive(Debug, Clone)]
+pub enum Exported {
+    /// A descriptor, which keeps the memory as long as it is open anywhere.
+    Fd(Arc<OwnedFd>),
+    /// A handle, which keeps nothing.
+    Handle([u8; 64]),
+}
+
 /// One mechanism. What fails has left nothing allocated or mapped; what the driver would not take
 /// back at once is tried again by [`crate::release_deferred`].
 pub trait Sharing: fmt::Debug + Send + Sync {
@@ -96,6 +107,18 @@ pub trait Sharing: fmt::Debug + Send + Sync {
     /// [`ShareError::SizeMismatch`] when less is there, and when the driver refuses.
     fn import(&self, context: &Context, export: Export, bytes: u64) -> Result<Mapping, ShareError>;
 
+    /// Takes over what a process exported that may be gone: the descriptor keeps the memory when
+    /// its exporter dies. What comes back is as good as an allocation of this process: it can be
+    /// exported again, by this descriptor, copied from and freed. `bytes` is what the exporter's
+    /// [`Sealed::bytes`] was; that all of the block is on the device of `context` is for the caller
+    /// to know.
+    ///
+    /// # Errors
+    /// [`ShareError::Gone`] with legacy handles, whose memory ends with its exporter;
+    /// [`ShareError::SizeMismatch`] when less is there; and when the driver refuses. The descriptor
+    /// is closed then.
+    fn reclaim(&self, context: &Context, export: Export, bytes: u64) -> Result<Sealed, ShareError>;
+
     /// Maps several, in their order, or none of them: when one fails, those before it are closed.
     ///
     /// # Errors
@@ -116,7 +139,7 @@ pub trait Sharing: fmt::Debug + Send + Sync {
 pub(crate) trait Block: Release {
     /// Takes away write access, where the mechanism can.
     fn seal(&mut self) -> Result<(), CallError>;
-    fn export(&self) -> Result<Export, ShareError>;
+    fn exported(&self) -> &Exported;
 }
 
 /// Memory of this process on a device, being filled. Freed when it drops.
@@ -239,6 +262,17 @@ impl Release for Allocation {
 }
 
 impl Sealed {
+    /// A block that nobody can write to any more.
+    pub(crate) fn new(
+        context: &Context,
+        block: Box<dyn Block>,
+        pointer: u64,
+        bytes: u64,
+        block_bytes: u64,
+    ) -> Self {
+        Self(Allocation::new(context, block, pointer, bytes, block_bytes).0)
+    }
+
     pub(crate) fn context(&self) -> &Context {
         &self.0.context
     }
@@ -266,7 +300,18 @@ impl Sealed {
     /// # Errors
     /// When this process has no descriptor left.
     pub fn export(&self) -> Result<Export, ShareError> {
-        self.0.block.export()
+        Ok(match self.exported() {
+            Exported::Fd(fd) => {
+                Export::Vmm(rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(ShareError::Descriptor)?)
+            }
+            Exported::Handle(handle) => Export::Legacy(*handle),
+        })
+    }
+
+    /// What [`Sealed::export`] copies. Whoever keeps the descriptor keeps the memory.
+    #[must_use]
+    pub fn exported(&self) -> &Exported {
+        self.0.block.exported()
     }
 
     /// A range to be read, by [`Stream::copy_out`].

@@ -9,7 +9,9 @@
 use crate::context::{Context, Entered};
 use crate::deferred::{Held, Parts, Release};
 use crate::error::{CallError, CudaError, ShareError};
-use crate::share::{Allocation, Block, Export, Mapping, Mechanism, Sharing, call_failed, padded};
+use crate::share::{
+    Allocation, Block, Export, Exported, Mapping, Mechanism, Sealed, Sharing, call_failed, padded,
+};
 use cudarc::driver::sys::{
     CUmemAccess_flags_enum as Access, CUmemAccessDesc,
     CUmemAllocationHandleType_enum as HandleType, CUmemAllocationProp,
@@ -18,6 +20,7 @@ use cudarc::driver::sys::{
 };
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 
 const GRANULARITY_MINIMUM: u32 = 0;
 const POSIX_FD: HandleType = HandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
@@ -40,7 +43,7 @@ struct Region {
 
 struct Owned {
     held: Held<Region>,
-    fd: OwnedFd,
+    exported: Exported,
 }
 
 impl Sharing for Vmm {
@@ -70,14 +73,17 @@ impl Sharing for Vmm {
         let entered = context.enter().map_err(failed)?;
         let mut region = Held(Region::none(context));
         region.0.create(&entered, block_bytes).map_err(failed)?;
-        let fd = region.0.export(&entered).map_err(failed)?;
+        let fd = region.0.export(&entered).map_err(|source| {
+            // The driver has no code of its own for this.
+            no_descriptor().map_or_else(|| failed(source), ShareError::Descriptor)
+        })?;
         region.0.map(&entered, block_bytes).map_err(failed)?;
         region
             .0
             .allow(&entered, Access::CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
             .map_err(failed)?;
         let pointer = region.0.address;
-        let block = Box::new(Owned { held: region, fd });
+        let block = Box::new(Owned::new(region, fd));
         Ok(Allocation::new(
             context,
             block,
@@ -88,18 +94,42 @@ impl Sharing for Vmm {
     }
 
     fn import(&self, context: &Context, export: Export, bytes: u64) -> Result<Mapping, ShareError> {
-        let fd = match export {
-            Export::Vmm(fd) => fd,
-            Export::Legacy(_) => {
-                let (wanted, given) = (Mechanism::Vmm, Mechanism::Legacy);
-                return Err(ShareError::WrongMechanism { wanted, given });
-            }
-        };
+        let fd = descriptor_of(export)?;
+        let (mut region, _) = self.map_read_only(context, &fd, bytes, "import memory")?;
+        region.0.lent = true;
+        let pointer = region.0.address;
+        Ok(Mapping::new(
+            context,
+            Box::new(region),
+            Mechanism::Vmm,
+            pointer,
+            bytes,
+        ))
+    }
+
+    fn reclaim(&self, context: &Context, export: Export, bytes: u64) -> Result<Sealed, ShareError> {
+        let fd = descriptor_of(export)?;
+        let (region, block_bytes) = self.map_read_only(context, &fd, bytes, "reclaim memory")?;
+        let pointer = region.0.address;
+        let block = Box::new(Owned::new(region, fd));
+        Ok(Sealed::new(context, block, pointer, bytes, block_bytes))
+    }
+}
+
+impl Vmm {
+    /// What another process exported, and how many bytes of it are mapped here.
+    fn map_read_only(
+        self,
+        context: &Context,
+        fd: &OwnedFd,
+        bytes: u64,
+        doing: &'static str,
+    ) -> Result<(Held<Region>, u64), ShareError> {
         let block_bytes = padded(context, bytes, self.granularity_bytes(context)?)?;
-        let failed = |source| call_failed(context, "import memory", source);
+        let failed = |source| call_failed(context, doing, source);
         let entered = context.enter().map_err(failed)?;
         let mut region = Held(Region::none(context));
-        region.0.import(&entered, &fd).map_err(failed)?;
+        region.0.import(&entered, fd).map_err(failed)?;
         region.0.map(&entered, block_bytes).map_err(|source| {
             let not_so = CallError::Driver {
                 call: "cuMemMap",
@@ -121,16 +151,27 @@ impl Sharing for Vmm {
             .map_err(failed)?;
         // The mapping alone keeps the memory from now on.
         region.0.forget_handle(&entered).map_err(failed)?;
-        region.0.lent = true;
-        let pointer = region.0.address;
-        Ok(Mapping::new(
-            context,
-            Box::new(region),
-            Mechanism::Vmm,
-            pointer,
-            bytes,
-        ))
+        Ok((region, block_bytes as u64))
     }
+}
+
+fn descriptor_of(export: Export) -> Result<OwnedFd, ShareError> {
+    match export {
+        Export::Vmm(fd) => Ok(fd),
+        Export::Legacy(_) => {
+            let (wanted, given) = (Mechanism::Vmm, Mechanism::Legacy);
+            Err(ShareError::WrongMechanism { wanted, given })
+        }
+    }
+}
+
+/// Why this process cannot open anything any more, if so.
+fn no_descriptor() -> Option<rustix::io::Errno> {
+    use rustix::io::Errno;
+    let tried = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+    tried
+        .err()
+        .filter(|errno| matches!(*errno, Errno::MFILE | Errno::NFILE))
 }
 
 fn allocate_failed(context: &Context, block_bytes: usize, source: CallError) -> ShareError {
@@ -288,6 +329,15 @@ impl Release for Region {
     }
 }
 
+impl Owned {
+    fn new(held: Held<Region>, fd: OwnedFd) -> Self {
+        Self {
+            held,
+            exported: Exported::Fd(Arc::new(fd)),
+        }
+    }
+}
+
 impl Release for Owned {
     fn release(&mut self) -> Result<(), CallError> {
         self.held.release()
@@ -301,10 +351,7 @@ impl Block for Owned {
         region.allow(&entered, Access::CU_MEM_ACCESS_FLAGS_PROT_READ)
     }
 
-    fn export(&self) -> Result<Export, ShareError> {
-        // A copy of the one descriptor: an export is no call into the driver.
-        rustix::io::fcntl_dupfd_cloexec(&self.fd, 3)
-            .map(Export::Vmm)
-            .map_err(ShareError::Descriptor)
+    fn exported(&self) -> &Exported {
+        &self.exported
     }
 }

@@ -93,14 +93,12 @@ pub(super) fn fill(device: &Shared, order: &FillOrder) -> Result<DeviceImage, Fi
         device.put_ring(ring);
     }
     let (sealed, digest) = filled?;
-    let failed = |source| FillError::share(device.uuid(), source);
-    DeviceImage::new(
+    Ok(DeviceImage::new(
         (device.uuid(), device.mechanism()),
         order.granularity,
         sealed,
         digest,
-    )
-    .map_err(failed)
+    ))
 }
 
 type Filled = (Vec<Arc<Sealed>>, [u8; 32]);
@@ -120,7 +118,11 @@ fn allocate(device: &Shared, plan: &Plan, charge_bytes: u64) -> Result<Vec<Alloc
     made.map_err(|mut source| {
         if let ShareError::OutOfMemory { free_bytes, .. } = &mut source {
             // Those made before it are free by now.
-            *free_bytes = device.context().memory().ok().map(|memory| memory.free_bytes);
+            *free_bytes = device
+                .context()
+                .memory()
+                .ok()
+                .map(|memory| memory.free_bytes);
         }
         FillError::share(device.uuid(), source)
     })

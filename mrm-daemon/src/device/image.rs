@@ -1,9 +1,10 @@
 //! A version in the memory of a device, filled and lent.
 
-use mrm_cuda::{DeviceUuid, Export, Mechanism, Sealed, ShareError};
+use mrm_cuda::{DeviceUuid, Mechanism, Sealed};
 use mrm_proto::layout::{Granularity, Layout};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+pub use mrm_cuda::Exported;
 
 /// What a layout is charged on a device that hands out multiples of `granularity_bytes`: how many
 /// bytes, and how many allocations.
@@ -39,15 +40,6 @@ fn rounded(bytes: u64, granularity_bytes: u64) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-/// What clients get of an allocation: made once, when it was filled.
-#[derive(Debug)]
-pub enum Exported {
-    /// A descriptor, which keeps the memory as long as it is open anywhere.
-    Fd(Arc<OwnedFd>),
-    /// A handle, which keeps nothing.
-    Handle([u8; 64]),
-}
-
 /// The tensors of a version on a device, as [`Layout`] has them. Nobody can write to them with
 /// VMM; with legacy handles nobody should. Dropping it frees the memory: do that on a worker
 /// thread, or by [`Device::free_async`](super::Device::free_async).
@@ -56,7 +48,7 @@ pub struct DeviceImage {
     uuid: DeviceUuid,
     mechanism: Mechanism,
     granularity: Granularity,
-    // The exports are closed first: with VMM their descriptors keep the memory.
+    // Those of the allocations: with VMM one descriptor each, which keeps the memory.
     exports: Vec<Exported>,
     allocations: Vec<Arc<Sealed>>,
     bytes: u64,
@@ -85,24 +77,19 @@ pub enum FreeError {
 }
 
 impl DeviceImage {
-    /// Exports each of `allocations`, which hold `digest`.
+    /// An image of `allocations`, which hold `digest`.
     pub(super) fn new(
         device: (DeviceUuid, Mechanism),
         granularity: Granularity,
         allocations: Vec<Arc<Sealed>>,
         digest: [u8; 32],
-    ) -> Result<Self, ShareError> {
+    ) -> Self {
         let exports = allocations
             .iter()
-            .map(|allocation| {
-                Ok(match allocation.export()? {
-                    Export::Vmm(fd) => Exported::Fd(Arc::new(fd)),
-                    Export::Legacy(handle) => Exported::Handle(handle),
-                })
-            })
-            .collect::<Result<_, ShareError>>()?;
+            .map(|allocation| allocation.exported().clone())
+            .collect();
         let sum = |size: fn(&Sealed) -> u64| allocations.iter().map(|one| size(one)).sum();
-        Ok(Self {
+        Self {
             uuid: device.0,
             mechanism: device.1,
             granularity,
@@ -111,7 +98,7 @@ impl DeviceImage {
             charged_bytes: sum(Sealed::charged_bytes),
             allocations,
             digest,
-        })
+        }
     }
 
     /// The device that it is on.
@@ -132,7 +119,8 @@ impl DeviceImage {
         self.granularity
     }
 
-    /// What clients get, one for each allocation of the layout, in its order. Calls no driver.
+    /// What clients and the keeper get, one for each allocation of the layout, in its order. With
+    /// VMM these are all the descriptors that the image has. Calls no driver.
     #[must_use]
     pub fn exports(&self) -> &[Exported] {
         &self.exports

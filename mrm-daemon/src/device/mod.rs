@@ -42,6 +42,7 @@ mod fill;
 mod image;
 mod plan;
 mod probe;
+mod reclaim;
 pub mod self_test;
 mod settings;
 mod shared;
@@ -52,6 +53,7 @@ pub use feed::{FeedError, FeedWriter, HostFeed};
 pub use fill::{Feed, FileFeed, FillOrder};
 pub use image::{DeviceImage, Exported, FreeError, charge_for};
 pub use probe::{DeviceReport, Found, NoDriver, Refused, Started, Usable, start};
+pub use reclaim::ReclaimOrder;
 pub use self_test::SelfTest;
 pub use settings::{DeviceSettings, Register};
 
@@ -175,6 +177,30 @@ impl Device {
             &self.filling
         };
         threads.run(completion, move || fill::fill(&shared, &order));
+    }
+
+    /// Takes over an image whose daemon is gone: maps what its descriptors keep, and lends it by
+    /// them again. Nothing is copied or read, so the digest is what the caller says, as are the
+    /// device and the layout. Blocks.
+    ///
+    /// # Errors
+    /// When the driver refuses, less is there than was said, or this device lends by legacy
+    /// handles. All descriptors of `order` are closed then, and nothing stays mapped: the memory
+    /// is free unless another descriptor keeps it.
+    pub fn reclaim(&self, order: ReclaimOrder) -> Result<DeviceImage, FillError> {
+        reclaim::reclaim(&self.shared, order)
+    }
+
+    /// [`reclaim`](Self::reclaim)s on a thread of the device, one of those that fill. Never blocks;
+    /// `completion` is settled exactly once.
+    pub fn reclaim_async(
+        &self,
+        order: ReclaimOrder,
+        completion: Completion<Result<DeviceImage, FillError>>,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        let run = move || reclaim::reclaim(&shared, order);
+        self.filling.run(completion, run);
     }
 
     /// Frees an image of this device on a thread of the device. Never blocks, unless the device is

@@ -5,8 +5,8 @@ use super::feed::{HostFeed, Mapped};
 use super::settings::DeviceSettings;
 use crate::degraded::Degraded;
 use mrm_cuda::{
-    Allocation, CallError, Context, DeviceUuid, Mechanism, MemoryInfo, Registered, Ring,
-    ShareError, Stream,
+    Allocation, CallError, Context, DeviceUuid, Export, Mechanism, MemoryInfo, Registered, Ring,
+    Sealed, ShareError, Stream,
 };
 use std::sync::{Mutex, PoisonError};
 
@@ -66,6 +66,11 @@ impl Shared {
 
     pub(super) fn allocate(&self, bytes: u64) -> Result<Allocation, ShareError> {
         self.mechanism.sharing().allocate(&self.context, bytes)
+    }
+
+    pub(super) fn reclaim(&self, export: Export, bytes: u64) -> Result<Sealed, ShareError> {
+        let sharing = self.mechanism.sharing();
+        sharing.reclaim(&self.context, export, bytes)
     }
 
     pub(super) fn take_ring(&self) -> Result<Ring, FillError> {
