@@ -39,6 +39,8 @@ struct State {
     sealed: Option<Sealed>,
     mapping: Option<Mapping>,
     raw: Option<Raw>,
+    /// Of `crowd`.
+    crowd: Vec<OwnedFd>,
     captured: Option<*mut c_void>,
     /// Of `import-all`.
     mappings: Vec<Mapping>,
@@ -127,18 +129,15 @@ impl State {
             ["allocate", how, bytes, seed] => {
                 said(self.allocate(mechanism(how), bytes.parse()?, seed.parse()?)?)
             }
-            ["reserve", how, bytes] => {
-                let (context, _) = self.ready()?;
-                let sharing = mechanism(how).sharing();
-                self.allocation = Some(sharing.allocate(&context, bytes.parse()?)?);
-                said("ok".to_owned())
-            }
+            ["reserve", how, bytes] => said(self.reserve(mechanism(how), bytes.parse()?)?),
             ["export"] => Ok(words_of(there(&self.sealed)?.export()?)),
             ["import", bytes, export @ ..] => {
                 let (how, export) = export_of(export, fd)?;
-                let context = self.ready()?.0;
-                self.mapping = Some(how.sharing().import(&context, export, bytes.parse()?)?);
-                said(format!("{}", there(&self.mapping)?.pointer()))
+                said(self.import(how, export, bytes.parse()?)?)
+            }
+            ["reclaim", bytes, export @ ..] => {
+                let (how, export) = export_of(export, fd)?;
+                said(self.reclaim(how, export, bytes.parse()?)?)
             }
             ["check", bytes, seed] => said(self.check(bytes.parse()?, seed.parse()?)?),
             ["free"] => {
@@ -148,11 +147,13 @@ impl State {
             ["forget"] => {
                 (self.allocation, self.sealed, self.mapping) = (None, None, None);
                 (self.mappings, self.uploads) = (Vec::new(), Uploads::default());
+                self.crowd = Vec::new();
                 said("ok".to_owned())
             }
             ["import-all", bytes, count, bad, export @ ..] => {
                 said(self.import_all(bytes.parse()?, count.parse()?, *bad == "bad", export, fd)?)
             }
+            ["crowd", spare] => said(self.crowd(spare.parse()?)?),
             ["up", words @ ..] => said(self.upload(words)?),
             ["close"] => said(self.close(false)?),
             ["close", "naming"] => said(self.close(true)?),
@@ -193,6 +194,21 @@ impl State {
         Ok(refused.to_string())
     }
 
+    /// Leaves room for so many descriptors, and no more.
+    fn crowd(&mut self, spare: usize) -> Anything<String> {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let (current, maximum) = (Some(256), getrlimit(Resource::Nofile).maximum);
+        setrlimit(Resource::Nofile, Rlimit { current, maximum })?;
+        let null = std::fs::File::open("/dev/null")?;
+        while let Ok(fd) = null.try_clone() {
+            self.crowd.push(fd.into());
+        }
+        self.crowd.push(null.into());
+        let left = self.crowd.len().saturating_sub(spare);
+        self.crowd.truncate(left);
+        Ok("ok".to_owned())
+    }
+
     /// What goes past the crate.
     fn behind(&mut self, words: &[&str]) -> Anything<String> {
         self.ready()?;
@@ -210,6 +226,12 @@ impl State {
         Ok("ok".to_owned())
     }
 
+    fn reserve(&mut self, how: Mechanism, bytes: u64) -> Anything<String> {
+        let context = self.ready()?.0;
+        self.allocation = Some(how.sharing().allocate(&context, bytes)?);
+        Ok("ok".to_owned())
+    }
+
     fn allocate(&mut self, how: Mechanism, bytes: u64, seed: u64) -> Anything<String> {
         let (context, stream) = self.ready()?;
         let mut allocation = how.sharing().allocate(&context, bytes)?;
@@ -218,6 +240,18 @@ impl State {
         let charged = sealed.charged_bytes();
         self.sealed = Some(sealed);
         Ok(charged.to_string())
+    }
+
+    fn import(&mut self, how: Mechanism, export: Export, bytes: u64) -> Anything<String> {
+        let context = self.ready()?.0;
+        self.mapping = Some(how.sharing().import(&context, export, bytes)?);
+        Ok(there(&self.mapping)?.pointer().to_string())
+    }
+
+    fn reclaim(&mut self, how: Mechanism, export: Export, bytes: u64) -> Anything<String> {
+        let context = self.ready()?.0;
+        self.sealed = Some(how.sharing().reclaim(&context, export, bytes)?);
+        Ok(there(&self.sealed)?.charged_bytes().to_string())
     }
 
     fn upload(&mut self, words: &[&str]) -> Anything<String> {

@@ -13,6 +13,7 @@ mod faults;
 mod machine;
 mod probe;
 mod raw;
+mod reclaim;
 mod sharing;
 mod upload;
 mod uploading;
