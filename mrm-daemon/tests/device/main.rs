@@ -12,6 +12,7 @@ mod feeding;
 mod filling;
 mod machine;
 mod model;
+mod reclaiming;
 mod registering;
 mod starting;
 
