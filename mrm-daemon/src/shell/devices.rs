@@ -324,6 +324,8 @@ impl State {
                 let short = Bytes(record.charge.0.saturating_sub(1));
                 let free = free_bytes.map_or(short, |bytes| Bytes(bytes).min(short));
                 self.reconcile(record.device, free, record.charge);
+                // So that what passes is over soon.
+                self.check_device(record.device);
                 LoadFailure::OutOfMemory(told)
             }
             FillError::Lost { .. } => {
