@@ -68,4 +68,4 @@ pub use error::{
 pub use probe::{Driver, ProbeFailure, probe};
 pub use share::{Allocation, Export, Exported, Mapping, Mechanism, Sealed, Sharing};
 pub use stream::{RawStream, Stream};
-pub use upload::{Registered, Ring, Upload};
+pub use upload::{Ending, Registered, Ring, Upload};

@@ -42,6 +42,22 @@
 //! # }
 //! ```
 //!
+//! Several allocations are filled one after the other without a pause by [`Upload::end`]:
+//!
+//! ```no_run
+//! # use mrm_cuda::{Allocation, Ring, Sealed, ShareError, Upload};
+//! # fn example(ring: &mut Ring, rooms: Vec<Allocation>) -> Result<Vec<Sealed>, Box<dyn std::error::Error>> {
+//! let mut endings = Vec::new();
+//! for room in rooms {
+//!     let mut upload = Upload::new(ring, room)?;
+//!     upload.stage(0, 1, |slot| Ok::<(), ShareError>(slot.fill(7)))?;
+//!     endings.push(upload.end()?);
+//! }
+//! let sealed: Result<Vec<_>, _> = endings.into_iter().map(|ending| ending.seal()).collect();
+//! # Ok(sealed?)
+//! # }
+//! ```
+//!
 //! What is copied twice, or not at all, is the caller's to know: nothing counts it.
 //!
 //! What copies read is kept until they were waited for, and what they write is not freed before.
@@ -68,6 +84,11 @@ pub struct Upload<'r> {
     ring: &'r mut Ring,
     pending: Held<Pending>,
 }
+
+/// An allocation to which all copies were started. Dropped before it is sealed, it waits for them,
+/// and frees the allocation.
+#[must_use = "dropping it frees the allocation"]
+pub struct Ending(Held<Pending>);
 
 /// What copies write and read, kept until they were waited for.
 struct Pending {
@@ -211,15 +232,45 @@ impl<'r> Upload<'r> {
     /// # Errors
     /// When a copy failed, or the driver refuses; the allocation is freed then.
     pub fn finish(self) -> Result<Sealed, ShareError> {
+        self.end()?.seal()
+    }
+
+    /// Starts what is left to be done, and lets the ring go: the next upload goes on while the
+    /// device still copies for this one.
+    ///
+    /// # Errors
+    /// When the driver refuses, or earlier work failed; the allocation is freed then.
+    pub fn end(self) -> Result<Ending, ShareError> {
         let Self { ring, mut pending } = self;
-        let failed = |source| call_failed(ring.context(), "seal memory", source);
         pending.0.queued = true;
-        // There is one: only `take` and this function, which is the last, move it out.
+        // There is one: only `take` and `Ending::seal`, which are the last, move it out.
         let allocation = pending.0.allocation.as_mut().ok_or(ShareError::Empty)?;
         allocation.zero_rest(ring.stream())?;
+        Ok(Ending(pending))
+    }
+}
+
+impl Ending {
+    /// Waits for all that was started through the ring, be it for later uploads, and seals. So seal
+    /// when the last upload has ended.
+    ///
+    /// # Errors
+    /// As [`Upload::finish`].
+    pub fn seal(self) -> Result<Sealed, ShareError> {
+        let Self(mut pending) = self;
+        let context = pending.0.stream.context().clone();
+        let failed = |source| call_failed(&context, "seal memory", source);
         pending.0.wait().map_err(failed)?;
         let allocation = pending.0.allocation.take().ok_or(ShareError::Empty)?;
         allocation.freeze()
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ending")
+            .field("allocation", &self.0.0.allocation)
+            .finish_non_exhaustive()
     }
 }
 

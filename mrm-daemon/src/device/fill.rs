@@ -9,7 +9,7 @@ use super::supply::{Files, Segments, Supply};
 use crate::format::HeaderCheck;
 use crate::source::{Identity, Source};
 use crate::transfer::LoadError;
-use mrm_cuda::{Allocation, Ring, Sealed, ShareError, Upload, UploadError};
+use mrm_cuda::{Allocation, Ending, Ring, Sealed, ShareError, Upload, UploadError};
 use mrm_proto::layout::{Granularity, LayoutError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -137,18 +137,14 @@ fn gathered(
     ring: &mut Ring,
     supply: &mut dyn Supply,
 ) -> Result<Filled, FillError> {
-    let mut sealed = Vec::with_capacity(allocations.len());
+    let mut endings = Vec::with_capacity(allocations.len());
     for (allocation, parts) in allocations.into_iter().zip(&plan.allocations) {
-        let copy = Copying {
-            device,
-            order,
-            upload: Upload::new(ring, allocation)
-                .map_err(|source| FillError::share(device.uuid(), source))?,
-        };
-        sealed.push(copy.gather(parts, supply)?);
+        let copy = Copying::new(device, order, ring, allocation)?;
+        endings.push(copy.gather(parts, supply)?);
     }
-    let digest = digest_of(order.granularity, &supply.verify()?);
-    Ok((sealed, digest))
+    let digests = supply.verify()?;
+    let sealed = seal(device, endings)?;
+    Ok((sealed, digest_of(order.granularity, &digests)))
 }
 
 /// Fills from another device.
@@ -165,28 +161,29 @@ fn copied(
     if !same {
         return Err(FillError::PeerDiffers { peer });
     }
-    let mut sealed = Vec::with_capacity(allocations.len());
-    for (allocation, from) in allocations.into_iter().zip(image.allocations()) {
-        let outcome = Upload::new(ring, allocation)
-            .map_err(|source| FillError::share(device.uuid(), source))
-            .and_then(|upload| {
-                let copy = Copying {
-                    device,
-                    order,
-                    upload,
-                };
-                copy.across(from)
-            });
-        match outcome {
-            Ok(one) => sealed.push(one),
-            // A copy between two devices does not say which of them failed.
-            Err(FillError::Lost { source, .. }) if device.health().is_ok() => {
-                return Err(FillError::Peer { peer, source });
-            }
-            Err(error) => return Err(error),
+    let copies = allocations.into_iter().zip(image.allocations());
+    let endings: Result<Vec<_>, _> = copies
+        .map(|(allocation, from)| Copying::new(device, order, ring, allocation)?.across(from))
+        .collect();
+    match endings.and_then(|endings| seal(device, endings)) {
+        Ok(sealed) => Ok((sealed, *image.digest())),
+        // A copy between two devices does not say which of them failed.
+        Err(FillError::Lost { source, .. }) if device.health().is_ok() => {
+            Err(FillError::Peer { peer, source })
         }
+        Err(error) => Err(error),
     }
-    Ok((sealed, *image.digest()))
+}
+
+/// Waits for what was started, once everything was: between one allocation and the next the device
+/// does not pause.
+fn seal(device: &Shared, endings: Vec<Ending>) -> Result<Vec<Arc<Sealed>>, FillError> {
+    let sealed = endings
+        .into_iter()
+        .map(|ending| ending.seal().map(Arc::new));
+    sealed
+        .collect::<Result<_, _>>()
+        .map_err(|source| FillError::share(device.uuid(), source))
 }
 
 /// One allocation that is being filled.
@@ -196,8 +193,23 @@ struct Copying<'a> {
     upload: Upload<'a>,
 }
 
-impl Copying<'_> {
-    fn gather(mut self, parts: &[Part], supply: &mut dyn Supply) -> Result<Arc<Sealed>, FillError> {
+impl<'a> Copying<'a> {
+    fn new(
+        device: &'a Shared,
+        order: &'a FillOrder,
+        ring: &'a mut Ring,
+        into: Allocation,
+    ) -> Result<Self, FillError> {
+        let upload = Upload::new(ring, into);
+        let upload = upload.map_err(|source| FillError::share(device.uuid(), source))?;
+        Ok(Self {
+            device,
+            order,
+            upload,
+        })
+    }
+
+    fn gather(mut self, parts: &[Part], supply: &mut dyn Supply) -> Result<Ending, FillError> {
         let bytes = self.upload_bytes(parts);
         let direct = |part: &Part| {
             part.bytes >= DIRECT_BYTES_MIN && supply.registered(part.segment).is_some()
@@ -225,10 +237,10 @@ impl Copying<'_> {
                 }
             }
         }
-        self.finish()
+        self.end()
     }
 
-    fn across(mut self, from: &Arc<Sealed>) -> Result<Arc<Sealed>, FillError> {
+    fn across(mut self, from: &Arc<Sealed>) -> Result<Ending, FillError> {
         let mut at = 0;
         while at < from.bytes() {
             self.check_cancelled()?;
@@ -239,15 +251,13 @@ impl Copying<'_> {
             self.advance(end - at);
             at = end;
         }
-        self.finish()
+        self.end()
     }
 
-    fn finish(self) -> Result<Arc<Sealed>, FillError> {
+    fn end(self) -> Result<Ending, FillError> {
         let device = self.device.uuid();
-        let sealed = self.upload.finish();
-        sealed
-            .map(Arc::new)
-            .map_err(|source| FillError::share(device, source))
+        let ending = self.upload.end();
+        ending.map_err(|source| FillError::share(device, source))
     }
 
     /// The size of the allocation: up to the end of its last tensor.

@@ -1,10 +1,10 @@
 //! What is filled is what was to be filled, and nothing is left of what is not.
 
-use crate::machine::{await_that, device, free_bytes, inject, on_machine};
+use crate::machine::{await_that, calls, device, free_bytes, inject, on_machine};
 use crate::model::{GRANULARITIES, Model, SMALL};
 use mrm_cuda::Mechanism::{Legacy, Vmm};
 use mrm_cuda::release_deferred;
-use mrm_daemon::device::{DeviceImage, DeviceSettings, Feed, FillError, FreeError};
+use mrm_daemon::device::{Device, DeviceImage, DeviceSettings, Feed, FillError, FreeError};
 use mrm_daemon::transfer::{Completion, Lost};
 use mrm_proto::dtype::DType;
 use mrm_proto::error::ErrorCode;
@@ -68,6 +68,31 @@ fn every_granularity_is_exact_whatever_the_feed() {
                 assert_eq!(digests.len(), 3, "the granularity does");
                 assert_eq!(free_bytes(&device), baseline);
             }
+        }
+    });
+}
+
+#[test]
+fn the_device_does_not_pause_between_allocations() {
+    on_machine(&[], || {
+        let model = Model::new(&SMALL);
+        let (first, second) = (device(0, Vmm, &odd(4096)), device(1, Vmm, &odd(4096)));
+        let calls_of = |device: &Device, feed| {
+            let order = model.order(device, Granularity::Tensor, feed);
+            let before = calls().len();
+            let image = device.fill(&order).expect("filled");
+            model.check(device, &image);
+            (calls().split_off(before), Arc::new(image))
+        };
+        let (from_host, image) = calls_of(&first, Feed::Host(model.feeds()));
+        let (from_peer, _) = calls_of(&second, Feed::Peer(image));
+        for (made, copy) in [
+            (from_host, "cuMemcpyHtoDAsync_v2"),
+            (from_peer, "cuMemcpyPeerAsync"),
+        ] {
+            let copied = made.iter().rposition(|call| call == copy);
+            let waited = made.iter().position(|call| call == "cuStreamSynchronize");
+            assert!(copied.is_some() && copied < waited, "{made:?}");
         }
     });
 }

@@ -81,6 +81,56 @@ fn an_upload_waits_for_slots_and_once_at_its_end() {
 }
 
 #[test]
+fn allocations_in_a_row_are_waited_for_once_all_were_started() {
+    let Some(machine) = Machine::find() else {
+        return;
+    };
+    let log = machine.dir().join("log");
+    let fake = machine.is_fake();
+    let mut agent = machine
+        .with("MRM_FAKE_CUDA_LOG", log.to_str().expect("a path of text"))
+        .with("MRM_FAKE_CUDA_DELAY_US", "2000")
+        .agent();
+    agent.tell("up ring 20000 2");
+    let baseline = agent.free_bytes();
+    for how in BOTH {
+        let before = fake.then(|| {
+            std::fs::read_to_string(&log)
+                .expect("a log")
+                .lines()
+                .count()
+        });
+        assert_eq!(agent.tell(&format!("up row {how} 50003 4")), "4");
+        expect_right(&mut agent, 50_003, 3);
+        agent.await_free_bytes(baseline);
+        let Some(before) = before else { continue };
+        let text = std::fs::read_to_string(&log).expect("a log");
+        let made: Vec<&str> = text
+            .lines()
+            .skip(before)
+            .filter_map(|line| line.split(' ').nth(1))
+            .collect();
+        let copied = made
+            .iter()
+            .rposition(|call| *call == "cuMemcpyHtoDAsync_v2");
+        let waited = made.iter().position(|call| *call == "cuStreamSynchronize");
+        assert!(copied.is_some() && copied < waited, "{how}: {made:?}");
+        for rule in [
+            "cuMemcpyHtoDAsync_v2:999:7",
+            "cuMemsetD8Async:999:3",
+            "cuStreamSynchronize:999:2",
+        ] {
+            agent.inject(rule);
+            let error = agent.ask(&format!("up row {how} 50003 4")).expect_err(rule);
+            assert!(error.contains("999"), "{rule}: {error}");
+            agent.inject("");
+            assert_eq!(agent.tell("deferred"), "0", "{how} {rule}");
+            assert_eq!(agent.free_bytes(), baseline, "{how} {rule}");
+        }
+    }
+}
+
+#[test]
 fn what_is_copied_from_is_kept_until_it_was_copied() {
     let Some(machine) = Machine::find() else {
         return;
@@ -365,6 +415,7 @@ fn uploads_may_be_done_by_any_thread() {
     fn sent<T: Send>() {}
     fn shared<T: Send + Sync>() {}
     sent::<mrm_cuda::Upload<'static>>();
+    sent::<mrm_cuda::Ending>();
     sent::<mrm_cuda::Ring>();
     sent::<mrm_cuda::Allocation>();
     shared::<mrm_cuda::Sealed>();

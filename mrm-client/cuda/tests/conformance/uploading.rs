@@ -3,8 +3,8 @@
 use crate::agent::{Anything, fill};
 use memmap2::Mmap;
 use mrm_cuda::{
-    Allocation, Context, CudaError, Mechanism, RegisterError, Registered, Ring, Sealed, ShareError,
-    Stream, Upload, UploadError, probe,
+    Allocation, Context, CudaError, Ending, Mechanism, RegisterError, Registered, Ring, Sealed,
+    ShareError, Stream, Upload, UploadError, probe,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::File;
@@ -147,6 +147,7 @@ impl Uploads {
                 stage_all(&mut upload, &fill(seed, bytes), 0)?;
                 Ok(("ok".to_owned(), Some(upload.finish().map_err(share)?)))
             }
+            ["row", how, bytes, count] => self.row(context, how, bytes.parse()?, count.parse()?),
             ["stage-on", how, bytes, seed] => self.stage_on(context, how, bytes, seed),
             ["abandon", how, bytes] => {
                 let bytes = bytes.parse()?;
@@ -169,6 +170,35 @@ impl Uploads {
     fn begin(&mut self, context: &Context, how: &str, bytes: u64) -> Anything<Upload<'_>> {
         let ring = self.ring.as_mut().ok_or("there is no ring")?;
         Ok(Upload::new(ring, allocate(context, how, bytes)?)?)
+    }
+
+    /// Fills several, one after the other, before it waits for any; the seed of each is its number.
+    /// What comes back is the last.
+    fn row(
+        &mut self,
+        context: &Context,
+        how: &str,
+        bytes: u64,
+        count: u64,
+    ) -> Anything<(String, Option<Sealed>)> {
+        let mut endings = Vec::new();
+        for seed in 0..count {
+            let mut upload = self.begin(context, how, bytes)?;
+            stage_all(&mut upload, &fill(seed, bytes), 0)?;
+            endings.push(upload.end().map_err(share)?);
+        }
+        let sealed: Result<Vec<_>, _> = endings.into_iter().map(Ending::seal).collect();
+        let mut sealed = sealed.map_err(share)?;
+        let stream = Stream::new(context)?;
+        for (seed, sealed) in (0..).zip(&sealed) {
+            let whole = sealed.bytes();
+            let mut read = vec![0; usize::try_from(whole)?];
+            stream.copy_out(sealed.view(0, whole)?, &mut read)?;
+            if read != fill(seed, bytes) {
+                return Err(format!("allocation {seed} is wrong").into());
+            }
+        }
+        Ok((sealed.len().to_string(), sealed.pop()))
     }
 
     /// Goes on after an error, and tells the last.
