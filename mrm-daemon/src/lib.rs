@@ -9,6 +9,7 @@ pub mod config;
 pub mod degraded;
 pub mod device;
 pub mod format;
+pub mod journal;
 pub mod keeper;
 mod listener;
 pub mod memory;

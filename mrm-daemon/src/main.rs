@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 mod logging;
+mod replay;
 
 /// Exit status besides 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,9 @@ fn start(cli: &Cli) -> Outcome {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut Cli::description(), "mrmd", &mut text);
         return print(&text);
+    }
+    if let Some(path) = &cli.replay {
+        return replay::run(path, cli.json);
     }
     let loaded = cli
         .load()

@@ -16,6 +16,7 @@ use crate::catalogue::{Catalogue, CatalogueError, Entry, Root};
 use crate::config::{BudgetError, Config, DeviceRequired};
 use crate::degraded::Degraded;
 use crate::device::SelfTest;
+use crate::journal::{Header, Journal};
 use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
 use crate::session::Patience;
 use crate::shell::{DeviceTier, Parts, Shell, ShellConfig, answer_queries};
@@ -175,7 +176,7 @@ fn assemble(
         .saturating_sub(FILES_RESERVED)
         .saturating_sub(config.limits.sessions_max.saturating_mul(2));
     let files_waiting_max = (left / 4).max(SEGMENTS_PER_MODEL_MAX);
-    let core = Core::new(mrm_core::Config {
+    let decider = mrm_core::Config {
         limit: Bytes(config.host_budget_bytes),
         segments_max: (left / 2).max(SEGMENTS_PER_MODEL_MAX + 1) as u64,
         waiting_max: config.limits.waiting_max,
@@ -183,7 +184,10 @@ fn assemble(
         revalidate_ms: config.revalidate_ms,
         policy: Box::new(Lru),
         devices: devices::decider_configs(&tier, (left / 4) as u64),
-    });
+    };
+    let instance = instance();
+    let journal_bytes = usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX);
+    let journal = Journal::new(Header::of(instance.0, &decider), journal_bytes);
     Ok(Parts {
         config: ShellConfig {
             sessions_max: config.limits.sessions_max,
@@ -191,13 +195,15 @@ fn assemble(
             open_wait_ms_default: config.limits.open_wait_ms_default,
             files_waiting_max,
             runtime_dir: runtime_dir.path().display().to_string(),
+            journal_dir: config.journal_dir(),
         },
-        core,
+        core: Core::new(decider),
+        journal,
         catalogue: catalogue_of(config, &degraded)?,
         lanes,
         degraded,
         metrics,
-        instance: instance(),
+        instance,
         announcer: inbox.announcer(),
         closer: Closer::start()?.at_most(files_waiting_max / 2 + 2 * FDS_PER_FRAME_MAX),
         tier,

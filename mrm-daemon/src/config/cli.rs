@@ -32,6 +32,17 @@ pub struct Cli {
     /// Print completions for a shell and exit
     #[arg(long, value_name = "SHELL", conflicts_with = "check")]
     pub completions: Option<clap_complete::Shell>,
+    /// Take the place of the daemon that serves in the runtime directory: it hands its memory and its
+    /// sockets over and ends at once, and clients go on with this one
+    #[arg(long, conflicts_with_all = ["check", "man", "completions", "replay"])]
+    pub takeover: bool,
+    /// Run a journal (of `mrm events --export`, or left by an abort) through a fresh decider, say what
+    /// it came to, and exit: with 1 if a rule was broken or a decision was another
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["check", "man", "completions"])]
+    pub replay: Option<PathBuf>,
+    /// Print what a replay came to as JSON
+    #[arg(long, requires = "replay")]
+    pub json: bool,
     /// Register a file or directory under a name; may be repeated [env: MRM_MODELS=A=/P:B=/Q]
     #[arg(long = "model", value_name = "NAME=PATH")]
     pub models: Vec<String>,

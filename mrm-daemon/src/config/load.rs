@@ -10,7 +10,9 @@ use super::setting::{
     LOG_LEVELS, MODELS_ENV, MODELS_FLAG, MODELS_KEY, SETTINGS,
 };
 use super::values::{self, Form, Given, Reader};
-use super::{CatalogueEntry, Config, Limits, Load, LogFormat, LogLevel, ModelEntry, Size};
+use super::{
+    CatalogueEntry, Config, JournalConfig, Limits, Load, LogFormat, LogLevel, ModelEntry, Size,
+};
 use crate::memory::available::Probe;
 use crate::runtime::STATUS_SOCKET;
 use std::ffi::OsString;
@@ -296,6 +298,10 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
         load: Load {
             threads: reader.count(Key::LoadThreads, default.load.threads),
             foreign_threads: reader.count(Key::LoadForeignThreads, default.load.foreign_threads),
+        },
+        journal: JournalConfig {
+            bytes_max: reader.bytes(Key::JournalBytesMax, default.journal.bytes_max),
+            dir: reader.read(Key::JournalDir, None, |given| values::path(given).map(Some)),
         },
         device: devices::settings(reader),
         ..default

@@ -79,6 +79,8 @@ pub struct Config {
     pub limits: Limits,
     /// The worker threads.
     pub load: Load,
+    /// The record of what the daemon decides on.
+    pub journal: JournalConfig,
     /// The devices. Of them a reload changes only budgets and reserves.
     pub device: DeviceConfig,
     /// Models registered one by one. Names are unique.
@@ -111,6 +113,15 @@ pub struct Load {
     pub threads: usize,
     /// Threads that read files whose descriptors clients passed.
     pub foreign_threads: usize,
+}
+
+/// `[journal]`: the record of what the daemon decides on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Memory that it may take.
+    pub bytes_max: u64,
+    /// Where it is written when the daemon has to abort; the runtime directory when not set.
+    pub dir: Option<PathBuf>,
 }
 
 /// One `[[model]]`.
@@ -190,6 +201,7 @@ impl Config {
             log_format: LogFormat::Text,
             limits: Limits::default(),
             load: Load::default(),
+            journal: JournalConfig::default(),
             device: DeviceConfig::default(),
             models: Vec::new(),
             catalogues: Vec::new(),
@@ -200,6 +212,15 @@ impl Config {
     #[must_use]
     pub fn client_socket(&self) -> PathBuf {
         self.runtime_dir.join(crate::runtime::CLIENT_SOCKET)
+    }
+
+    /// Where the journal is written when the daemon has to abort.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        self.journal
+            .dir
+            .clone()
+            .unwrap_or_else(|| self.runtime_dir.clone())
     }
 
     /// Where the status server listens.
@@ -227,6 +248,15 @@ impl Default for Load {
         Self {
             threads: 2,
             foreign_threads: 2,
+        }
+    }
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self {
+            bytes_max: 16 << 20,
+            dir: None,
         }
     }
 }

@@ -22,6 +22,8 @@ pub(super) enum Key {
     WriteStallMs,
     LoadThreads,
     LoadForeignThreads,
+    JournalBytesMax,
+    JournalDir,
     DeviceEnabled,
     DeviceSharing,
     DeviceUuids,
@@ -112,7 +114,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 28] = [
+pub(super) const SETTINGS: [Setting; 30] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -267,6 +269,27 @@ pub(super) const SETTINGS: [Setting; 28] = [
         ],
         THREADS,
         "Threads that read files whose descriptors clients passed [default: 2]",
+    ),
+    setting(
+        Key::JournalBytesMax,
+        [
+            "journal.bytes_max",
+            "journal-bytes-max",
+            "MRM_JOURNAL_BYTES_MAX",
+        ],
+        Kind::Bytes {
+            min: 64 << 10,
+            max: 1 << 30,
+        },
+        "Memory for the record of what the daemon decides on; what is older is dropped \
+         [default: 16MiB]",
+    ),
+    setting(
+        Key::JournalDir,
+        ["journal.dir", "journal-dir", "MRM_JOURNAL_DIR"],
+        Kind::Path,
+        "Directory into which that record is written if the daemon has to abort \
+         [default: the runtime directory]",
     ),
     setting(
         Key::DeviceEnabled,

@@ -19,6 +19,7 @@ mod work;
 use crate::catalogue::Catalogue;
 use crate::degraded::Degraded;
 use crate::device::HostFeed;
+use crate::journal::{self, Journal};
 use crate::memory::HostSegment;
 use crate::peer::Peer;
 use crate::session::{Ended, SessionIo};
@@ -40,6 +41,7 @@ use names::Names;
 use operator::Waiting;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -64,6 +66,8 @@ pub(crate) struct ShellConfig {
     /// Descriptors of opened files that may be held for loads to come.
     pub(crate) files_waiting_max: usize,
     pub(crate) runtime_dir: String,
+    /// Where the journal goes when the decider broke a rule.
+    pub(crate) journal_dir: PathBuf,
 }
 
 /// Handle on the decider's thread state. Cheap to clone, bound to its thread.
@@ -82,6 +86,7 @@ struct Inner {
 pub(crate) struct Parts {
     pub(crate) config: ShellConfig,
     pub(crate) core: Core,
+    pub(crate) journal: Journal,
     pub(crate) catalogue: Catalogue,
     pub(crate) lanes: Lanes,
     pub(crate) degraded: Degraded,
@@ -97,6 +102,7 @@ pub(crate) struct Parts {
 struct State {
     config: ShellConfig,
     core: Core,
+    journal: Journal,
     started: Instant,
     instance: InstanceId,
     /// Runs of the daemon whose memory this one has, the last first.
@@ -197,6 +203,7 @@ impl Shell {
         let state = State {
             config: parts.config,
             core: parts.core,
+            journal: parts.journal,
             started: Instant::now(),
             instance: parts.instance,
             ancestors: Vec::new(),
@@ -324,9 +331,14 @@ impl State {
     fn step(&mut self, event: Event) {
         let now = self.now();
         let mut effects = std::mem::take(&mut self.effects);
+        #[cfg(all(feature = "failpoints", debug_assertions))]
+        let event = journal::failpoint::impossible_event(self.journal.len()).unwrap_or(event);
+        self.journal.event(now, &event);
         if let Err(violation) = self.core.handle(now, event, &mut effects) {
-            broken_rule(&violation);
+            self.broken_rule(&violation);
         }
+        let name = |model| Some(self.names.model(model)?.text.to_string());
+        self.journal.effects(&effects, name);
         for effect in effects.drain(..) {
             self.carry_out(effect);
         }
@@ -493,11 +505,19 @@ impl State {
             self.log_seen.send_replace(seq);
         }
     }
-}
 
-/// The decider found its own books wrong. Going on could evict what is in use; a fresh start
-/// cannot. Clients keep what they have mapped.
-fn broken_rule(violation: &mrm_core::violation::Violation) -> ! {
-    tracing::error!(%violation, "the daemon broke one of its own rules and stops; please report");
-    std::process::abort();
+    /// The decider found its own books wrong. Going on could evict what is in use; a fresh start
+    /// cannot. Clients keep what they have mapped.
+    fn broken_rule(&mut self, violation: &mrm_core::violation::Violation) -> ! {
+        tracing::error!(%violation, "the daemon broke one of its own rules and stops; please report");
+        self.journal.violated(violation);
+        match journal::dump::dump(&self.journal, &self.config.journal_dir) {
+            Ok(path) => tracing::error!(
+                journal = %path.display(),
+                "what led to it is kept; `mrmd --replay` repeats it"
+            ),
+            Err(error) => tracing::error!(%error, "what led to it is lost"),
+        }
+        std::process::abort();
+    }
 }

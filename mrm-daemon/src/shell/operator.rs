@@ -122,6 +122,7 @@ impl State {
             | Query::Status { .. }
             | Query::Sessions { .. }
             | Query::Events { .. }
+            | Query::Journal { .. }
             | Query::Warm { .. }
             | Query::Evict { .. }
             | Query::Drain { .. } => false,
@@ -157,6 +158,11 @@ impl State {
                 limit,
                 reply,
             } => reply.send(Ok(self.log.since(since, limit))),
+            Query::Journal { reply } => reply.send(
+                self.journal
+                    .export()
+                    .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string())),
+            ),
             Query::Pin { name, on, reply } => reply.send(self.pin(&name, on)),
             Query::Warm {
                 name,

@@ -39,6 +39,7 @@ pub mod events;
 mod fault;
 pub mod metrics;
 mod params;
+mod pieces;
 pub mod query;
 mod route;
 pub mod server;

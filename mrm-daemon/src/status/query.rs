@@ -27,6 +27,7 @@ use super::view::{
     DaemonState, Drained, EventsView, Evicted, ModelDetailView, ModelsView, Pinned, SessionsView,
     StatusView, Warmed,
 };
+use bytes::Bytes;
 use mrm_proto::error::ErrorReply;
 use mrm_proto::name::ModelName;
 use std::time::Duration;
@@ -80,6 +81,11 @@ pub enum Query {
         /// Where the answer goes.
         reply: ReplyTo<EventsView>,
     },
+    /// The journal, in pieces that make up one file. Needs permission: it tells who opened what.
+    Journal {
+        /// Where the answer goes.
+        reply: ReplyTo<Vec<Bytes>>,
+    },
     /// Pin or unpin a model.
     Pin {
         /// Which.
@@ -123,6 +129,7 @@ impl Query {
             Self::Model { reply, .. } => reply.is_abandoned(),
             Self::Sessions { reply } => reply.is_abandoned(),
             Self::Events { reply, .. } => reply.is_abandoned(),
+            Self::Journal { reply } => reply.is_abandoned(),
             Self::Pin { reply, .. } => reply.is_abandoned(),
             Self::Warm { reply, .. } => reply.is_abandoned(),
             Self::Evict { reply, .. } => reply.is_abandoned(),

@@ -16,7 +16,7 @@ pub(super) const EVENTS_WAIT_MS_MAX: u64 = 30_000;
 
 /// Every path, for the answer to a wrong one.
 const ROUTES: &str = "GET /v1/status, /v1/models, /v1/models/{name}, /v1/sessions, /v1/events, \
-    /metrics, /healthz, /readyz; POST /v1/models/{name}/pin, /unpin, /warm, /evict, /v1/drain";
+    /v1/journal, /metrics, /healthz, /readyz; POST /v1/models/{name}/pin, /unpin, /warm, /evict, /v1/drain";
 
 /// What is wanted.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(super) enum Route {
         limit: usize,
         wait_ms: u64,
     },
+    /// A read that needs permission.
+    Journal,
     Verb(Verb),
 }
 
@@ -85,6 +87,7 @@ pub(super) fn route(method: &Method, path: &str, query: Option<&str>) -> Result<
         "/metrics" => |query| bare(query, Route::Metrics),
         "/v1/status" => |query| bare(query, Route::Status),
         "/v1/sessions" => |query| bare(query, Route::Sessions),
+        "/v1/journal" => |query| bare(query, Route::Journal),
         "/v1/models" => models,
         "/v1/events" => events,
         _ => {

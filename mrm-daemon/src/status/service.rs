@@ -3,12 +3,12 @@
 use super::access::{Access, Peer, Verdict};
 use super::fault::{Fault, HttpCode};
 use super::metrics::Metrics;
+use super::pieces::Pieces;
 use super::query::{Query, ReplyTo, StatusHandle};
 use super::route::{Route, Verb, route};
 use super::server::{Limits, stopped};
 use super::view::{DaemonState, Done, EventsView};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const PROMETHEUS: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("mrmd/", env!("CARGO_PKG_VERSION")));
@@ -37,20 +38,20 @@ pub(super) struct Service {
     pub(super) stop: watch::Receiver<Option<u64>>,
 }
 
-/// A success: its type and text.
+/// A success: its type and content.
 struct Page {
     kind: HeaderValue,
-    text: Bytes,
+    body: Pieces,
 }
 
 impl Service {
     /// Answers one request of this peer.
-    pub(super) async fn call<B>(&self, peer: Peer, request: Request<B>) -> Response<Full<Bytes>>
+    pub(super) async fn call<B>(&self, peer: Peer, request: Request<B>) -> Response<Pieces>
     where
         B: Body + Unpin,
     {
         match self.page(peer, request).await {
-            Ok(page) => response(StatusCode::OK, page.kind, page.text),
+            Ok(page) => response(StatusCode::OK, page.kind, page.body),
             Err(fault) => refusal(&fault),
         }
     }
@@ -91,6 +92,14 @@ impl Service {
                 limit,
                 wait_ms,
             } => json(&self.events(since, limit, wait_ms).await?),
+            Route::Journal => {
+                self.permit(peer).await?;
+                let pieces = self.ask(|reply| Query::Journal { reply }).await?;
+                Ok(Page {
+                    kind: BINARY,
+                    body: Pieces::new(pieces),
+                })
+            }
             Route::Verb(verb) => {
                 self.permit(peer).await?;
                 self.verb(verb).await
@@ -151,7 +160,7 @@ impl Service {
         match self.metrics.render(&status) {
             Ok(text) => Ok(Page {
                 kind: PROMETHEUS,
-                text: text.into(),
+                body: Pieces::one(text),
             }),
             Err(error) => Err(Fault::code(ErrorCode::Internal, error.to_string())),
         }
@@ -193,7 +202,7 @@ impl Service {
             return Ok(());
         }
         let message = format!(
-            "uid {} may look but not change; ask as root, as the daemon's own user, or as a \
+            "uid {} may look but not change, nor read the journal; ask as root, as the daemon's own user, or as a \
              member of the daemon's `status_group`",
             peer.uid
         );
@@ -260,7 +269,7 @@ fn json<T: Serialize>(value: &T) -> Result<Page, Fault> {
             text.push(b'\n');
             Ok(Page {
                 kind: JSON,
-                text: text.into(),
+                body: Pieces::one(text),
             })
         }
         Err(error) => Err(Fault::code(
@@ -270,8 +279,8 @@ fn json<T: Serialize>(value: &T) -> Result<Page, Fault> {
     }
 }
 
-fn response(status: StatusCode, kind: HeaderValue, text: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(text));
+fn response(status: StatusCode, kind: HeaderValue, body: Pieces) -> Response<Pieces> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, kind);
@@ -280,11 +289,11 @@ fn response(status: StatusCode, kind: HeaderValue, text: Bytes) -> Response<Full
     response
 }
 
-pub(super) fn refusal(fault: &Fault) -> Response<Full<Bytes>> {
+pub(super) fn refusal(fault: &Fault) -> Response<Pieces> {
     // Strings, numbers and booleans only: this cannot fail, and an empty body is no harm.
     let mut text = serde_json::to_vec(&fault.view).unwrap_or_default();
     text.push(b'\n');
-    let mut response = response(fault.status, JSON, text.into());
+    let mut response = response(fault.status, JSON, Pieces::one(text));
     if let Some(methods) = fault.allow {
         response
             .headers_mut()

@@ -141,6 +141,9 @@ impl Decider {
             }
             Query::Model { name, reply } => reply.send(detail(name.as_str())),
             Query::Sessions { reply } => reply.send(Ok(sessions())),
+            Query::Journal { reply } => {
+                reply.send(Ok(vec!["MRM".into(), "JRNL".into()]));
+            }
             Query::Events {
                 since,
                 limit,

@@ -1,0 +1,76 @@
+//! Events in words, for people.
+
+use mrm_core::event::{Event, Wanted};
+use mrm_core::ledger::Tier;
+
+/// One line about an event.
+pub(super) fn words(event: &Event) -> String {
+    match event {
+        Event::SessionOpened { session, tenant } => {
+            format!("{session} of uid {} begins", tenant.0)
+        }
+        Event::SessionClosed { session } => format!("{session} ends"),
+        Event::Open {
+            session,
+            request,
+            model,
+            wanted,
+            ..
+        } => format!("{session} opens {model} {} as {request}", place(wanted)),
+        Event::Close { session, lease, .. } => format!("{session} gives back {lease}"),
+        Event::Cancel {
+            session, target, ..
+        } => format!("{session} cancels {target}"),
+        Event::Evict {
+            session,
+            version,
+            tier,
+            ..
+        } => {
+            let from = tier.map_or_else(|| "all tiers".to_owned(), |tier: Tier| tier.to_string());
+            format!("{session} evicts {version} from {from}")
+        }
+        Event::Configure { model, wishes } => format!(
+            "{model} is to be pinned: {}, eager: {}",
+            wishes.pinned, wishes.eager
+        ),
+        Event::ModelChanged { model } => format!("{model} changed"),
+        Event::SetLimit {
+            tier,
+            budget,
+            limit,
+        } => format!("{tier} may take {limit} of a budget of {budget}"),
+        Event::Adopt(adoption) => format!(
+            "{} is taken over with {} segments",
+            adoption.resolution.version,
+            adoption.resident.len()
+        ),
+        Event::Resume {
+            session, leases, ..
+        } => format!("{session} comes back with {} leases", leases.len()),
+        Event::DeviceLost { device, fault } => format!("{device} is lost: {}", fault.message),
+        Event::Drain => "a drain begins".to_owned(),
+        Event::Resolved { op, outcome } => match outcome {
+            Ok(found) => format!(
+                "{op} ends: {} of {} segments",
+                found.version,
+                found.segments.len()
+            ),
+            Err(fault) => format!("{op} fails to resolve: {}", fault.message),
+        },
+        Event::Loaded { op, outcome } => match outcome {
+            Ok(content) => format!("{op} ends: {content} is loaded"),
+            Err(failure) => format!("{op} fails to load: {failure:?}"),
+        },
+        Event::Freed { op } => format!("{op} ends: its memory is free"),
+        Event::Tick => "time passes".to_owned(),
+    }
+}
+
+fn place(wanted: &Wanted) -> String {
+    match wanted {
+        Wanted::Host => "in host memory".to_owned(),
+        Wanted::Device(devices) => format!("on one of {} devices", devices.len()),
+        Wanted::Best(devices) => format!("on one of {} devices or the host", devices.len()),
+    }
+}
