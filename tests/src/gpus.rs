@@ -5,6 +5,7 @@ use crate::holder::Holder;
 use crate::node::{Node, Setup, beside};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -111,6 +112,26 @@ impl Gpus {
         let own = log.lines().filter_map(|line| line.strip_prefix(&start));
         own.filter_map(|call| Some(call.split_whitespace().next()?.to_owned()))
             .collect()
+    }
+
+    /// How long the log of all processes is now.
+    pub fn log_bytes(&self) -> u64 {
+        fs::metadata(self.log_path()).map_or(0, |found| found.len())
+    }
+
+    /// What a process called since the log was so long: function and result.
+    pub fn calls_since(&self, pid: u32, log_bytes: u64) -> Vec<(String, u32)> {
+        let mut log = fs::File::open(self.log_path()).expect("is there");
+        log.seek(SeekFrom::Start(log_bytes)).expect("seeks");
+        let mut text = String::new();
+        log.read_to_string(&mut text).expect("reads");
+        let start = format!("{pid} ");
+        let own = text.lines().filter_map(|line| line.strip_prefix(&start));
+        let call = |call: &str| {
+            let (function, result) = call.split_once(' ')?;
+            Some((function.to_owned(), result.parse().ok()?))
+        };
+        own.filter_map(call).collect()
     }
 
     /// From now on these rules of faults hold for every process.

@@ -110,7 +110,8 @@ impl Release for Pinned {
 /// It keeps its owner, and is read and never written: a read-only mapping of a sealed memfd will
 /// do. The registration ends, and then the owner drops, when the last clone is gone and no
 /// [`Upload`](crate::Upload) copies from it any more; if the driver refuses, both are kept and
-/// tried again by [`release_deferred`](crate::release_deferred).
+/// tried again by [`release_deferred`](crate::release_deferred). When it refuses because the device
+/// is lost, the owner drops.
 pub struct Registered<M: AsRef<[u8]> + Send + Sync + 'static>(Arc<Held<Registration<M>>>);
 
 struct Registration<M> {
@@ -209,6 +210,14 @@ impl<M> Registration<M> {
         self.page = page;
         Ok(())
     }
+
+    fn unregister(&self) -> Result<(), CallError> {
+        let entered = self.context.enter()?;
+        // SAFETY: registered once, by `register`. No copy reads it: whoever queues one keeps the
+        // registration until the copy was waited for.
+        let code = unsafe { (entered.table().host_unregister)(self.page) };
+        CallError::check("cuMemHostUnregister", code)
+    }
 }
 
 impl<M: Send + Sync + 'static> Parts for Registration<M> {
@@ -226,11 +235,12 @@ impl<M: Send + Sync + 'static> Parts for Registration<M> {
 impl<M: Send + Sync> Release for Registration<M> {
     fn release(&mut self) -> Result<(), CallError> {
         if !self.page.is_null() {
-            let entered = self.context.enter()?;
-            // SAFETY: registered once, by `register`. No copy reads it: whoever queues one keeps
-            // the registration until the copy was waited for.
-            let code = unsafe { (entered.table().host_unregister)(self.page) };
-            CallError::check("cuMemHostUnregister", code)?;
+            match self.unregister() {
+                // The driver does no more for this process: to wait for it would keep the owner
+                // for ever. What the driver itself holds of the pages goes with the process.
+                Err(error) if error.cuda().is_some_and(CudaError::device_lost) => {}
+                done => done?,
+            }
             self.page = ptr::null_mut();
         }
         self.owner = None;
