@@ -1,6 +1,11 @@
 //! What an open on a device costs: one round trip, and no more calls of the driver for more tensors.
 
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails loudly")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails loudly"
+)]
 
 use mrm_proto::error::ErrorCode;
 use mrm_proto::hello::{ClientHello, ServerHello, features};
