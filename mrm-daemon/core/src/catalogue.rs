@@ -4,6 +4,7 @@
 use crate::event::{Part, Resolution, SegmentFact, Wishes};
 use crate::id::{CopyId, DeviceId, ModelId, OpId, SegmentId, SourceId, Time, VersionId};
 use crate::ledger::Tier;
+use crate::planted::{Bug, planted};
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -77,7 +78,9 @@ impl Version {
     /// Whether the segments of a copy may not be evicted.
     pub(crate) fn held(&self, tier: Tier) -> bool {
         self.copies.get(&tier).is_some_and(|copy| {
-            let used = copy.leases > 0 || copy.admitted || copy.feeding > 0 || copy.expected > 0;
+            let leased = copy.leases > 0 && !planted(Bug::EvictLeased);
+            let feeds = copy.feeding > 0 && !planted(Bug::FeedNotHeld);
+            let used = leased || copy.admitted || feeds || copy.expected > 0;
             !copy.lost && (used || self.pins > 0)
         })
     }

@@ -15,6 +15,7 @@
 //! ```
 
 use crate::id::{Bytes, DeviceId};
+use crate::planted::{Bug, planted};
 use crate::violation::Violation;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -172,7 +173,7 @@ impl Ledger {
     pub fn charge(&mut self, tier: Tier, want: Amount) -> Result<(), Violation> {
         let account = *self.account(tier);
         let sum = account.charged.plus(want);
-        if !sum.fits(account.limit) {
+        if !sum.fits(account.limit) && !planted(Bug::ChargeAboveLimit) {
             return Err(Violation::OverLimit {
                 want: want.bytes,
                 charged: account.charged.bytes,

@@ -39,6 +39,8 @@ pub mod event;
 pub mod id;
 pub mod invariants;
 pub mod ledger;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod policy;
 pub mod view;
 pub mod violation;
@@ -49,6 +51,8 @@ mod devices;
 mod evictions;
 mod lease;
 mod ops;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod residency;
 mod step;
 

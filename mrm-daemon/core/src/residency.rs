@@ -5,6 +5,7 @@
 
 use crate::id::{ContentId, CopyId, OpId, SegmentId, SourceId, Time, VersionId};
 use crate::ledger::{Amount, Tier};
+use crate::planted::{Bug, planted};
 use crate::policy::Candidate;
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,6 +122,10 @@ impl Residency {
 
     /// The segment on a tier that holds a content.
     pub(crate) fn holding(&self, tier: Tier, content: ContentId) -> Option<SegmentId> {
+        if planted(Bug::WrongSegment) {
+            let mut there = self.contents.iter().filter(|((on, _), _)| *on == tier);
+            return there.next().map(|(_, segment)| *segment);
+        }
         self.contents.get(&(tier, content)).copied()
     }
 

@@ -22,6 +22,7 @@ use crate::id::{CopyId, ModelId, SegmentId, Time, VersionId};
 use crate::lease::Lease;
 use crate::ledger::Tier;
 use crate::ops::Op;
+use crate::planted::{Bug, planted};
 use crate::violation::{Record, Violation};
 use std::sync::Arc;
 
@@ -108,7 +109,11 @@ impl Core {
         let mut segments = Vec::new();
         for (_, _, segment) in self.catalogue.places(id)? {
             match segment {
-                Some(segment) if self.residency.is_resident(segment) => segments.push(segment),
+                Some(segment)
+                    if self.residency.is_resident(segment) || planted(Bug::GrantEarly) =>
+                {
+                    segments.push(segment);
+                }
                 Some(_) | None => return Ok(None),
             }
         }
@@ -222,7 +227,9 @@ impl Core {
     ) -> Result<(), Violation> {
         while let Some(key) = self.admission.first_waiting_for(target) {
             self.unwait(key)?;
-            turn.reply(key, reply.clone());
+            if !planted(Bug::LoseWaiter) {
+                turn.reply(key, reply.clone());
+            }
         }
         self.let_go(turn, target)
     }
@@ -269,6 +276,9 @@ impl Core {
             self.catalogue.set_segment(source, tier, None)?;
         }
         turn.effects.push(Effect::Free { op, segment, tier });
+        if planted(Bug::DoubleFree) {
+            turn.effects.push(Effect::Free { op, segment, tier });
+        }
         Ok(())
     }
 

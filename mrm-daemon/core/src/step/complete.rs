@@ -8,6 +8,7 @@ use crate::event::{Fault, LoadFailure, Resolution};
 use crate::id::{ContentId, CopyId, ModelId, OpId, SegmentId, Time};
 use crate::ledger::Tier;
 use crate::ops::Op;
+use crate::planted::{Bug, planted};
 use crate::residency::State;
 use crate::violation::Violation;
 
@@ -86,7 +87,9 @@ impl Core {
             }
             Err(failure) => {
                 let ended = self.residency.end(segment)?;
-                self.ledger.refund(tier, ended.charge);
+                if !planted(Bug::ForgetRefund) {
+                    self.ledger.refund(tier, ended.charge);
+                }
                 for source in sources {
                     self.catalogue.set_segment(source, tier, None)?;
                 }
@@ -139,8 +142,10 @@ impl Core {
         let State::Evicting(_) = ended.state else {
             return Err(Violation::WrongState(segment));
         };
-        self.ledger.end_free(ended.tier, ended.charge);
-        self.room_changed = true;
+        if !planted(Bug::LeakCharge) {
+            self.ledger.end_free(ended.tier, ended.charge);
+        }
+        self.room_changed |= !planted(Bug::SleepThroughFree);
         for id in ended.left_by {
             self.catalogue.version_mut(id)?.evicting.remove(&segment);
             self.touched.insert(id);

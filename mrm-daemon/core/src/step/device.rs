@@ -7,6 +7,7 @@ use crate::effect::{Effect, Reply};
 use crate::event::Fault;
 use crate::id::{CopyId, DeviceId, SegmentId, VersionId};
 use crate::ledger::{Amount, Tier};
+use crate::planted::{Bug, planted};
 use crate::violation::Violation;
 
 /// How often a want goes back to the queue because its device had less than was thought.
@@ -89,11 +90,13 @@ impl Core {
         for (session, lease, held) in gone {
             self.leases.release(session, lease);
             self.lease_ended(turn, held)?;
-            turn.effects.push(Effect::Revoke {
-                session,
-                lease,
-                fault: fault.clone(),
-            });
+            if !planted(Bug::ForgetRevoke) {
+                turn.effects.push(Effect::Revoke {
+                    session,
+                    lease,
+                    fault: fault.clone(),
+                });
+            }
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use crate::effect::{Refusal, Reply};
 use crate::event::Wishes;
 use crate::id::{Bytes, CopyId, ModelId, OpId, SegmentId, Time, VersionId};
 use crate::ledger::Tier;
+use crate::planted::{Bug, planted};
 use crate::residency::State;
 use crate::violation::Violation;
 use std::collections::BTreeSet;
@@ -197,7 +198,7 @@ impl Core {
         self.devices.expect_tier(tier)?;
         if !self.devices.tier_is_lost(tier) {
             self.ledger.set_limit(tier, budget, limit);
-            self.room_changed = true;
+            self.room_changed |= !planted(Bug::KeepAboveLimit);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::event::Wanted;
 use crate::id::{CopyId, LeaseId, ModelId, RequestId, SessionId, Time, VersionId};
 use crate::lease::Lease;
 use crate::ops::Op;
+use crate::planted::{Bug, planted};
 use crate::violation::Violation;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -43,7 +44,8 @@ impl Core {
             None => None,
         };
         let fresh = current
-            .is_some_and(|current| turn.now < current.checked_at.after_ms(self.revalidate_ms));
+            .is_some_and(|current| turn.now < current.checked_at.after_ms(self.revalidate_ms))
+            || planted(Bug::BelieveForever) && current.is_some();
         match (copy, whole) {
             (Some(copy), Some(segments)) if fresh => {
                 return self.grant(turn, key, Lease { model, copy }, Origin::Hit, segments);
@@ -119,6 +121,9 @@ impl Core {
         let reply = match self.leases.release(session, lease) {
             Some(lease) => {
                 self.lease_ended(turn, lease)?;
+                if let (true, Some(request)) = (planted(Bug::AnswerTwice), request) {
+                    turn.reply((session, request), Reply::Closed);
+                }
                 Reply::Closed
             }
             None => Reply::Refused(Refusal::UnknownLease),
@@ -151,7 +156,9 @@ impl Core {
         if was_pending {
             let waiter = self.unwait(key)?;
             turn.reply(key, Reply::Refused(Refusal::Cancelled));
-            self.let_go(turn, waiter.target)?;
+            if !planted(Bug::KeepEmptyWant) {
+                self.let_go(turn, waiter.target)?;
+            }
         }
         if let Some(request) = request {
             turn.reply((session, request), Reply::Cancelled { was_pending });
@@ -168,7 +175,9 @@ impl Core {
             let waiter = self.unwait(key)?;
             self.let_go(turn, waiter.target)?;
         }
-        while let Some(lease) = self.leases.release_first(session) {
+        while !planted(Bug::KeepDeadLease)
+            && let Some(lease) = self.leases.release_first(session)
+        {
             self.lease_ended(turn, lease)?;
         }
         self.evictions.drop_session(session);
@@ -179,7 +188,9 @@ impl Core {
     pub(crate) fn tick(&mut self, turn: &mut Turn<'_>) -> Result<(), Violation> {
         self.end_expectations(turn)?;
         let mut holders = BTreeMap::new();
-        while let Some(key) = self.admission.first_expired(turn.now) {
+        while !planted(Bug::SleepThroughDeadline)
+            && let Some(key) = self.admission.first_expired(turn.now)
+        {
             let waiter = self.unwait(key)?;
             let refusal = match waiter.target {
                 Target::Copy(copy) if self.admission.stage(copy) == Some(Stage::Room) => {

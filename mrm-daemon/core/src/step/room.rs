@@ -9,6 +9,7 @@ use crate::event::{Part, SegmentFact};
 use crate::id::{CopyId, SegmentId, VersionId};
 use crate::ledger::{Amount, Amounts, Tier};
 use crate::ops::Op;
+use crate::planted::{Bug, planted};
 use crate::residency::{Segment, State};
 use crate::violation::{Record, Violation};
 use std::collections::BTreeSet;
@@ -265,7 +266,9 @@ impl Core {
     fn forget_if_unused(&mut self, turn: &mut Turn<'_>, id: VersionId) -> Result<(), Violation> {
         if self.forgettable(id)? {
             self.catalogue.forget(id)?;
-            turn.effects.push(Effect::Forget { version: id });
+            if !planted(Bug::ForgetInSilence) {
+                turn.effects.push(Effect::Forget { version: id });
+            }
         }
         Ok(())
     }
