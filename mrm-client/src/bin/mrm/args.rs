@@ -150,6 +150,10 @@ pub(crate) struct Events {
     /// Begin at this sequence number instead of the oldest that the daemon remembers
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) since: u64,
+    /// Write the daemon's journal to FILE instead: all that it was asked and decided, for
+    /// `mrmd --replay` and for simulations. Operators only
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["follow", "since"])]
+    pub(crate) export: Option<PathBuf>,
 }
 
 /// Shells with completions.

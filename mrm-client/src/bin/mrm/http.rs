@@ -3,9 +3,9 @@
 use crate::failure::Failure;
 use crate::wire;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -47,6 +47,41 @@ impl Api {
     /// Asks for a change, which the daemon may answer as late as `wait`.
     pub(crate) async fn post(&self, target: &str, wait: Duration) -> Result<Value, Failure> {
         self.request(Method::POST, target, wait).await
+    }
+
+    /// Hands the bytes at `target` to `sink` as they come, whatever they are. Returns how many came.
+    pub(crate) async fn download(
+        &self,
+        target: &str,
+        mut sink: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<u64, Failure> {
+        let stalled = |_| Failure::TimedOut {
+            what: format!("mrmd on {}", self.socket.display()),
+            after: ANSWER_TIMEOUT,
+        };
+        let sent = tokio::time::timeout(ANSWER_TIMEOUT, self.send(Method::GET, target)).await;
+        let (response, _driver) = sent.map_err(stalled)??;
+        let status = response.status();
+        let mut body = response.into_body();
+        if !status.is_success() {
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect();
+            let body = tokio::time::timeout(ANSWER_TIMEOUT, body).await;
+            let body = body.map_err(stalled)?;
+            let body = body.map_err(|cause| self.garbled(&cause.to_string()))?;
+            return self.judge(status, &body.to_bytes()).map(|_| 0);
+        }
+        let mut bytes = 0;
+        while let Some(frame) = tokio::time::timeout(ANSWER_TIMEOUT, body.frame())
+            .await
+            .map_err(stalled)?
+        {
+            let frame = frame.map_err(|cause| self.garbled(&cause.to_string()))?;
+            if let Some(data) = frame.data_ref() {
+                sink(data)?;
+                bytes += data.len() as u64;
+            }
+        }
+        Ok(bytes)
     }
 
     /// Every model whose name begins with `prefix`, page by page, as one document.
@@ -100,36 +135,39 @@ impl Api {
     }
 
     async fn exchange(&self, method: Method, target: &str) -> Result<Value, Failure> {
+        let (response, _driver) = self.send(method, target).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|cause| self.garbled(&cause.to_string()))?;
+        self.judge(status, &body.to_bytes())
+    }
+
+    /// Asks on a connection of its own, which ends when its driver is dropped.
+    async fn send(
+        &self,
+        method: Method,
+        target: &str,
+    ) -> Result<(Response<Incoming>, Driver), Failure> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|cause| Failure::connecting(&self.socket, &cause))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|cause| self.garbled(&cause.to_string()))?;
-        let driver = tokio::spawn(connection);
+        let driver = Driver(tokio::spawn(connection).abort_handle());
         let request = Request::builder()
             .method(method)
             .uri(target)
             .header(header::HOST, "localhost")
-            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT, "*/*")
             .header(header::CONNECTION, "close")
             .body(Empty::<Bytes>::new())
             .map_err(|cause| Failure::Usage(cause.to_string()))?;
-        let answer = async {
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(|e| e.to_string())?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-                .collect()
-                .await;
-            Ok((status, body.map_err(|e| e.to_string())?.to_bytes()))
-        }
-        .await;
-        driver.abort();
-        let (status, body) = answer.map_err(|cause: String| self.garbled(&cause))?;
-        self.judge(status, &body)
+        let response = sender.send_request(request).await;
+        let response = response.map_err(|cause| self.garbled(&cause.to_string()))?;
+        Ok((response, driver))
     }
 
     fn judge(&self, status: StatusCode, body: &[u8]) -> Result<Value, Failure> {
@@ -153,6 +191,15 @@ impl Api {
             socket: self.socket.clone(),
             cause: cause.to_owned(),
         }
+    }
+}
+
+/// What moves the bytes of one connection, as long as it is wanted.
+struct Driver(tokio::task::AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

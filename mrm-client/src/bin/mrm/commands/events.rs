@@ -9,6 +9,10 @@ use crate::units;
 use crate::wire::{Event, Events};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long the daemon may hold a request until something happens.
@@ -18,13 +22,42 @@ const PAUSE: Duration = Duration::from_millis(500);
 const PAGE_ROWS: u64 = 1024;
 const KIND_COLUMNS: usize = 15;
 
-/// Prints what happened; with `--follow`, also what happens from now on.
+/// Prints what happened; with `--follow`, also what happens from now on; or exports the journal.
 pub(super) async fn run(api: &Api, args: &args::Events, out: Out) -> Result<(), Failure> {
-    if args.follow {
+    if let Some(path) = &args.export {
+        export(api, path, out).await
+    } else if args.follow {
         follow(api, args.since, out).await
     } else {
         recent(api, args.since, out).await
     }
+}
+
+/// Writes the journal to a file that appears under its name only when it is whole.
+async fn export(api: &Api, path: &Path, out: Out) -> Result<(), Failure> {
+    let failed = |cause: io::Error| Failure::System(format!("{}: {cause}", path.display()));
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = PathBuf::from(unfinished);
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&unfinished).map_err(failed)?;
+    let sink = |bytes: &[u8]| file.write_all(bytes).map_err(failed);
+    let written = api.download("/v1/journal", sink).await;
+    let bytes = match written {
+        Ok(bytes) => bytes,
+        Err(failure) => {
+            // What is left behind would only be in the way; the failure is what counts.
+            let _ = fs::remove_file(&unfinished);
+            return Err(failure);
+        }
+    };
+    fs::rename(&unfinished, path).map_err(failed)?;
+    if out.json {
+        return out.document(&json!({"file": path, "bytes": bytes}));
+    }
+    let size = units::bytes(bytes);
+    out.confirm(&format!("{size} of journal in {}", path.display()))
 }
 
 /// Page by page up to the present: text as it comes, JSON as one document.

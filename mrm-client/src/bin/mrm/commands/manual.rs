@@ -43,7 +43,7 @@ with fields that this release does not know. \fBtop\fR prints {"status", "models
 \fBdoctor\fR prints {"checks": [{"id", "level", "finding", "cure"}], "pass", "info", "warn", "fail",
 "device_tier": {"here": {"state", "version", "finding", "cure"}, "mrmd": state}};
 \fBopen\fR prints {"name", "version", "origin", "kind", "open_ms", "daemon_us", "tensors", "bytes",
-"segments"}, and nothing when it runs a command. \fBevents \-\-follow\fR prints one object per line.
+"segments"}, and nothing when it runs a command. \fBevents \-\-follow\fR prints one object per line, and \fBevents \-\-export\fR prints {"file", "bytes"}.
 .PP
 A failure is {"error": {"code", "message", "exit_status", ...}} on standard output, for a command on
 several models beside its results. Fields are added in later releases; ignore those you do not know.
@@ -92,6 +92,9 @@ The names of the models that are held.
 .TP
 mrm events \-\-follow \-\-json
 One JSON object per line, as things happen.
+.TP
+mrm events \-\-export today.journal && mrmd \-\-replay today.journal
+Run again what the daemon decided since its start, with every rule checked at every step.
 "#;
 
 /// Prints the completion script of `shell`.
