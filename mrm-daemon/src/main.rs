@@ -2,8 +2,9 @@
 
 use mrm_daemon::config::{Cli, Loaded};
 use mrm_daemon::device::self_test;
+use mrm_daemon::keeper::{KEEPER_ARGUMENT, keeper_main};
 use mrm_daemon::runtime::{Activated, ClaimError, OpenFiles, RuntimeDir};
-use mrm_daemon::serve::{Embedding, run};
+use mrm_daemon::serve::{Embedding, Survival, run};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -30,6 +31,14 @@ fn main() -> ExitCode {
         .is_some_and(|first| first == self_test::ARGUMENT)
     {
         return self_test::child_main();
+    }
+    // And once more, to keep what must outlive it.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments
+        .next()
+        .is_some_and(|first| first == KEEPER_ARGUMENT)
+    {
+        return keeper_main(arguments);
     }
     let cli = Cli::from_args(std::env::args_os()).unwrap_or_else(|refused| refused.exit());
     match start(&cli) {
@@ -68,10 +77,14 @@ fn start(cli: &Cli) -> Outcome {
 
 fn serve(cli: &Cli, loaded: Loaded) -> Outcome {
     // First of all, so that nothing else can get the numbers of passed descriptors.
-    let activated = Activated::from_environment().map_err(failed)?;
+    let mut activated = Activated::from_environment().map_err(failed)?;
     let files = OpenFiles::raise();
     tracing::debug!(soft = files.soft, hard = files.hard, "limit of open files");
-    let runtime = RuntimeDir::claim(&loaded.config.runtime_dir).map_err(|error| {
+    let claimed = match cli.takeover {
+        true => RuntimeDir::take_over(&loaded.config.runtime_dir),
+        false => RuntimeDir::claim(&loaded.config.runtime_dir),
+    };
+    let runtime = claimed.map_err(|error| {
         let failure = match error {
             ClaimError::AlreadyRunning { .. } => Failure::AlreadyRunning,
             ClaimError::Unfit { .. } | ClaimError::Occupied { .. } | ClaimError::Io { .. } => {
@@ -90,6 +103,15 @@ fn serve(cli: &Cli, loaded: Loaded) -> Outcome {
     let embedding = Embedding {
         reload: Some(Box::new(reload)),
         self_test: Some(self_test::SelfTest::of_this_program()),
+        survival: Some(Survival {
+            stored: activated.take_stored(),
+            program: std::env::current_exe().map_err(failed)?,
+            // Started again, it takes nobody's place.
+            args: std::env::args_os()
+                .skip(1)
+                .filter(|arg| arg != "--takeover")
+                .collect(),
+        }),
     };
     run(loaded.config, runtime.with_activated(activated), embedding).map_err(failed)
 }

@@ -26,6 +26,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 mod activation;
 mod directory;
@@ -34,6 +35,7 @@ mod lock;
 mod notify;
 mod open_files;
 mod sockets;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +45,8 @@ pub use notify::Notifier;
 pub use open_files::{OPEN_FILES_WANTED_MIN, OpenFiles};
 pub use sockets::ClientListener;
 
+/// How long a daemon may take to hand over.
+const TAKEOVER_PATIENCE: Duration = Duration::from_secs(20);
 /// Name of the socket of clients.
 pub const CLIENT_SOCKET: &str = "mrmd.sock";
 /// Name of the socket of the status server.
@@ -129,6 +133,27 @@ impl RuntimeDir {
             activated: Activated::default(),
             adopted: Adopted::default(),
         })
+    }
+
+    /// As [`claim`](Self::claim), but a daemon that has the directory is asked to hand over, by
+    /// SIGUSR2, and waited for.
+    ///
+    /// # Errors
+    /// When it does not end in time, or as [`claim`](Self::claim).
+    pub fn take_over(path: &Path) -> Result<Self, ClaimError> {
+        let held = match Self::claim(path) {
+            Err(held @ ClaimError::AlreadyRunning { .. }) => held,
+            claimed => return claimed,
+        };
+        let ClaimError::AlreadyRunning { pid: Some(pid), .. } = held else {
+            return Err(held);
+        };
+        takeover::replace(pid, TAKEOVER_PATIENCE).map_err(|source| ClaimError::Io {
+            step: "take over from the daemon of",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::claim(path)
     }
 
     /// Serves on a socket that a daemon before bound in this directory and its keeper kept, so that

@@ -11,12 +11,15 @@
 //! ```
 
 mod devices;
+mod keeping;
 
 use crate::catalogue::{Catalogue, CatalogueError, Entry, Root};
 use crate::config::{BudgetError, Config, DeviceRequired};
 use crate::degraded::Degraded;
 use crate::device::SelfTest;
 use crate::journal::{Header, Journal};
+use crate::keeper::Keeper;
+use crate::keeper::describe::Which;
 use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
 use crate::session::Patience;
 use crate::shell::{DeviceTier, Parts, Shell, ShellConfig, answer_queries};
@@ -34,6 +37,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
 
+pub use keeping::Survival;
+
 /// How long workers may take to end what they are doing when the daemon exits.
 const WORKERS_END_MS: u64 = 2_000;
 /// How long the status server may take to end its answers.
@@ -49,6 +54,8 @@ pub struct Embedding {
     /// Starts a process that proves that a device's memory can be shared. Without it, no device is
     /// used.
     pub self_test: Option<SelfTest>,
+    /// What is needed to outlive the program's death. Without it, nothing does.
+    pub survival: Option<Survival>,
 }
 
 /// Reads the configuration again.
@@ -84,7 +91,8 @@ pub enum RunError {
 }
 
 /// Serves until it is told to stop: SIGTERM or SIGINT drain (no new leases, until the last ends or
-/// `drain_ms` are over), a second one stops at once.
+/// `drain_ms` are over), a second one stops at once. SIGUSR2 hands everything over to the next
+/// daemon and stops at once.
 ///
 /// # Errors
 /// When it could not begin to serve.
@@ -98,7 +106,7 @@ pub fn run(config: Config, runtime_dir: RuntimeDir, embedding: Embedding) -> Res
 async fn serve(
     config: Config,
     mut runtime_dir: RuntimeDir,
-    embedding: Embedding,
+    mut embedding: Embedding,
 ) -> Result<(), RunError> {
     let notifier = Notifier::from_environment();
     let mut signals = Signals::new()?;
@@ -108,13 +116,24 @@ async fn serve(
     let metrics = Metrics::new()?;
     let (handle, inbox) = status::query::channel();
 
+    let survival = embedding.survival.take();
+    let (keeper, left) = keeping::start(&config.keeper, survival, &mut runtime_dir, &degraded);
+    let instance = instance();
     let clients = runtime_dir.client_listener(config.socket_mode, config.socket_group.as_ref())?;
     let status_listener = runtime_dir.status_listener()?;
+    left.keep_socket(&keeper, &runtime_dir, Which::Client, (instance, &clients));
+    left.keep_socket(
+        &keeper,
+        &runtime_dir,
+        Which::Status,
+        (instance, &status_listener),
+    );
     let tier = devices::find(&config.device, embedding.self_test.as_ref(), &degraded)?;
     let parts = assemble(
         &config,
         &runtime_dir,
         (files, degraded, tier),
+        (instance, keeper),
         metrics.clone(),
         &inbox,
     )?;
@@ -123,6 +142,7 @@ async fn serve(
     let decider = shell.clone();
     tokio::task::spawn_local(async move { decider.run(completions).await });
     tokio::task::spawn_local(answer_queries(shell.clone(), inbox));
+    shell.take_over(left.entries, config.keeper.grace_ms);
     shell.apply_wishes(&config.models);
     let patience = Patience {
         hello: Duration::from_millis(config.limits.idle_hello_ms),
@@ -148,9 +168,17 @@ async fn serve(
     );
     notifier.ready("serving");
 
-    until_stopped(&shell, &mut signals, &notifier, &embedding).await;
+    let stop = until_stopped(&shell, &mut signals, &notifier, &embedding).await;
     listening.abort();
+    if stop == Stop::HandOver {
+        tracing::info!("handing over to the next daemon");
+        notifier.stopping("handing over");
+        shell.leave_keeping();
+        runtime_dir.hand_over();
+        return Ok(());
+    }
     drain(&shell, &mut signals, &notifier, config.drain_ms).await;
+    shell.stop_keeping();
     end(&shell, status_server);
     Ok(())
 }
@@ -159,6 +187,7 @@ fn assemble(
     config: &Config,
     runtime_dir: &RuntimeDir,
     (files, degraded, tier): (OpenFiles, Degraded, DeviceTier),
+    (instance, keeper): (InstanceId, Keeper),
     metrics: Metrics,
     inbox: &StatusInbox,
 ) -> Result<Parts, RunError> {
@@ -185,7 +214,6 @@ fn assemble(
         policy: Box::new(Lru),
         devices: devices::decider_configs(&tier, (left / 4) as u64),
     };
-    let instance = instance();
     let journal_bytes = usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX);
     let journal = Journal::new(Header::of(instance.0, &decider), journal_bytes);
     Ok(Parts {
@@ -207,6 +235,7 @@ fn assemble(
         announcer: inbox.announcer(),
         closer: Closer::start()?.at_most(files_waiting_max / 2 + 2 * FDS_PER_FRAME_MAX),
         tier,
+        keeper,
     })
 }
 
@@ -240,6 +269,16 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    hand_over: Signal,
+}
+
+/// How the daemon is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// When the last lease has ended, or the wait for that; nothing is kept.
+    Drain,
+    /// At once; everything is kept for the next one.
+    HandOver,
 }
 
 impl Signals {
@@ -248,6 +287,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            hand_over: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -265,12 +305,13 @@ async fn until_stopped(
     signals: &mut Signals,
     notifier: &Notifier,
     embedding: &Embedding,
-) {
+) -> Stop {
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return,
-            _ = signals.interrupt.recv() => return,
-            () = shell.drain_asked() => return,
+            _ = signals.terminate.recv() => return Stop::Drain,
+            _ = signals.interrupt.recv() => return Stop::Drain,
+            () = shell.drain_asked() => return Stop::Drain,
+            _ = signals.hand_over.recv() => return Stop::HandOver,
             _ = signals.hang_up.recv() => {
                 notifier.reloading();
                 reload(shell, embedding);

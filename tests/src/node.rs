@@ -232,7 +232,9 @@ pub fn command(dir: &Path, setup: &Setup) -> Command {
     command
         .env_remove("NOTIFY_SOCKET")
         .env_remove("LISTEN_FDS")
-        .env_remove("MRM_RUNTIME_DIR");
+        .env_remove("MRM_RUNTIME_DIR")
+        // A test that wants one says so: a killed daemon is to stay dead in all others.
+        .env("MRM_KEEPER_KIND", "none");
     command.envs(setup.environment.iter().map(|(k, v)| (k, v)));
     command
 }

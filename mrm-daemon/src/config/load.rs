@@ -6,12 +6,13 @@ use super::entries::{self, Entries};
 use super::file::{self, Document, FileLayer};
 use super::problem::{ConfigError, Origin, Place, Problem, Wrong};
 use super::setting::{
-    CATALOGUES_ENV, CATALOGUES_FLAG, CATALOGUES_KEY, CONFIG_ENV, CONFIG_FLAG, Key, LOG_FORMATS,
-    LOG_LEVELS, MODELS_ENV, MODELS_FLAG, MODELS_KEY, SETTINGS,
+    CATALOGUES_ENV, CATALOGUES_FLAG, CATALOGUES_KEY, CONFIG_ENV, CONFIG_FLAG, KEEPERS, Key,
+    LOG_FORMATS, LOG_LEVELS, MODELS_ENV, MODELS_FLAG, MODELS_KEY, SETTINGS, YES_NO,
 };
 use super::values::{self, Form, Given, Reader};
 use super::{
-    CatalogueEntry, Config, JournalConfig, Limits, Load, LogFormat, LogLevel, ModelEntry, Size,
+    CatalogueEntry, Config, JournalConfig, KeeperConfig, KeeperKind, Limits, Load, LogFormat,
+    LogLevel, ModelEntry, Size,
 };
 use crate::memory::available::Probe;
 use crate::runtime::STATUS_SOCKET;
@@ -294,6 +295,7 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
         log_format: reader.read(Key::LogFormat, default.log_format, |given| {
             values::word(given, LOG_FORMATS, LogFormat::from_word)
         }),
+        keeper: keeper(reader, &default.keeper),
         limits: limits(reader, &default.limits),
         load: Load {
             threads: reader.count(Key::LoadThreads, default.load.threads),
@@ -305,6 +307,24 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
         },
         device: devices::settings(reader),
         ..default
+    }
+}
+
+fn keeper(reader: &mut Reader<'_>, default: &KeeperConfig) -> KeeperConfig {
+    let yes_no = |word: &str| match word {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    };
+    KeeperConfig {
+        kind: reader.read(Key::KeeperKind, default.kind, |given| {
+            values::word(given, KEEPERS, KeeperKind::from_word)
+        }),
+        for_ms: reader.number(Key::KeeperForMs, default.for_ms),
+        respawn: reader.read(Key::KeeperRespawn, default.respawn, |given| {
+            values::word(given, YES_NO, yes_no)
+        }),
+        grace_ms: reader.number(Key::KeeperGraceMs, default.grace_ms),
     }
 }
 

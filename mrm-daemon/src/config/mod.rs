@@ -24,6 +24,7 @@ mod device;
 mod devices;
 mod entries;
 mod file;
+mod keeper;
 mod load;
 mod problem;
 mod setting;
@@ -38,6 +39,7 @@ pub use device::{
     BudgetError, DEVICE_BUDGET_BYTES_MIN, DeviceBudget, DeviceConfig, DeviceRequired, Enabled,
     GpuEntry, Granularity,
 };
+pub use keeper::{KeeperConfig, KeeperKind};
 pub use load::{CONFIG_FILE_BYTES_MAX, DEFAULT_CONFIG_FILE, Facts, Loaded, load};
 pub use problem::{ConfigError, Origin, Place, Problem};
 pub use size::{Size, SizeError};
@@ -81,6 +83,8 @@ pub struct Config {
     pub load: Load,
     /// The record of what the daemon decides on.
     pub journal: JournalConfig,
+    /// What outlives the daemon's death.
+    pub keeper: KeeperConfig,
     /// The devices. Of them a reload changes only budgets and reserves.
     pub device: DeviceConfig,
     /// Models registered one by one. Names are unique.
@@ -202,6 +206,7 @@ impl Config {
             limits: Limits::default(),
             load: Load::default(),
             journal: JournalConfig::default(),
+            keeper: KeeperConfig::default(),
             device: DeviceConfig::default(),
             models: Vec::new(),
             catalogues: Vec::new(),

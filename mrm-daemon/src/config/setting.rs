@@ -14,6 +14,10 @@ pub(super) enum Key {
     DrainMs,
     LogLevel,
     LogFormat,
+    KeeperKind,
+    KeeperForMs,
+    KeeperRespawn,
+    KeeperGraceMs,
     SessionsMax,
     SessionsPerUidMax,
     WaitingMax,
@@ -85,6 +89,8 @@ pub(super) const DEVICE_TABLE: &str = "device";
 
 pub(super) const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
+pub(super) const KEEPERS: &[&str] = &["auto", "process", "systemd", "none"];
+pub(super) const YES_NO: &[&str] = &["yes", "no"];
 pub(super) const DEVICE_ENABLED: &[&str] = &["auto", "yes", "no"];
 pub(super) const SHARING: &[&str] = &["auto", "vmm", "legacy"];
 pub(super) const GRANULARITIES: &[&str] = &["model", "block", "tensor"];
@@ -114,7 +120,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 30] = [
+pub(super) const SETTINGS: [Setting; 34] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -181,6 +187,39 @@ pub(super) const SETTINGS: [Setting; 30] = [
         ["log_format", "log-format", "MRM_LOG_FORMAT"],
         Kind::Choice(LOG_FORMATS),
         "Shape of a log line: text or json [default: text]",
+    ),
+    setting(
+        Key::KeeperKind,
+        ["keeper.kind", "keeper-kind", "MRM_KEEPER_KIND"],
+        Kind::Choice(KEEPERS),
+        "What holds memory and sockets when the daemon dies: systemd (its fd store), process (one of \
+         the daemon's own), none, or auto: systemd where there is its fd store, else process \
+         [default: auto]",
+    ),
+    setting(
+        Key::KeeperForMs,
+        ["keeper.for_ms", "keeper-for-ms", "MRM_KEEPER_FOR_MS"],
+        Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+        },
+        "How long a keeper of kind process waits for the next daemon [default: 600000]",
+    ),
+    setting(
+        Key::KeeperRespawn,
+        ["keeper.respawn", "keeper-respawn", "MRM_KEEPER_RESPAWN"],
+        Kind::Choice(YES_NO),
+        "Whether a keeper of kind process starts the daemon again when it was killed: yes or no \
+         [default: yes]",
+    ),
+    setting(
+        Key::KeeperGraceMs,
+        ["keeper.grace_ms", "keeper-grace-ms", "MRM_KEEPER_GRACE_MS"],
+        Kind::Integer {
+            min: 0,
+            max: DAY_MS,
+        },
+        "How long what was taken over is kept for clients that come back [default: 10000]",
     ),
     setting(
         Key::SessionsMax,

@@ -238,6 +238,12 @@ impl Keeper {
         self.end(Ending::Stop);
     }
 
+    /// Brings the keeper into line with what is to be kept, and leaves everything with it. Waits for
+    /// that, some seconds at most.
+    pub fn leave(&self) {
+        self.end(Ending::Leave);
+    }
+
     fn change<F>(&self, change: F)
     where
         F: FnOnce(&mut State) -> Result<(), (Option<Done>, KeepError)>,

@@ -156,6 +156,9 @@ pub struct Image {
     /// What its device is charged for it.
     #[n(6)]
     pub charge_bytes: u64,
+    /// The files whose tensors it holds, in the table's order.
+    #[n(7)]
+    pub files: Vec<SourceRef>,
 }
 
 /// How allocations are shared so that a descriptor keeps them.

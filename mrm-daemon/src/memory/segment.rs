@@ -175,6 +175,24 @@ impl HostSegment {
         unsealed.seal(degraded)
     }
 
+    /// A segment that another daemon made: `fd` is known to be sealed and `bytes` bytes long.
+    ///
+    /// # Errors
+    /// If the kernel does not say what it takes.
+    pub fn adopted(fd: OwnedFd, bytes: u64) -> Result<Self, MemoryError> {
+        let allocated_bytes = allocated(&stat(fd.as_fd(), bytes)?);
+        Ok(Self {
+            fd,
+            bytes,
+            allocated_bytes,
+            huge: HugePages {
+                requested_bytes: 0,
+                huge_bytes: 0,
+                cause: Some("taken over from the last daemon: not looked at".to_owned()),
+            },
+        })
+    }
+
     /// What clients are given: a read-only description of the memory.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -53,6 +53,7 @@ pub(super) struct HeldImage {
 
 /// Weights on their way to a device.
 pub(super) struct FillRecord {
+    version: VersionId,
     pub(super) bytes: u64,
     pub(super) filled_bytes: Arc<AtomicU64>,
     pub(super) device: DeviceId,
@@ -99,6 +100,12 @@ impl Managed {
     }
 }
 
+impl HeldImage {
+    pub(super) const fn new(image: Arc<DeviceImage>, label: Arc<str>) -> Self {
+        Self { image, label }
+    }
+}
+
 impl DeviceTier {
     pub(super) fn get(&self, id: DeviceId) -> Option<&Managed> {
         self.devices.get(usize::from(id.0))
@@ -108,7 +115,7 @@ impl DeviceTier {
         self.devices.get_mut(usize::from(id.0))
     }
 
-    fn device(&self, id: DeviceId) -> Option<&Device> {
+    pub(super) fn device(&self, id: DeviceId) -> Option<&Device> {
         self.get(id)?.device.as_ref()
     }
 
@@ -209,6 +216,7 @@ impl State {
         };
         target.fill_async(order, completion);
         let record = FillRecord {
+            version,
             bytes,
             filled_bytes,
             device,
@@ -274,7 +282,7 @@ impl State {
     ) {
         let record = self.fills.remove(&segment);
         let outcome = match (outcome, record) {
-            (Ok(Ok(image)), Some(record)) => Ok(self.keep_image(segment, image, &record)),
+            (Ok(Ok(image)), Some(record)) => Ok(self.arrived(segment, image, &record)),
             (Ok(Err(error)), Some(record)) => Err(self.fill_failed(error, &record)),
             (Err(lost), _) => Err(LoadFailure::Fault(fault(lost.code(), &lost))),
             (Ok(_), None) => {
@@ -286,7 +294,7 @@ impl State {
         self.supplies_stale = true;
     }
 
-    fn keep_image(
+    fn arrived(
         &mut self,
         segment: SegmentId,
         image: DeviceImage,
@@ -304,6 +312,7 @@ impl State {
             label: Arc::clone(&record.label),
         };
         self.images.insert(segment, held);
+        self.keep_image(segment, record.version);
         content
     }
 
@@ -349,7 +358,7 @@ impl State {
         }
     }
 
-    /// Carries out `Effect::Free` for an image.
+    /// Frees an image that nobody keeps any more.
     pub(super) fn free_image(&mut self, op: OpId, segment: SegmentId, device: DeviceId) {
         let held = self.images.remove(&segment);
         let done = self.completed.clone();

@@ -8,6 +8,7 @@ mod answer;
 mod device_views;
 mod devices;
 mod grant;
+mod keeping;
 mod listing;
 mod names;
 mod operator;
@@ -20,6 +21,7 @@ use crate::catalogue::Catalogue;
 use crate::degraded::Degraded;
 use crate::device::HostFeed;
 use crate::journal::{self, Journal};
+use crate::keeper::Keeper;
 use crate::memory::HostSegment;
 use crate::peer::Peer;
 use crate::session::{Ended, SessionIo};
@@ -28,11 +30,12 @@ use crate::status::events::{Event as LogEvent, EventKind, EventLog};
 use crate::status::metrics::Metrics;
 use crate::transfer::Lanes;
 use devices::{FillEffect, FillRecord, HeldImage};
+use keeping::Keeping;
 use listing::Listing;
 use mrm_core::Core;
 use mrm_core::effect::Effect;
 use mrm_core::event::Event;
-use mrm_core::id::{RequestId, SegmentId, SessionId, Time};
+use mrm_core::id::{RequestId, SegmentId, SessionId, SourceId, Time};
 use mrm_core::ledger::Tier;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::ids::InstanceId;
@@ -97,6 +100,7 @@ pub(crate) struct Parts {
     /// Closes what clients passed and nobody takes.
     pub(crate) closer: Closer,
     pub(crate) tier: DeviceTier,
+    pub(crate) keeper: Keeper,
 }
 
 struct State {
@@ -122,6 +126,7 @@ struct State {
     sessions_of_uid: HashMap<u32, usize>,
     segments: HashMap<SegmentId, Held>,
     loads: HashMap<SegmentId, LoadRecord>,
+    keeping: Keeping,
     tier: DeviceTier,
     images: HashMap<SegmentId, HeldImage>,
     fills: HashMap<SegmentId, FillRecord>,
@@ -156,6 +161,7 @@ struct Held {
 
 /// A segment on its way into host memory.
 struct LoadRecord {
+    source: SourceId,
     feed: Option<Arc<HostFeed>>,
     loaded_bytes: Arc<AtomicU64>,
     bytes: u64,
@@ -224,6 +230,7 @@ impl Shell {
             images: HashMap::new(),
             fills: HashMap::new(),
             health_at: (!parts.tier.devices.is_empty()).then(|| Instant::now() + HEALTH_EVERY),
+            keeping: Keeping::new(parts.keeper, parts.instance),
             tier: parts.tier,
             progress_waiters: 0,
             serving: false,
@@ -385,12 +392,12 @@ impl State {
                     feed,
                 }),
             },
-            Effect::Free { op, segment, tier } => match tier {
-                Tier::Host => self.free(op, segment),
-                Tier::Device(device) => self.free_image(op, segment, device),
-            },
-            // Nothing is taken over yet.
-            Effect::Adopted { .. } => {}
+            Effect::Free { op, segment, tier } => self.let_go(op, segment, tier),
+            Effect::Adopted {
+                segment,
+                source,
+                tier,
+            } => self.adopted(segment, source, tier),
             Effect::Revoke {
                 session,
                 lease,
@@ -403,6 +410,7 @@ impl State {
             } => self.answer(session, request, reply),
             Effect::Forget { version } => {
                 self.names.forget_version(version);
+                self.forget_kept_version(version);
                 self.supplies_stale = true;
             }
         }

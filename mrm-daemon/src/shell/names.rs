@@ -3,6 +3,8 @@
 //! The decider sees ids only. Each table here gives one id to one thing, and forgets it when the
 //! decider has forgotten the id, so that a year of churn leaves nothing behind.
 
+mod kept;
+
 use crate::format::HeaderCheck;
 use crate::source::{Identity, PassedFd, Source};
 use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
@@ -250,18 +252,7 @@ impl Names {
                 }),
             });
         }
-        let image = image.map(|found| {
-            found.map(|found| {
-                let (charge_bytes, pieces) = charge(&found.layout);
-                Image {
-                    source: self.source(image_key(&parts, found.granularity)),
-                    granularity: found.granularity,
-                    bytes: found.layout.allocations_bytes().iter().sum(),
-                    charge_bytes,
-                    pieces,
-                }
-            })
-        });
+        let image = self.image_of(image, &parts, charge);
         let sources = parts.iter().map(|part| part.source);
         let key: Box<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
         self.files_waiting += files_in(&parts);
@@ -288,6 +279,29 @@ impl Names {
         };
         self.versions.insert(version, record);
         version
+    }
+
+    /// All ids from now on are at least this.
+    pub(super) fn begin_at(&mut self, first: u64) {
+        self.next = self.next.max(first);
+    }
+
+    fn image_of(
+        &mut self,
+        image: Option<Result<FoundImage, LayoutError>>,
+        parts: &[Part],
+        charge: impl Fn(&Layout) -> (u64, u64),
+    ) -> Option<Result<Image, LayoutError>> {
+        Some(image?.map(|found| {
+            let (charge_bytes, pieces) = charge(&found.layout);
+            Image {
+                source: self.source(image_key(parts, found.granularity)),
+                granularity: found.granularity,
+                bytes: found.layout.allocations_bytes().iter().sum(),
+                charge_bytes,
+                pieces,
+            }
+        }))
     }
 
     /// Takes the fresh supplies of a version that is known. A registered name and its path take

@@ -12,6 +12,7 @@ use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::{Completion, Lane, Lanes, Loaded, Lost, Order, load};
 use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact};
 use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
+use mrm_core::ledger::Tier;
 use mrm_cuda::MemoryInfo;
 use mrm_proto::error::ErrorCode;
 use mrm_proto::layout::{Granularity, Layout};
@@ -48,6 +49,12 @@ pub(crate) enum Completed {
         segment: SegmentId,
         outcome: Result<Result<DeviceImage, FillError>, Lost>,
     },
+    /// The keeper has let go of a segment that is to be freed.
+    LetGo {
+        op: OpId,
+        segment: SegmentId,
+        tier: Tier,
+    },
     /// A device was asked how it is.
     Checked {
         device: DeviceId,
@@ -79,6 +86,7 @@ impl State {
                 segment,
                 outcome,
             } => self.filled(op, segment, outcome),
+            Completed::LetGo { op, segment, tier } => self.free_on(op, segment, tier),
             Completed::Checked { device, outcome } => self.checked(device, outcome),
             Completed::Scanned(scan) => self.listed(scan),
         }
@@ -138,8 +146,9 @@ impl State {
         self.step(Event::Resolved { op, outcome });
         if let Some(version) = version {
             // What came too late for the decider to care, it never learnt of.
-            if self.core.view().version(version).is_none() {
-                self.names.forget_version(version);
+            match self.core.view().version(version) {
+                None => self.names.forget_version(version),
+                Some(_) => self.keep_version(version),
             }
         }
         self.supplies_stale = true;
@@ -161,23 +170,27 @@ impl State {
         let tier = &self.tier;
         let charge = |layout: &Layout| tier.charge_for(layout);
         let version = self.names.version(label, foreign, found, charge);
-        let Some(record) = self.names.version_of(version) else {
-            return Err(fault(ErrorCode::Internal, &"the version was forgotten"));
-        };
-        let mut segments = Vec::with_capacity(record.parts.len());
-        for part in &record.parts {
-            if segments
-                .iter()
-                .any(|fact: &SegmentFact| fact.source == part.source)
-            {
+        match self.facts_of(version) {
+            Some(segments) => Ok(Resolution { version, segments }),
+            None => {
                 let twice = format!("`{label}`: two of its files are one and the same file");
                 self.names.forget_version(version);
-                return Err(fault(ErrorCode::ShardMismatch, &twice));
+                Err(fault(ErrorCode::ShardMismatch, &twice))
             }
-            let charge = Bytes(crate::memory::charge_for(part.bytes));
+        }
+    }
+
+    /// What the decider is to know of a version; `None` if a file is in it twice.
+    pub(super) fn facts_of(&self, version: VersionId) -> Option<Vec<SegmentFact>> {
+        let record = self.names.version_of(version)?;
+        let mut segments: Vec<SegmentFact> = Vec::with_capacity(record.parts.len());
+        for part in &record.parts {
+            if segments.iter().any(|fact| fact.source == part.source) {
+                return None;
+            }
             segments.push(SegmentFact {
                 source: part.source,
-                charge,
+                charge: Bytes(crate::memory::charge_for(part.bytes)),
                 pieces: 1,
                 // The table comes first, then each file.
                 part: if segments.is_empty() {
@@ -195,7 +208,7 @@ impl State {
                 part: Part::Image,
             });
         }
-        Ok(Resolution { version, segments })
+        Some(segments)
     }
 
     /// Carries out `Effect::Load`.
@@ -237,6 +250,7 @@ impl State {
         self.loads.insert(
             segment,
             LoadRecord {
+                source,
                 feed,
                 loaded_bytes,
                 bytes,
@@ -253,6 +267,7 @@ impl State {
         let record = self.loads.remove(&segment);
         let label = record.as_ref().and_then(|record| record.label.clone());
         let feed = record.as_ref().and_then(|record| record.feed.clone());
+        let source = record.as_ref().map(|record| record.source);
         let took = record.map_or(Duration::ZERO, |record| record.began.elapsed());
         let load_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let outcome = match outcome {
@@ -263,7 +278,8 @@ impl State {
                     let event = LogEvent::of(EventKind::LoadDone).model(Arc::clone(label));
                     self.note(event.bytes(bytes).detail(&format!("{load_us} us")));
                 }
-                let content = self.names.content(segment, loaded.digest);
+                let digest = loaded.digest;
+                let content = self.names.content(segment, digest);
                 let in_memory = Arc::new(loaded.segment);
                 if let Some(feed) = &feed {
                     feed.adopt(Arc::clone(&in_memory));
@@ -275,6 +291,9 @@ impl State {
                     label,
                 };
                 self.segments.insert(segment, held);
+                if let Some(source) = source {
+                    self.keep_segment(segment, source, digest);
+                }
                 Ok(content)
             }
             Err(fault) => {
@@ -290,8 +309,16 @@ impl State {
         self.step(Event::Loaded { op, outcome });
     }
 
-    /// Carries out `Effect::Free`. Unmapping gigabytes takes time: it is a worker's job.
-    pub(super) fn free(&mut self, op: OpId, segment: SegmentId) {
+    /// Frees what nobody keeps any more.
+    pub(super) fn free_on(&mut self, op: OpId, segment: SegmentId, tier: Tier) {
+        match tier {
+            Tier::Host => self.free(op, segment),
+            Tier::Device(device) => self.free_image(op, segment, device),
+        }
+    }
+
+    /// Unmapping gigabytes takes time: it is a worker's job.
+    fn free(&mut self, op: OpId, segment: SegmentId) {
         let held = self.segments.remove(&segment);
         let gone = held
             .as_ref()

@@ -50,6 +50,8 @@ pub enum EventKind {
     Evicted,
     /// A model's copy on a device was dropped.
     DeviceEvicted,
+    /// Memory of the last daemon was taken over.
+    TakenOver,
     /// A device failed: it has no models any more.
     DeviceLost,
     /// A lease was taken away with the device that it was on.

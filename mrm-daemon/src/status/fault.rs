@@ -148,7 +148,9 @@ pub(super) const fn status_of(code: ErrorCode) -> StatusCode {
         | E::ReservedBits
         | E::BadName => StatusCode::BAD_REQUEST,
         E::NotPermitted => StatusCode::FORBIDDEN,
-        E::ModelNotFound | E::UnknownLease | E::SourceMissing | E::UnknownDevice => StatusCode::NOT_FOUND,
+        E::ModelNotFound | E::UnknownLease | E::SourceMissing | E::UnknownDevice => {
+            StatusCode::NOT_FOUND
+        }
         E::TooSlow | E::NotReading => StatusCode::REQUEST_TIMEOUT,
         E::Cancelled | E::SourceChanged | E::InUse => StatusCode::CONFLICT,
         E::FrameTooLong => StatusCode::PAYLOAD_TOO_LARGE,

@@ -40,6 +40,7 @@ impl Daemon {
         let programs = bundle.join("bin");
         let log = fs::File::create(dir.join("mrmd.log"))?;
         let child = Command::new(programs.join("mrmd"))
+            .env("MRM_KEEPER_KIND", "none")
             .arg("--config")
             .arg(dir.join("mrm.toml"))
             .arg("--runtime-dir")

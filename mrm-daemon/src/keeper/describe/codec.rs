@@ -179,6 +179,7 @@ impl Description {
                     "allocations",
                     allocations.contains(&it.allocations_bytes.len()),
                 )?;
+                bound("files", it.files.len() <= SEGMENTS_PER_MODEL_MAX)?;
                 bound("length", sum.is_some_and(|sum| sum <= it.charge_bytes))
             }
             Self::Version(it) => {

@@ -115,6 +115,7 @@ pub(super) fn image_over(name: &str, fds: Vec<SharedFd>) -> Entry {
         digest: Digest([1; 32]),
         table: Digest([2; 32]),
         charge_bytes: 1 << 30,
+        files: vec![SourceRef::Table(Digest([3; 32]))],
     });
     Entry::new(key(name), description, fds).unwrap()
 }

@@ -1,0 +1,195 @@
+//! What outlives the daemon: what the keeper is told.
+
+mod takeover;
+
+use super::work::Completed;
+use super::{Shell, State};
+use crate::device::{DeviceImage, Exported};
+use crate::keeper::describe::{
+    Description, Image, ImageMechanism, Segment, SegmentKind, SourceRef,
+};
+use crate::keeper::{Adopted, Entry, KeepError, Keeper, Key, SharedFd};
+use crate::memory::HostSegment;
+use mrm_core::id::{OpId, SegmentId, SourceId, VersionId};
+use mrm_core::ledger::Tier;
+use mrm_cuda::Mechanism;
+use mrm_proto::ids::{self, Digest, InstanceId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What the keeper has.
+pub(super) struct Keeping {
+    keeper: Keeper,
+    /// The beginning of this run's keys.
+    run: String,
+    segments: HashMap<SegmentId, Key>,
+    versions: HashMap<VersionId, Key>,
+    /// What the last daemon left, until the decider has given it a number.
+    left: HashMap<(SourceId, Tier), Left>,
+}
+
+/// Memory that the last daemon left.
+struct Left {
+    key: Key,
+    digest: [u8; 32],
+    memory: LeftMemory,
+}
+
+enum LeftMemory {
+    Host(Segment, Arc<HostSegment>),
+    Image(Image, Arc<DeviceImage>),
+}
+
+impl Keeping {
+    pub(super) fn new(keeper: Keeper, instance: InstanceId) -> Self {
+        Self {
+            keeper,
+            run: format!("{:016x}", instance.0),
+            segments: HashMap::new(),
+            versions: HashMap::new(),
+            left: HashMap::new(),
+        }
+    }
+
+    fn key(&self, kind: &str, id: u64) -> Option<Key> {
+        Key::new(format!("{kind}-{}-{id}", self.run)).ok()
+    }
+
+    fn put(&self, key: &Key, description: Description, fds: Vec<SharedFd>) {
+        match Entry::new(key.clone(), description, fds) {
+            Ok(entry) => self.keeper.put(entry, None),
+            Err(error) => tracing::error!(%error, "not kept"),
+        }
+    }
+
+    fn hold(&self, key: &Key, description: Description, fds: Vec<SharedFd>) {
+        match Entry::new(key.clone(), description, fds) {
+            Ok(entry) => self.keeper.hold(entry),
+            Err(error) => tracing::error!(%error, "not kept"),
+        }
+    }
+}
+
+impl Shell {
+    /// Takes over what the last daemon left. Before any client is served.
+    pub(crate) fn take_over(&self, entries: Vec<Adopted>, grace_ms: u64) {
+        self.with(|state| state.take_over(entries, grace_ms));
+    }
+
+    /// Everything that is kept is left to the next daemon.
+    pub(crate) fn leave_keeping(&self) {
+        self.with(|state| state.keeping.keeper.leave());
+    }
+
+    /// What is kept is let go of: the daemon ends for good.
+    pub(crate) fn stop_keeping(&self) {
+        self.with(|state| state.keeping.keeper.stop());
+    }
+}
+
+impl State {
+    /// Tells the keeper of a segment that was loaded.
+    pub(super) fn keep_segment(&mut self, id: SegmentId, source: SourceId, digest: [u8; 32]) {
+        let (Some(held), Some(source)) = (self.segments.get(&id), self.names.source_ref(source))
+        else {
+            return;
+        };
+        let Some(key) = self.keeping.key("s", id.0) else {
+            return;
+        };
+        let kind = match source {
+            SourceRef::Table(_) => SegmentKind::Table,
+            SourceRef::File(_) => SegmentKind::File,
+        };
+        let description = Description::Segment(Segment {
+            digest: Digest(digest),
+            bytes: held.segment.bytes(),
+            charge_bytes: crate::memory::charge_for(held.segment.bytes()),
+            kind,
+            sources: vec![source],
+            load_us: held.load_us,
+        });
+        let memory: SharedFd = Arc::clone(&held.segment) as _;
+        self.keeping.put(&key, description, vec![memory]);
+        self.keeping.segments.insert(id, key);
+    }
+
+    /// Tells the keeper of an image that was filled.
+    pub(super) fn keep_image(&mut self, id: SegmentId, version: VersionId) {
+        let (Some(held), Some(record)) = (self.images.get(&id), self.names.version_of(version))
+        else {
+            return;
+        };
+        let image = &held.image;
+        let parts = record.parts.iter();
+        let refs = parts.map(|part| self.names.source_ref(part.source));
+        let Some(sources) = refs.collect::<Option<Vec<_>>>() else {
+            return;
+        };
+        let (Some((SourceRef::Table(table), files)), Some(key)) =
+            (sources.split_first(), self.keeping.key("i", id.0))
+        else {
+            return;
+        };
+        // A legacy handle keeps nothing, and nothing need not be kept.
+        if image.mechanism() != Mechanism::Vmm || image.exports().is_empty() {
+            return;
+        }
+        let description = Description::Image(Image {
+            device: ids::DeviceUuid(*image.uuid().as_bytes()),
+            mechanism: ImageMechanism::Vmm,
+            granularity: image.granularity(),
+            allocations_bytes: image.allocations().iter().map(|one| one.bytes()).collect(),
+            digest: Digest(*image.digest()),
+            table: *table,
+            charge_bytes: image.charged_bytes(),
+            files: files.to_vec(),
+        });
+        self.keeping.put(&key, description, exported(image));
+        self.keeping.segments.insert(id, key);
+    }
+
+    /// Tells the keeper of a version that the decider has learnt of.
+    pub(super) fn keep_version(&mut self, id: VersionId) {
+        if self.keeping.versions.contains_key(&id) {
+            return;
+        }
+        let description = self.names.describe_version(id);
+        let (Some(description), Some(key)) = (description, self.keeping.key("v", id.0)) else {
+            return;
+        };
+        let description = Description::Version(description);
+        self.keeping.put(&key, description, Vec::new());
+        self.keeping.versions.insert(id, key);
+    }
+
+    pub(super) fn forget_kept_version(&mut self, id: VersionId) {
+        if let Some(key) = self.keeping.versions.remove(&id) {
+            self.keeping.keeper.remove(&key, None);
+        }
+    }
+
+    /// Carries out `Effect::Free`: the keeper lets go first, for as long as it has the memory, it
+    /// is not free.
+    pub(super) fn let_go(&mut self, op: OpId, segment: SegmentId, tier: Tier) {
+        let Some(key) = self.keeping.segments.remove(&segment) else {
+            return self.free_on(op, segment, tier);
+        };
+        let done = self.completed.clone();
+        let let_go = move |outcome: Result<(), KeepError>| {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "the keeper may still have memory that was freed");
+            }
+            drop(done.send(Completed::LetGo { op, segment, tier }));
+        };
+        self.keeping.keeper.remove(&key, Some(Box::new(let_go)));
+    }
+}
+
+pub(super) fn exported(image: &DeviceImage) -> Vec<SharedFd> {
+    let fds = image.exports().iter().filter_map(|export| match export {
+        Exported::Fd(fd) => Some(Arc::clone(fd) as SharedFd),
+        Exported::Handle(_) => None,
+    });
+    fds.collect()
+}
