@@ -62,7 +62,11 @@ impl Mapping {
             }
         }
         let start = NonNull::new(placed?.cast::<u8>()).ok_or(Errno::NOMEM)?;
-        Ok(Self { start, bytes })
+        let mut mapping = Self { start, bytes };
+        // A child that inherits a writable mapping keeps the segment from being sealed until it
+        // execs: whoever forks in this process must not have it.
+        mapping.advise(0..bytes, Advice::LinuxDontFork)?;
+        Ok(mapping)
     }
 
     /// The segment's bytes.
@@ -71,6 +75,21 @@ impl Mapping {
         // writable, and `u8` has no invalid values. `&mut self` makes the slice unique in this
         // process; the descriptor has not left it before `seal`, which consumes `self`.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+
+    /// The segment's bytes and what is left of its last page.
+    pub(super) fn as_mut_pages(&mut self) -> Result<&mut [u8], Errno> {
+        let mapped = page_end(self.bytes).ok_or(Errno::NOMEM)?;
+        // SAFETY: as in `as_mut_slice`. `new` mapped whole pages, and the end of a file's last page
+        // can be accessed like the rest of it, so the mapping is valid for `mapped` bytes.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), mapped) })
+    }
+
+    /// Clears what is left of the last page: others will see all of it.
+    pub(super) fn clear_rest(&mut self) -> Result<(), Errno> {
+        let bytes = self.bytes;
+        self.as_mut_pages()?[bytes..].fill(0);
+        Ok(())
     }
 
     /// Where the mapping begins.
@@ -111,7 +130,7 @@ impl Mapping {
         let (start, bytes) = self.pages(range)?;
         rustix::io::retry_on_intr(|| {
             // SAFETY: the range lies within this mapping (checked by `pages`). The advice passed
-            // here (populate, allow or forbid huge pages) never changes contents.
+            // here (populate, allow or forbid huge pages, not for children) never changes contents.
             unsafe { madvise(start, bytes, advice) }
         })
     }

@@ -95,6 +95,18 @@ impl Unsealed {
         self.mapping.as_mut_slice()
     }
 
+    /// The bytes, and what is left of the last page: room for a read in whole pages. What is put
+    /// there is cleared when the segment is sealed.
+    ///
+    /// # Errors
+    /// None for a segment that could be mapped.
+    pub(crate) fn as_mut_pages(&mut self) -> Result<&mut [u8], MemoryError> {
+        let bytes = self.bytes;
+        self.mapping
+            .as_mut_pages()
+            .map_err(|e| MemoryError::from_errno("mapping", bytes, e))
+    }
+
     /// The length.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
@@ -120,11 +132,14 @@ impl Unsealed {
     pub fn seal(self, degraded: &Degraded) -> Result<HostSegment, MemoryError> {
         let Self {
             fd,
-            mapping,
+            mut mapping,
             bytes,
             allocated_bytes,
             huge,
         } = self;
+        mapping
+            .clear_rest()
+            .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
         // The kernel refuses to seal what someone could write through a mapping.
         drop(mapping);
         fs::fcntl_add_seals(&fd, SEALS)

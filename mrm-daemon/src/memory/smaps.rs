@@ -10,6 +10,20 @@ pub(super) fn huge_bytes(address: usize) -> Option<usize> {
     parse(lines.map_while(Result::ok), address)
 }
 
+/// Whether a child made by `fork(2)` would have the mapping that begins at `address` too. `None` if
+/// there is no such mapping, or no account.
+#[cfg(test)]
+pub(super) fn is_inherited(address: usize) -> Option<bool> {
+    let text = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    let start = |line: &str| range(line).map(|(start, _)| start);
+    let mut entry = text
+        .lines()
+        .skip_while(|line| start(line) != Some(address))
+        .skip(1);
+    let flags = entry.find_map(|line| line.strip_prefix("VmFlags:"))?;
+    Some(!flags.split(' ').any(|flag| flag == "dc"))
+}
+
 /// Adds up adjacent mappings: advice splits one mapping into several.
 fn parse(lines: impl Iterator<Item = String>, address: usize) -> Option<usize> {
     let mut next = address;

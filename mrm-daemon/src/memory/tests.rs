@@ -184,6 +184,49 @@ fn a_new_segment_is_zero_and_can_be_filled_from_another_thread() {
 }
 
 #[test]
+fn no_child_inherits_the_right_to_write() {
+    let degraded = Degraded::new();
+    for bytes in SIZES {
+        let mut unsealed =
+            Unsealed::allocate(bytes, charge_for(bytes), &degraded).expect("a segment");
+        let address = unsealed.as_mut_slice().as_ptr().addr();
+        assert_eq!(smaps::is_inherited(address), Some(false), "{bytes} bytes");
+    }
+    let map = memmap2::MmapMut::map_anon(4096).expect("a mapping");
+    // Adjacent mappings of one kind share an entry; another kind than its neighbours has its own.
+    map.advise(memmap2::Advice::Random).expect("advised");
+    assert_eq!(smaps::is_inherited(map.as_ptr().addr()), Some(true));
+}
+
+#[test]
+fn the_rest_of_the_last_page_is_never_lent() {
+    let degraded = Degraded::new();
+    let mut unsealed = Unsealed::allocate(4097, 8192, &degraded).expect("a segment");
+    let pages = unsealed.as_mut_pages().expect("whole pages");
+    assert_eq!(pages.len(), 8192);
+    pages.fill(7);
+    let segment = unsealed.seal(&degraded).expect("sealed");
+    let fd = segment.fd();
+    // SAFETY: a new mapping at the kernel's choice, of memory that is sealed and so never changes;
+    // the slice is gone before it is given back.
+    unsafe {
+        let map = rustix::mm::mmap(
+            std::ptr::null_mut(),
+            8192,
+            ProtFlags::READ,
+            MapFlags::SHARED,
+            fd,
+            0,
+        )
+        .expect("a mapping");
+        let seen = std::slice::from_raw_parts(map.cast::<u8>(), 8192);
+        assert!(seen[..4097].iter().all(|&byte| byte == 7));
+        assert!(seen[4097..].iter().all(|&byte| byte == 0));
+        rustix::mm::munmap(map, 8192).expect("munmap");
+    }
+}
+
+#[test]
 fn too_little_memory_is_an_error_that_names_the_bound() {
     let degraded = Degraded::new();
     let free = Amount {
