@@ -6,6 +6,7 @@ use mrm_tests::gpus::{Gpus, assert_same_tensors, device_field, open_on, try_open
 use mrm_tests::node::{self, Node, Setup};
 use mrm_tests::{eventually, model};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 const MIB: u64 = 1 << 20;
@@ -264,4 +265,45 @@ fn a_device_that_is_not_there_does_not_take_the_others_with_it() {
         open_on(&mut client, "n", "m", "cuda")["device"],
         json!(uuid(1))
     );
+}
+
+#[test]
+fn whatever_call_fails_while_it_starts_the_daemon_serves() {
+    let (files, gpus) = (files(), gpus().logged());
+    let setup = |faults: &str| {
+        let mut setup = gpus.setup_of("", "").model("m", &files.path);
+        let variable = "MRM_FAKE_CUDA_FAULTS".to_owned();
+        setup.environment.push((variable, faults.to_owned()));
+        setup
+    };
+    let node = Node::start(&setup(""));
+    let functions: BTreeSet<String> = gpus.calls(node.pid()).into_iter().collect();
+    drop(node);
+    assert!(functions.len() > 20, "{functions:?}");
+    let codes = [999, 2, 719, 1, 46, 3, 4242, 100, 214, 101, 700, 200, 201];
+    for (function, code) in functions.iter().zip(codes.iter().cycle()) {
+        let case = format!("{function}:{code}");
+        let node = Node::start(&setup(&case));
+        let calls = gpus.calls_since(node.pid(), 0);
+        assert!(
+            calls.contains(&(function.clone(), *code)),
+            "{case} did not strike"
+        );
+        let found = node.get("/v1/status")["devices"].clone();
+        // Served, or explained: the driver as a whole, or the one device.
+        let causes = [&found["driver"]["cause"], &found["devices"][0]["cause"]];
+        let is_served = found["devices"][0]["state"] == "ready";
+        let explained = causes.iter().any(|cause| cause.is_string());
+        assert!(is_served || explained, "{case}: {found}");
+        let mut client = gpus.holder(&node);
+        client.open("h", "m");
+        let opened = client.ask(&json!(["open-on", "d", "m", "cuda:0", 60_000]));
+        if is_served && code != &719 && code != &214 && code != &700 && code != &46 {
+            assert_eq!(opened["ok"], true, "{case}: {opened}");
+            assert_same_tensors(&mut client, "d", "m");
+        } else if opened["ok"] == false {
+            let message = opened["message"].as_str().unwrap();
+            assert!(message.len() > 20, "{case}: {opened}");
+        }
+    }
 }

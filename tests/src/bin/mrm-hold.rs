@@ -45,7 +45,8 @@ impl Holder {
         match text(0) {
             "open" => self.open(text(1), text(2), command[3].as_u64().expect("ms"), false),
             "path" => self.open(text(1), text(2), 60_000, true),
-            "open-on" => self.open_on(text(1), text(2), text(3), command[4].as_u64().expect("ms")),
+            "open-on" => self.open_on(text(1), text(2), text(3), command[4].as_u64().expect("ms"), false),
+            "path-on" => self.open_on(text(1), text(2), text(3), 60_000, true),
             "device-tensors" => device_tensors(&self.models[text(1)]),
             "device-free" => json!({"ok": true, "bytes": Cuda::of(ordinal(command)).free_bytes()}),
             "device-take" => {
@@ -71,6 +72,7 @@ impl Holder {
             "close-checked" => self.close_checked(text(1)),
             "deferred" => json!({"ok": true, "left": mrm_client::device::release_deferred()}),
             "churn" => self.churn(&command[1..]),
+            "churn-on" => self.churn_on(&command[1..]),
             "fork-idle" => fork_idle(),
             "fork-open" => self.fork_open(text(1), text(2), &paths(&command[3])),
             other => panic!("no such command: {other}"),
@@ -117,7 +119,14 @@ impl Holder {
     }
 
     /// Opens on a device: `best`, `best:` and a device, `cuda`, `cuda:N` or a UUID.
-    fn open_on(&mut self, alias: &str, name: &str, device: &str, wait_ms: u64) -> Value {
+    fn open_on(
+        &mut self,
+        alias: &str,
+        name: &str,
+        device: &str,
+        wait_ms: u64,
+        is_path: bool,
+    ) -> Value {
         let tier = match device {
             "best" => Tier::Best(Devices::Visible),
             device => match device.strip_prefix("best:") {
@@ -132,7 +141,11 @@ impl Holder {
             Ok(client) => client,
             Err(error) => return failure(&error),
         };
-        match client.open_with(name, &options) {
+        let opened = match is_path {
+            true => client.open_path_with(name, &options),
+            false => client.open_with(name, &options),
+        };
+        match opened {
             Ok(model) => {
                 let reply = json!({
                     "ok": true, "version": model.version().0,
@@ -169,6 +182,43 @@ impl Holder {
             self.models.remove("churn");
         }
         json!({"ok": true})
+    }
+
+    /// The same on devices, and compares tensors: `[rounds, seed, {name: tensors, ...}, [device]]`.
+    /// What a full device refuses is counted.
+    fn churn_on(&mut self, arguments: &[Value]) -> Value {
+        let rounds = arguments[0].as_u64().expect("a number");
+        let mut random = Random(arguments[1].as_u64().expect("a number"));
+        let models: Vec<_> = arguments[2].as_object().expect("models").iter().collect();
+        let devices = arguments[3].as_array().expect("devices");
+        let mut below = |len: usize| usize::try_from(random.below(len as u64)).expect("fits");
+        let (mut refused, mut on_device) = (0, 0);
+        for _ in 0..rounds {
+            let (name, expected) = models[below(models.len())];
+            let device = devices[below(devices.len())].as_str().expect("text");
+            let opened = self.open_on("churn", name, device, 500, false);
+            if opened["ok"] != true {
+                if opened["code"] != "no_room" {
+                    return opened;
+                }
+                refused += 1;
+                continue;
+            }
+            let model = &self.models["churn"];
+            let read = match model.device() {
+                Some(_) => device_tensors(model),
+                None => tensors(model),
+            };
+            on_device += u64::from(model.device().is_some());
+            if read["tensors"] != *expected {
+                return json!({"ok": false, "model": name, "opened": opened});
+            }
+            if below(3) > 0 {
+                self.models.remove("churn");
+            }
+        }
+        self.models.remove("churn");
+        json!({"ok": true, "refused": refused, "on_device": on_device})
     }
 
     /// A child uses the inherited model and client; the parent waits for it.
