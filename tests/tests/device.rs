@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
 use mrm_tests::gpus::{Gpus, assert_same_tensors, device_field, open_on, try_open_on};
-use mrm_tests::node::Node;
+use mrm_tests::node::{Node, command};
 use mrm_tests::{eventually, model};
 use serde_json::json;
 use std::path::PathBuf;
@@ -123,4 +123,96 @@ fn a_lost_device_takes_its_tier_out_and_the_host_goes_on() {
     );
     open_on(&mut client, "other", "m", "cuda:1");
     assert_same_tensors(&mut client, "other", "m");
+}
+
+#[test]
+fn a_file_that_changes_is_another_version_on_the_device() {
+    let (dir, path) = written("m.safetensors", 3 * MIB, 5);
+    let gpus = Gpus::new(1, 256 * MIB);
+    let setup = gpus.setup_of("revalidate_ms = 0", "enabled = \"yes\"");
+    let node = Node::start(&setup.model("m", &path));
+    let (mut old, mut new) = (gpus.holder(&node), gpus.holder(&node));
+    let first = open_on(&mut old, "m", "m", "cuda:0");
+    let before = old.must(&json!(["device-tensors", "m"]));
+    // Replaced, as deployments do: the old file stays as it is for who has it.
+    let (next, _) = model::write(dir.path(), "next.safetensors", 3 * MIB, 5, 8);
+    std::fs::rename(next, &path).unwrap();
+    let second = open_on(&mut new, "m", "m", "cuda:0");
+    assert_ne!(first["version"], second["version"]);
+    assert_same_tensors(&mut new, "m", "m");
+    assert_ne!(new.must(&json!(["device-tensors", "m"])), before);
+    assert_eq!(old.must(&json!(["device-tensors", "m"])), before);
+    assert_eq!(device_field(&node, 0, "charged_bytes"), 8 * MIB);
+    drop((old, new));
+    node.until_idle();
+    assert_eq!(node.post("/v1/models/m/evict").0, 200);
+    // The old version is nobody's any more, and idle: it goes when the room is needed.
+    assert_eq!(device_field(&node, 0, "images"), 1);
+}
+
+#[test]
+fn files_that_a_client_passes_are_put_on_devices_like_others() {
+    let (_dir, path) = written("m.safetensors", 3 * MIB, 5);
+    let gpus = Gpus::new(2, 256 * MIB);
+    // Past the host: it has no room for the model.
+    for lines in ["", "host_budget_bytes = 2097152"] {
+        let setup = gpus.setup_of(lines, "enabled = \"yes\"");
+        let node = Node::start(&setup);
+        let (mut one, mut two) = (gpus.holder(&node), gpus.holder(&node));
+        let opened = one.must(&json!(["path-on", "m", path, "cuda:0"]));
+        assert_eq!(opened["origin"], "loaded", "{opened}");
+        let opened = two.must(&json!(["path-on", "m", path, "cuda"]));
+        assert_eq!(opened["origin"], "hit", "{opened}");
+        let opened = two.must(&json!(["path-on", "n", path, "cuda:1"]));
+        assert_eq!(opened["origin"], "promoted", "{opened}");
+        let read = one.must(&json!(["device-tensors", "m"]));
+        for alias in ["m", "n"] {
+            assert_eq!(two.must(&json!(["device-tensors", alias])), read);
+        }
+    }
+}
+
+#[test]
+fn a_reload_changes_the_budgets_of_devices() {
+    let (_dir, path) = written("m.safetensors", 5 * MIB, 5);
+    let gpus = Gpus::new(1, 256 * MIB);
+    let with = |budget: &str| {
+        let lines = format!("enabled = \"yes\"\nbudget_bytes = \"{budget}\"");
+        gpus.setup_of("", &lines).model("m", &path)
+    };
+    let node = Node::start(&with("100MiB"));
+    let mut client = gpus.holder(&node);
+    open_on(&mut client, "m", "m", "cuda:0");
+    let reload = |budget: &str, bytes: u64| {
+        let _ = command(node.dir.path(), &with(budget));
+        node.signal(nix::sys::signal::Signal::SIGHUP);
+        eventually("the budget is another", || {
+            (device_field(&node, 0, "budget_bytes") == bytes).then_some(())
+        });
+    };
+    // What is leased stays, and goes when it is given back.
+    reload("4MiB", 4 * MIB);
+    assert_eq!(device_field(&node, 0, "charged_bytes"), 6 * MIB);
+    client.must(&json!(["device-tensors", "m"]));
+    client.close("m");
+    eventually("what is too much goes", || {
+        (device_field(&node, 0, "charged_bytes") == 0).then_some(())
+    });
+    assert_eq!(
+        try_open_on(&mut client, "m", "m", "cuda:0")["code"],
+        "too_large"
+    );
+    // One that cannot be is refused, and all stays as it was.
+    let _ = command(node.dir.path(), &with("1GiB"));
+    node.signal(nix::sys::signal::Signal::SIGHUP);
+    eventually("it is refused", || {
+        node.log().contains("1GiB").then_some(())
+    });
+    assert_eq!(device_field(&node, 0, "budget_bytes"), 4 * MIB);
+    reload("8MiB", 8 * MIB);
+    assert_eq!(
+        open_on(&mut client, "m", "m", "cuda:0")["origin"],
+        "promoted"
+    );
+    assert_same_tensors(&mut client, "m", "m");
 }
