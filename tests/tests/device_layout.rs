@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 /// What the pretended device rounds allocations up to.
 const UNIT: u64 = 2 * MIB;
 /// More than the descriptors of one frame.
-const MANY: usize = 300;
+const MANY: usize = 260;
 
 /// Writes tensors of these sizes, of bytes, one behind the other: at odd places mostly.
 fn write_bytes(dir: &Path, file: &str, sizes: &[usize], seed: u64) -> PathBuf {
