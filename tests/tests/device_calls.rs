@@ -1,4 +1,5 @@
-//! What an open on a device costs: one round trip, and no more calls of the driver for more tensors.
+//! What an open on a device costs: one round trip, and as many calls of the driver for a thousand
+//! tensors as for one.
 
 #![allow(
     clippy::panic,

@@ -78,8 +78,13 @@ fn churn(sharing: &str, granularity: &str, host_lines: &str) {
     }
     assert!(on_device > ROUNDS, "{on_device} opens were on a device");
     drop(clients);
+    assert_nothing_is_left(&node);
+    assert_eq!(free_bytes(&mut watcher), baseline);
+}
+
+fn assert_nothing_is_left(node: &Node) {
     node.until_idle();
-    until_at_rest(&node);
+    until_at_rest(node);
     for i in 0..MODELS {
         let (status, body) = node.post(&format!("/v1/models/m{i}/evict"));
         assert!(status == 200 || status == 404, "{body}");
@@ -98,7 +103,6 @@ fn churn(sharing: &str, granularity: &str, host_lines: &str) {
             assert_eq!(device[sum], Value::from(0), "{sum}: {device}");
         }
     }
-    assert_eq!(free_bytes(&mut watcher), baseline);
 }
 
 #[test]
