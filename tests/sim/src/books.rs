@@ -1,0 +1,388 @@
+//! What a daemon must look like from outside: small, naive, and kept from events and effects alone.
+//!
+//! The decider has books of its own, and invariants over them. These are apart from both: what the
+//! decider forgets, they remember.
+
+use crate::breach::{Checked, Rule, breach, ensure};
+use mrm_core::effect::{Effect, Reply};
+use mrm_core::event::Event;
+use mrm_core::id::{DeviceId, LeaseId, OpId, RequestId, SegmentId, SessionId, Time};
+use mrm_core::ledger::Tier;
+use mrm_core::{Config, Core};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where a segment is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Loading,
+    Resident,
+    Freeing,
+}
+
+#[derive(Debug)]
+struct Segment {
+    tier: Tier,
+    bytes: u64,
+    pieces: u64,
+    stage: Stage,
+}
+
+/// What an unanswered request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Open { deadline: Time },
+    Close,
+    Cancel,
+    Evict,
+}
+
+/// An effect in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Op {
+    Resolve,
+    Load(SegmentId),
+    Free(SegmentId),
+}
+
+#[derive(Debug)]
+struct Lease {
+    tier: Tier,
+    segments: Vec<SegmentId>,
+}
+
+/// The books.
+#[derive(Debug)]
+pub(crate) struct Books {
+    limits: BTreeMap<Tier, u64>,
+    pieces_max: BTreeMap<Tier, u64>,
+    lost: BTreeSet<DeviceId>,
+    sessions: BTreeSet<SessionId>,
+    asked: BTreeMap<(SessionId, RequestId), Asked>,
+    leases: BTreeMap<(SessionId, LeaseId), Lease>,
+    segments: BTreeMap<SegmentId, Segment>,
+    ops: BTreeMap<OpId, Op>,
+    last_op: OpId,
+    last_segment: SegmentId,
+}
+
+impl Books {
+    pub(crate) fn new(config: &Config) -> Self {
+        let devices = (0..=u16::MAX)
+            .map(|n| Tier::Device(DeviceId(n)))
+            .zip(&config.devices);
+        let mut limits = BTreeMap::from([(Tier::Host, config.limit.0)]);
+        limits.extend(
+            devices
+                .clone()
+                .map(|(tier, device)| (tier, device.budget.0)),
+        );
+        let mut pieces_max = BTreeMap::from([(Tier::Host, config.segments_max)]);
+        pieces_max.extend(devices.map(|(tier, device)| (tier, device.pieces_max)));
+        Self {
+            limits,
+            pieces_max,
+            lost: BTreeSet::new(),
+            sessions: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            last_op: OpId(0),
+            last_segment: SegmentId(0),
+        }
+    }
+
+    /// Bytes and pieces that are charged on a tier.
+    pub(crate) fn charged(&self, tier: Tier) -> (u64, u64) {
+        let here = self.segments.values().filter(|there| there.tier == tier);
+        here.fold((0, 0), |sum, there| {
+            (sum.0 + there.bytes, sum.1 + there.pieces)
+        })
+    }
+
+    /// Takes note of an event, before the decider is told.
+    pub(crate) fn happens(&mut self, event: &Event) -> Checked {
+        match event {
+            Event::SessionOpened { session, .. } => {
+                self.sessions.insert(*session);
+            }
+            Event::SessionClosed { session } => {
+                self.sessions.remove(session);
+                self.asked.retain(|key, _| key.0 != *session);
+                self.leases.retain(|key, _| key.0 != *session);
+            }
+            Event::Open {
+                session,
+                request,
+                deadline,
+                ..
+            } => {
+                let deadline = *deadline;
+                self.asked
+                    .insert((*session, *request), Asked::Open { deadline });
+            }
+            Event::Close {
+                session,
+                request,
+                lease,
+            } => {
+                self.leases.remove(&(*session, *lease));
+                self.ask(*session, *request, Asked::Close);
+            }
+            Event::Cancel {
+                session, request, ..
+            } => {
+                self.ask(*session, *request, Asked::Cancel);
+            }
+            Event::Evict {
+                session, request, ..
+            } => {
+                self.ask(*session, Some(*request), Asked::Evict);
+            }
+            Event::SetLimit {
+                tier,
+                budget,
+                limit,
+            } => {
+                if !self.is_lost(*tier) {
+                    self.limits.insert(*tier, limit.0.min(budget.0));
+                }
+            }
+            Event::DeviceLost { device, .. } => {
+                self.lost.insert(*device);
+                self.limits.insert(Tier::Device(*device), 0);
+            }
+            Event::Resolved { op, .. } => self.ends(*op, |op| op == Op::Resolve)?,
+            Event::Loaded { op, outcome } => self.loaded(*op, outcome.is_ok())?,
+            Event::Freed { op } => self.freed(*op)?,
+            Event::Configure { .. }
+            | Event::ModelChanged { .. }
+            | Event::Adopt(_)
+            | Event::Resume { .. }
+            | Event::Drain
+            | Event::Tick => {}
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, session: SessionId, request: Option<RequestId>, asked: Asked) {
+        if let Some(request) = request {
+            self.asked.insert((session, request), asked);
+        }
+    }
+
+    fn is_lost(&self, tier: Tier) -> bool {
+        matches!(tier, Tier::Device(device) if self.lost.contains(&device))
+    }
+
+    fn ends(&mut self, id: OpId, right: impl FnOnce(Op) -> bool) -> Checked {
+        let op = self.ops.remove(&id);
+        ensure(op.is_some_and(right), Rule::Effects, || {
+            format!("{id} ends: {op:?}")
+        })
+    }
+
+    fn loaded(&mut self, op: OpId, there: bool) -> Checked {
+        let Some(Op::Load(segment)) = self.ops.remove(&op) else {
+            return breach(Rule::Effects, format!("{op} is no load"));
+        };
+        match self.segments.get_mut(&segment) {
+            Some(loading) if there => loading.stage = Stage::Resident,
+            Some(_) => drop(self.segments.remove(&segment)),
+            None => return breach(Rule::Effects, format!("{segment} is not there")),
+        }
+        Ok(())
+    }
+
+    fn freed(&mut self, op: OpId) -> Checked {
+        let Some(Op::Free(segment)) = self.ops.remove(&op) else {
+            return breach(Rule::Effects, format!("{op} is no free"));
+        };
+        let gone = self.segments.remove(&segment);
+        let right = gone.is_some_and(|gone| gone.stage == Stage::Freeing);
+        ensure(right, Rule::Effects, || {
+            format!("{segment} was not being freed")
+        })
+    }
+
+    /// Looks at an effect. `pieces`: in how many pieces what is loaded will be.
+    pub(crate) fn see(&mut self, effect: &Effect, pieces: u64) -> Checked {
+        match effect {
+            Effect::Resolve { op, .. } => self.starts(*op, Op::Resolve),
+            Effect::Load {
+                op,
+                segment,
+                tier,
+                charge,
+                ..
+            } => {
+                self.starts(*op, Op::Load(*segment))?;
+                self.see_load(*segment, *tier, charge.0, pieces)
+            }
+            Effect::Free { op, segment, tier } => {
+                self.starts(*op, Op::Free(*segment))?;
+                self.see_free(*segment, *tier)
+            }
+            Effect::Revoke { session, lease, .. } => {
+                let gone = self.leases.remove(&(*session, *lease));
+                let right = gone.is_some_and(|gone| self.is_lost(gone.tier));
+                ensure(right, Rule::Effects, || {
+                    format!("{lease} is revoked for nothing")
+                })
+            }
+            Effect::Reply {
+                session,
+                request,
+                reply,
+            } => self.see_reply(*session, *request, reply),
+            Effect::Adopted { .. } | Effect::Forget { .. } => Ok(()),
+        }
+    }
+
+    fn starts(&mut self, id: OpId, op: Op) -> Checked {
+        let new = id > self.last_op;
+        self.last_op = self.last_op.max(id);
+        self.ops.insert(id, op);
+        ensure(new, Rule::Effects, || format!("{id} starts twice"))
+    }
+
+    fn see_load(&mut self, segment: SegmentId, tier: Tier, bytes: u64, pieces: u64) -> Checked {
+        let new = segment > self.last_segment;
+        self.last_segment = self.last_segment.max(segment);
+        let stage = Stage::Loading;
+        self.segments.insert(
+            segment,
+            Segment {
+                tier,
+                bytes,
+                pieces,
+                stage,
+            },
+        );
+        ensure(new && !self.is_lost(tier), Rule::Effects, || {
+            format!("{segment} is loaded on {tier}")
+        })?;
+        let charged = self.charged(tier);
+        let limit = self.limits.get(&tier).copied().unwrap_or(0);
+        let pieces_max = self.pieces_max.get(&tier).copied().unwrap_or(0);
+        ensure(
+            charged.0 <= limit && charged.1 <= pieces_max,
+            Rule::Budget,
+            || format!("{charged:?} of {limit} B in {pieces_max} pieces are charged on {tier}"),
+        )
+    }
+
+    fn see_free(&mut self, segment: SegmentId, tier: Tier) -> Checked {
+        let leased = self
+            .leases
+            .values()
+            .any(|lease| lease.segments.contains(&segment));
+        ensure(!leased, Rule::Held, || {
+            format!("{segment} is freed while leased")
+        })?;
+        let Some(there) = self.segments.get_mut(&segment) else {
+            return breach(Rule::Effects, format!("{segment} is freed, but not there"));
+        };
+        let before = std::mem::replace(&mut there.stage, Stage::Freeing);
+        ensure(
+            before == Stage::Resident && there.tier == tier,
+            Rule::Effects,
+            || format!("{segment} is freed while {before:?}"),
+        )
+    }
+
+    fn see_reply(&mut self, session: SessionId, request: RequestId, reply: &Reply) -> Checked {
+        let key = (session, request);
+        ensure(self.sessions.contains(&session), Rule::Answers, || {
+            format!("{session} is closed, but answered")
+        })?;
+        let asked = self.asked.remove(&key);
+        let right = match (asked, reply) {
+            (
+                Some(Asked::Open { .. }),
+                Reply::Opened {
+                    lease,
+                    tier,
+                    segments,
+                    ..
+                },
+            ) => {
+                return self.see_opened((session, *lease), *tier, segments);
+            }
+            (Some(Asked::Open { .. }), Reply::Failed(_) | Reply::Refused(_))
+            | (Some(Asked::Close), Reply::Closed | Reply::Refused(_))
+            | (Some(Asked::Cancel), Reply::Cancelled { .. })
+            | (Some(Asked::Evict), Reply::Evicted { .. } | Reply::Refused(_)) => true,
+            (_, _) => false,
+        };
+        ensure(right, Rule::Answers, || {
+            format!("{key:?}: {reply:?} to {asked:?}")
+        })
+    }
+
+    fn see_opened(
+        &mut self,
+        key: (SessionId, LeaseId),
+        tier: Tier,
+        segments: &[SegmentId],
+    ) -> Checked {
+        for segment in segments {
+            let stage = self.segments.get(segment).map(|there| there.stage);
+            ensure(stage == Some(Stage::Resident), Rule::Held, || {
+                format!("{segment} is lent while {stage:?}")
+            })?;
+        }
+        ensure(!self.is_lost(tier), Rule::Held, || {
+            format!("{tier} is lost, but lent")
+        })?;
+        let segments = segments.to_vec();
+        let before = self.leases.insert(key, Lease { tier, segments });
+        ensure(before.is_none(), Rule::Answers, || {
+            format!("{key:?} is granted twice")
+        })
+    }
+
+    /// Compares with the decider. `ticked`: no open may wait for longer than this.
+    pub(crate) fn compare(&self, core: &Core, ticked: Option<Time>) -> Checked {
+        let view = core.view();
+        for (tier, limit) in &self.limits {
+            let ledger = view.ledger(*tier);
+            let seen = (ledger.charged.0, ledger.segments);
+            let charged = self.charged(*tier);
+            ensure(
+                seen == charged && ledger.limit.0 == *limit,
+                Rule::Budget,
+                || format!("{tier}: {charged:?} of {limit} is said to be {ledger:?}"),
+            )?;
+        }
+        let kept = self.leases.values().find(|lease| self.is_lost(lease.tier));
+        ensure(kept.is_none(), Rule::Held, || {
+            format!("{kept:?} is not revoked")
+        })?;
+        let seen = view.leases().map(|lease| (lease.session, lease.lease));
+        ensure(self.leases.keys().copied().eq(seen), Rule::Held, || {
+            format!("leases are {:?}", view.leases().collect::<Vec<_>>())
+        })?;
+        let sessions = view.sessions().map(|session| session.session);
+        ensure(
+            self.sessions.iter().copied().eq(sessions),
+            Rule::Session,
+            || format!("sessions are {:?}", view.sessions().collect::<Vec<_>>()),
+        )?;
+        let records = view.records();
+        let waiting = records.waiting + records.evictions;
+        ensure(waiting == self.asked.len(), Rule::Answers, || {
+            format!("{waiting} requests wait, of {:?}", self.asked)
+        })?;
+        ensure(records.ops == self.ops.len(), Rule::Effects, || {
+            format!("{} effects are in flight: {:?}", records.ops, self.ops)
+        })?;
+        let late = self.asked.iter().find(|(_, asked)| match asked {
+            Asked::Open { deadline } => ticked.is_some_and(|now| *deadline <= now),
+            Asked::Close | Asked::Cancel | Asked::Evict => false,
+        });
+        ensure(late.is_none(), Rule::Answers, || {
+            format!("{late:?} is late")
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! A client: asks, reads what it is lent, and misbehaves.
+
+mod acts;
+mod replies;
+
+use crate::breach::{Checked, Rule, ensure};
+use crate::env::{Env, Run};
+use crate::link::{FrameBuffer, LinkId, Passed, Reader};
+use crate::memory::AllocId;
+use mrm_proto::ids::LeaseId;
+use std::collections::BTreeMap;
+
+/// One process.
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    id: usize,
+    link: Option<LinkId>,
+    /// The run of the daemon that it is connected to.
+    run: Option<Run>,
+    buffer: FrameBuffer,
+    greeted: bool,
+    /// It does not read now.
+    asleep: bool,
+    /// It did something for which its session may end.
+    misbehaved: bool,
+    /// The session was refused, for a reason.
+    refused: bool,
+    requests: u64,
+    asked: BTreeMap<u64, Asked>,
+    /// Allocations of opens whose grant is still to come.
+    handed: BTreeMap<u64, Vec<AllocId>>,
+    leases: Vec<Lease>,
+    /// What it has mapped without a lease.
+    kept: Vec<Mapping>,
+    finishing: bool,
+}
+
+/// What to open.
+#[derive(Debug, Clone)]
+enum What {
+    Model(usize),
+    Files(Vec<u64>),
+}
+
+/// What an unanswered request is.
+#[derive(Debug, Clone)]
+enum Asked {
+    Open {
+        what: What,
+        sent_at: u64,
+        /// When it is to be given up at the earliest.
+        until: u64,
+        /// It is wanted in host memory, and nowhere else.
+        host: bool,
+    },
+    Close {
+        /// The daemon may say that there is no such lease.
+        unknown: bool,
+    },
+    Cancel {
+        target: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Lease {
+    id: LeaseId,
+    mappings: Vec<Mapping>,
+    revoked: bool,
+}
+
+/// Memory, and what is to be read there.
+#[derive(Debug, Clone, Copy)]
+struct Mapping {
+    alloc: AllocId,
+    content: u64,
+}
+
+impl Client {
+    pub(crate) fn new(id: usize) -> Self {
+        Self {
+            id,
+            ..Self::default()
+        }
+    }
+
+    /// From now on it only awaits its answers, and gives back what it has.
+    pub(crate) const fn finish(&mut self) {
+        self.finishing = true;
+    }
+
+    /// Whether it wants nothing more and has nothing.
+    pub(crate) fn is_done(&self) -> bool {
+        self.link.is_none() && self.kept.is_empty()
+    }
+
+    /// What it still waits for.
+    pub(crate) fn unanswered(&self) -> Option<String> {
+        (!self.is_done()).then(|| format!("client {}: {:?}", self.id, self.asked))
+    }
+
+    /// Reads all that it has.
+    fn read(&self, env: &mut Env) -> Checked {
+        for mapping in self
+            .kept
+            .iter()
+            .chain(self.leases.iter().flat_map(|l| &l.mappings))
+        {
+            if env.memory.is_gone(mapping.alloc) {
+                continue;
+            }
+            let content = env.memory.read(mapping.alloc)?;
+            env.reads += 1;
+            ensure(content == mapping.content, Rule::Content, || {
+                format!("{mapping:?} is {content}")
+            })?;
+        }
+        let ended = self
+            .link
+            .and_then(|link| env.links.pipe(link, Reader::Client));
+        if ended.is_none_or(|pipe| pipe.ended) {
+            return Ok(());
+        }
+        for lease in self.leases.iter().filter(|lease| !lease.revoked) {
+            let gone = |m: &&Mapping| !env.memory.is_gone(m.alloc) && !env.memory.is_kept(m.alloc);
+            let dropped = lease.mappings.iter().find(gone);
+            ensure(dropped.is_none(), Rule::Held, || {
+                format!(
+                    "{dropped:?} of client {} is dropped while leased: {lease:?}",
+                    self.id
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Bytes arrived, or the end.
+    pub(crate) fn arrive(&mut self, env: &mut Env, link: LinkId) -> Checked {
+        if self.link != Some(link) || self.asleep {
+            return Ok(());
+        }
+        let Some(pipe) = env.links.pipe(link, Reader::Client) else {
+            return Ok(());
+        };
+        let (len, over) = (pipe.len(), pipe.ended && pipe.len() == 0);
+        if over {
+            return self.session_over(env);
+        }
+        let most = env.random.index(len) + 1;
+        if let Some(pipe) = env.links.pipe(link, Reader::Client) {
+            pipe.take(most, &mut self.buffer);
+            if pipe.len() > 0 || pipe.ended {
+                env.expect(link, Reader::Client);
+            }
+        }
+        self.handle_frames(env, link)
+    }
+
+    /// The daemon ended the session, or is dead. What is mapped stays mapped for a while.
+    fn session_over(&mut self, env: &mut Env) -> Checked {
+        let innocent = !self.misbehaved && !self.refused && env.up == self.run && !env.device_lost;
+        ensure(!innocent, Rule::Session, || {
+            format!("client {} lost its session for nothing", self.id)
+        })?;
+        let leases = std::mem::take(&mut self.leases);
+        self.kept
+            .extend(leases.into_iter().flat_map(|lease| lease.mappings));
+        self.disconnect(env)
+    }
+
+    /// Forgets its session.
+    fn disconnect(&mut self, env: &mut Env) -> Checked {
+        if let Some(link) = self.link.take() {
+            env.end(link, Reader::Daemon);
+            env.discard(link, Reader::Client)?;
+        }
+        for alloc in std::mem::take(&mut self.handed).into_values().flatten() {
+            env.memory.drop_ref(alloc)?;
+        }
+        self.buffer = FrameBuffer::default();
+        self.asked.clear();
+        (self.greeted, self.asleep, self.misbehaved, self.refused) = (false, false, false, false);
+        Ok(())
+    }
+
+    /// Unmaps what it has no lease on.
+    fn unmap_kept(&mut self, env: &mut Env) -> Checked {
+        for mapping in std::mem::take(&mut self.kept) {
+            env.memory.drop_ref(mapping.alloc)?;
+        }
+        Ok(())
+    }
+
+    /// Unmaps everything.
+    fn unmap_all(&mut self, env: &mut Env) -> Checked {
+        let leases = std::mem::take(&mut self.leases);
+        self.kept
+            .extend(leases.into_iter().flat_map(|lease| lease.mappings));
+        self.unmap_kept(env)
+    }
+
+    /// It is killed. What it had sent may arrive, or not.
+    fn die(&mut self, env: &mut Env) -> Checked {
+        if let Some(link) = self.link
+            && env.random.coin()
+            && let Some(pipe) = env.links.pipe(link, Reader::Daemon)
+        {
+            pipe.discard();
+        }
+        self.unmap_all(env)?;
+        self.disconnect(env)
+    }
+
+    fn write(&self, env: &mut Env, bytes: &[u8], cargo: Vec<Passed>) {
+        if let Some(link) = self.link {
+            env.write(link, Reader::Daemon, bytes, cargo);
+        }
+    }
+}

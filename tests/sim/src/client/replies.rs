@@ -1,0 +1,259 @@
+//! What a client is answered, and whether that can be.
+
+use super::{Asked, Client, Lease, Mapping, What};
+use crate::breach::{Checked, Rule, breach, ensure};
+use crate::disk;
+use crate::env::Env;
+use crate::link::{LinkId, Passed, Pipe, Reader};
+use crate::memory::AllocId;
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::frame::{FrameError, Header};
+use mrm_proto::hello::ServerHello;
+use mrm_proto::ids::RequestId;
+use mrm_proto::reply::{Opened, Reply};
+
+/// How old a look may be that an open gets because it was under way already.
+const LOOK_AGE_US: u64 = 250_000;
+
+impl Client {
+    pub(super) fn handle_frames(&mut self, env: &mut Env, link: LinkId) -> Checked {
+        while let Some((header, body)) = self.buffer.next().or_else(|error| unreadable(&error))? {
+            let cargo = match header.fds {
+                0 => Vec::new(),
+                _ => env
+                    .links
+                    .pipe(link, Reader::Client)
+                    .map(Pipe::take_cargo)
+                    .unwrap_or_default(),
+            };
+            let cargo: Vec<AllocId> = cargo.into_iter().filter_map(memory).collect();
+            ensure(
+                cargo.len() == usize::from(header.fds),
+                Rule::Answers,
+                || format!("{header:?} came with {} descriptors", cargo.len()),
+            )?;
+            if !self.greeted && header.request == RequestId(u64::MAX) {
+                ServerHello::decode(&header, &body).or_else(|error| unreadable(&error))?;
+                self.greeted = true;
+                continue;
+            }
+            let reply = Reply::decode(&header, &body).or_else(|error| unreadable(&error))?;
+            self.handle(env, &header, reply, cargo)?;
+        }
+        Ok(())
+    }
+
+    fn handle(
+        &mut self,
+        env: &mut Env,
+        header: &Header,
+        reply: Reply,
+        cargo: Vec<AllocId>,
+    ) -> Checked {
+        let id = header.request.0;
+        if !reply.ends_request() {
+            return self.handle_more(id, &reply, cargo);
+        }
+        if let (0, Reply::Error(error)) = (id, &reply) {
+            return self.session_refused(error);
+        }
+        let Some(asked) = self.asked.remove(&id) else {
+            let what = format!(
+                "client {}: {reply:?} to {id}, which awaits nothing",
+                self.id
+            );
+            return if self.misbehaved {
+                self.forgive(env, cargo)
+            } else {
+                breach(Rule::Answers, what)
+            };
+        };
+        match (&asked, reply) {
+            (Asked::Open { what, sent_at, .. }, Reply::Opened(opened)) => {
+                let mut allocs = self.handed.remove(&id).unwrap_or_default();
+                let mut cargo = cargo.into_iter();
+                let table = cargo.next();
+                allocs.extend(cargo);
+                let (what, sent_at) = (what.clone(), *sent_at);
+                self.opened(env, (&what, sent_at), &opened, (table, allocs))
+            }
+            (Asked::Open { until, host, .. }, Reply::Error(error)) => {
+                self.open_failed(env, (*until, *host), &error)
+            }
+            (Asked::Close { .. }, Reply::Closed(_)) => Ok(()),
+            (Asked::Close { unknown: true }, Reply::Error(error)) => {
+                is_one_of(&error, &[ErrorCode::UnknownLease])
+            }
+            (Asked::Cancel { target }, Reply::Cancelled(_)) => {
+                // What was given up is answered before.
+                let waits = matches!(self.asked.get(target), Some(Asked::Open { .. }));
+                ensure(!waits, Rule::Answers, || {
+                    format!("{target} is given up, and waits")
+                })
+            }
+            (asked, reply) => {
+                let what = format!("client {}: {reply:?} to {asked:?}", self.id);
+                breach(Rule::Answers, what)
+            }
+        }
+    }
+
+    /// An answer too many to one who asked twice by one id.
+    fn forgive(&self, env: &mut Env, cargo: Vec<AllocId>) -> Checked {
+        for alloc in cargo {
+            env.memory.drop_ref(alloc)?;
+        }
+        Ok(())
+    }
+
+    /// What comes before an answer, or unasked.
+    fn handle_more(&mut self, id: u64, reply: &Reply, cargo: Vec<AllocId>) -> Checked {
+        match reply {
+            Reply::Handed(handed) => {
+                let so_far = self.handed.entry(id).or_default();
+                let right = handed.from == so_far.len() as u64;
+                so_far.extend(cargo);
+                ensure(right, Rule::Answers, || format!("{handed:?} of {so_far:?}"))
+            }
+            Reply::Progress(_) => {
+                let waits = matches!(self.asked.get(&id), Some(Asked::Open { .. }));
+                ensure(waits || self.misbehaved, Rule::Answers, || {
+                    format!("progress of {id}, which does not wait")
+                })
+            }
+            Reply::Revoked(revoked) => {
+                for lease in self.leases.iter_mut().filter(|l| l.id == revoked.lease) {
+                    lease.revoked = true;
+                }
+                // A close that is on its way may find that there is no such lease.
+                for asked in self.asked.values_mut() {
+                    if let Asked::Close { unknown } = asked {
+                        *unknown = true;
+                    }
+                }
+                Ok(())
+            }
+            Reply::Opened(_)
+            | Reply::Closed(_)
+            | Reply::Cancelled(_)
+            | Reply::Resumed(_)
+            | Reply::Listed(_)
+            | Reply::Stated(_)
+            | Reply::Error(_) => Ok(()),
+        }
+    }
+
+    fn session_refused(&mut self, error: &ErrorReply) -> Checked {
+        self.refused = true;
+        let innocent = !self.misbehaved && error.code() != Some(ErrorCode::TooManySessions);
+        ensure(!innocent, Rule::Session, || {
+            format!("client {} is turned away: {error:?}", self.id)
+        })
+    }
+
+    fn open_failed(&self, env: &Env, (until, host): (u64, bool), error: &ErrorReply) -> Checked {
+        is_one_of(error, &FAILURES)?;
+        let code = error.code();
+        let in_time = code == Some(ErrorCode::TimedOut) || host && code == Some(ErrorCode::NoRoom);
+        ensure(!in_time || until <= env.now, Rule::Answers, || {
+            format!(
+                "client {}: {error:?} at {} instead of {until}",
+                self.id, env.now
+            )
+        })
+    }
+
+    /// What is lent is what was asked for, as it was then.
+    fn opened(
+        &mut self,
+        env: &mut Env,
+        (what, sent_at): (&What, u64),
+        opened: &Opened,
+        (table, allocs): (Option<AllocId>, Vec<AllocId>),
+    ) -> Checked {
+        let mut mappings = Vec::new();
+        for alloc in table.into_iter().chain(allocs) {
+            let content = env.memory.read(alloc)?;
+            mappings.push(Mapping { alloc, content });
+        }
+        let from = sent_at.saturating_sub(LOOK_AGE_US);
+        let could_be = match what {
+            What::Files(inodes) => env.disk.contained(inodes, from, env.now),
+            What::Model(model) => {
+                let from = from.saturating_sub(env.settings.revalidate_ms * 1000);
+                env.disk.stood_for(*model, from, env.now)
+            }
+        };
+        let contents: Vec<u64> = mappings.iter().map(|mapping| mapping.content).collect();
+        let gone = mappings
+            .iter()
+            .any(|mapping| env.memory.is_gone(mapping.alloc));
+        let right = could_be.iter().any(|files| match &opened.device {
+            None => contents
+                .split_first()
+                .is_some_and(|(table, there)| *table == disk::table_of(files) && there == *files),
+            Some(on) => contents.split_first().is_some_and(|(table, there)| {
+                *table == disk::table_of(files)
+                    && there.len() == on.allocations_bytes.len()
+                    && there.iter().all(|piece| *piece == disk::image_of(files))
+            }),
+        });
+        ensure(right || gone, Rule::Content, || {
+            format!(
+                "client {} reads {contents:?} of {what:?}, not {could_be:?}",
+                self.id
+            )
+        })?;
+        env.reads += 1;
+        let (id, revoked) = (opened.lease, false);
+        self.leases.push(Lease {
+            id,
+            mappings,
+            revoked,
+        });
+        Ok(())
+    }
+}
+
+/// How an open may fail.
+const FAILURES: [ErrorCode; 20] = [
+    ErrorCode::ModelNotFound,
+    ErrorCode::TooManyLeases,
+    ErrorCode::Cancelled,
+    ErrorCode::BadFileSet,
+    ErrorCode::UnknownDevice,
+    ErrorCode::SourceUnreadable,
+    ErrorCode::SourceChanged,
+    ErrorCode::SourceMissing,
+    ErrorCode::ShardMismatch,
+    ErrorCode::NoTensors,
+    ErrorCode::TooLarge,
+    ErrorCode::NoRoom,
+    ErrorCode::OutOfMemory,
+    ErrorCode::QueueFull,
+    ErrorCode::Draining,
+    ErrorCode::TimedOut,
+    ErrorCode::Exhausted,
+    ErrorCode::DeviceLost,
+    ErrorCode::DeviceFailed,
+    ErrorCode::BadName,
+];
+
+fn is_one_of(error: &ErrorReply, codes: &[ErrorCode]) -> Checked {
+    let known = error.code().is_some_and(|code| codes.contains(&code));
+    ensure(known, Rule::Answers, || format!("{error:?}"))
+}
+
+const fn memory(passed: Passed) -> Option<AllocId> {
+    match passed {
+        Passed::Memory(alloc) => Some(alloc),
+        Passed::File(_) => None,
+    }
+}
+
+fn unreadable<T>(error: &FrameError) -> Checked<T> {
+    breach(
+        Rule::Answers,
+        format!("the daemon's frame cannot be read: {error}"),
+    )
+}

@@ -1,0 +1,260 @@
+//! What stands behind the decider's numbers, as in `mrm-daemon/src/shell/names.rs`.
+
+use crate::disk::{self, Identity};
+use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where a model's files come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ModelOrigin {
+    /// The operator's catalogue.
+    Registered(usize),
+    /// Files that a client passed: present until they are resolved.
+    Passed(Option<Vec<u64>>),
+}
+
+/// What a source id stands for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum SourceKey {
+    File(Identity),
+    Table(u64),
+    Image(Vec<SourceId>),
+}
+
+/// What a look at a model found: each file with what it contains.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) files: Vec<(Identity, u64)>,
+}
+
+/// How to get the bytes of a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Supply {
+    Table(u64),
+    File(Identity),
+}
+
+/// One segment's worth of a version.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) source: SourceId,
+    pub(crate) bytes: u64,
+    /// Dropped when nobody waits for it any more.
+    pub(crate) supply: Option<Supply>,
+}
+
+/// What a version id stands for.
+#[derive(Debug)]
+pub(crate) struct VersionRecord {
+    /// The table first, then each file.
+    pub(crate) parts: Vec<Part>,
+    /// What devices get of it.
+    pub(crate) image: Option<Image>,
+    key: Vec<SourceId>,
+}
+
+/// What devices get of a version.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Image {
+    pub(crate) source: SourceId,
+    pub(crate) bytes: u64,
+    pub(crate) pieces: u64,
+}
+
+/// The tables.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    made: u64,
+    by_model: BTreeMap<usize, ModelId>,
+    models: BTreeMap<ModelId, ModelOrigin>,
+    sources: BTreeMap<SourceKey, (SourceId, usize)>,
+    source_keys: BTreeMap<SourceId, SourceKey>,
+    version_ids: BTreeMap<Vec<SourceId>, VersionId>,
+    versions: BTreeMap<VersionId, VersionRecord>,
+    supplied: BTreeSet<VersionId>,
+    content_ids: BTreeMap<u64, (ContentId, usize)>,
+    contents: BTreeMap<SegmentId, u64>,
+}
+
+impl Names {
+    const fn next(&mut self) -> u64 {
+        self.made += 1;
+        self.made
+    }
+
+    /// The id of a name, known or new.
+    pub(crate) fn registered(&mut self, name: usize) -> ModelId {
+        if let Some(model) = self.by_model.get(&name) {
+            return *model;
+        }
+        let model = ModelId(self.next());
+        self.by_model.insert(name, model);
+        self.models.insert(model, ModelOrigin::Registered(name));
+        model
+    }
+
+    /// A new id for files that a client passed.
+    pub(crate) fn passed(&mut self, files: Vec<u64>) -> ModelId {
+        let model = ModelId(self.next());
+        self.models.insert(model, ModelOrigin::Passed(Some(files)));
+        model
+    }
+
+    /// The id of a name, if it has one.
+    pub(crate) fn find(&self, name: usize) -> Option<ModelId> {
+        self.by_model.get(&name).copied()
+    }
+
+    pub(crate) fn model_mut(&mut self, model: ModelId) -> Option<&mut ModelOrigin> {
+        self.models.get_mut(&model)
+    }
+
+    pub(crate) fn forget_model(&mut self, model: ModelId) {
+        if let Some(ModelOrigin::Registered(name)) = self.models.remove(&model) {
+            self.by_model.remove(&name);
+        }
+    }
+
+    /// Every registered model that has an id.
+    pub(crate) fn registered_models(&self) -> Vec<(usize, ModelId)> {
+        let all = self.by_model.iter();
+        all.map(|(name, model)| (*name, *model)).collect()
+    }
+
+    /// The version that was found: known, or new.
+    pub(crate) fn version(&mut self, found: &Found, has_devices: bool) -> VersionId {
+        let contents: Vec<u64> = found.files.iter().map(|(_, content)| *content).collect();
+        let table = disk::table_of(&contents);
+        let mut parts = vec![Part {
+            source: self.source(SourceKey::Table(table)),
+            bytes: crate::settings::PAGE_BYTES,
+            supply: Some(Supply::Table(table)),
+        }];
+        for (identity, content) in &found.files {
+            parts.push(Part {
+                source: self.source(SourceKey::File(*identity)),
+                bytes: disk::bytes_of(*content),
+                supply: Some(Supply::File(*identity)),
+            });
+        }
+        let mut key: Vec<SourceId> = parts.iter().map(|part| part.source).collect();
+        let image = (has_devices && disk::has_image(&contents)).then(|| Image {
+            source: self.source(SourceKey::Image(key.clone())),
+            bytes: contents
+                .iter()
+                .map(|content| disk::bytes_of(*content))
+                .sum(),
+            pieces: disk::pieces_of(disk::image_of(&contents)),
+        });
+        key.extend(image.map(|image| image.source));
+        if let Some(version) = self.version_ids.get(&key).copied() {
+            self.supplied.insert(version);
+            if let Some(record) = self.versions.get_mut(&version) {
+                record.parts = parts;
+            }
+            return version;
+        }
+        let version = VersionId(self.next());
+        for source in &key {
+            self.retain(*source, true);
+        }
+        self.version_ids.insert(key.clone(), version);
+        self.supplied.insert(version);
+        self.versions
+            .insert(version, VersionRecord { parts, image, key });
+        version
+    }
+
+    fn source(&mut self, key: SourceKey) -> SourceId {
+        if let Some((source, _)) = self.sources.get(&key) {
+            return *source;
+        }
+        let source = SourceId(self.next());
+        self.sources.insert(key.clone(), (source, 0));
+        self.source_keys.insert(source, key);
+        source
+    }
+
+    /// One more, or one less, version that names a source.
+    fn retain(&mut self, source: SourceId, more: bool) {
+        let Some(key) = self.source_keys.get(&source) else {
+            return;
+        };
+        let Some((_, count)) = self.sources.get_mut(key) else {
+            return;
+        };
+        *count = if more {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+        if *count == 0 {
+            self.sources.remove(key);
+            self.source_keys.remove(&source);
+        }
+    }
+
+    pub(crate) fn version_of(&self, version: VersionId) -> Option<&VersionRecord> {
+        self.versions.get(&version)
+    }
+
+    /// Opened files that are held for loads to come.
+    pub(crate) fn files_waiting(&self) -> usize {
+        let supplied = self.supplied.iter().filter_map(|v| self.versions.get(v));
+        supplied.map(|record| record.parts.len() - 1).sum()
+    }
+
+    /// Lets go of the opened files of all versions that nobody waits for.
+    pub(crate) fn drop_supplies_unless(&mut self, awaited: impl Fn(VersionId) -> bool) {
+        let versions = &mut self.versions;
+        self.supplied.retain(|version| {
+            let keep = awaited(*version);
+            if let (false, Some(record)) = (keep, versions.get_mut(version)) {
+                record.parts.iter_mut().for_each(|part| part.supply = None);
+            }
+            keep
+        });
+    }
+
+    pub(crate) fn forget_version(&mut self, version: VersionId) {
+        self.supplied.remove(&version);
+        if let Some(record) = self.versions.remove(&version) {
+            self.version_ids.remove(&record.key);
+            for source in record.key {
+                self.retain(source, false);
+            }
+        }
+    }
+
+    /// The id of a content, held until [`Names::forget_segment`].
+    pub(crate) fn content(&mut self, segment: SegmentId, content: u64) -> ContentId {
+        self.contents.insert(segment, content);
+        let fresh = ContentId(self.next());
+        let (id, count) = self.content_ids.entry(content).or_insert((fresh, 0));
+        *count += 1;
+        *id
+    }
+
+    pub(crate) fn forget_segment(&mut self, segment: SegmentId) {
+        let Some(content) = self.contents.remove(&segment) else {
+            return;
+        };
+        if let Some((_, count)) = self.content_ids.get_mut(&content) {
+            *count -= 1;
+            if *count == 0 {
+                self.content_ids.remove(&content);
+            }
+        }
+    }
+
+    /// How much is remembered, but for names of the catalogue: the shell keeps the id of one that
+    /// was opened until the next reload.
+    pub(crate) fn len(&self) -> usize {
+        let passed = |model: &&ModelOrigin| matches!(model, ModelOrigin::Passed(_));
+        self.models.values().filter(passed).count()
+            + self.sources.len()
+            + self.versions.len()
+            + self.contents.len()
+            + self.content_ids.len()
+    }
+}

@@ -1,0 +1,216 @@
+//! What clients ask, as in `shell/requests.rs` and `shell/grant.rs` of the daemon.
+
+use super::Daemon;
+use super::names::Names;
+use super::sessions::{Pending, Who};
+use crate::breach::Checked;
+use crate::env::Env;
+use crate::link::Passed;
+use mrm_core::event::{Event, Wanted};
+use mrm_core::id::{DeviceId, LeaseId, ModelId, RequestId, SessionId};
+use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
+use mrm_proto::ids;
+use mrm_proto::limits;
+use mrm_proto::reply::Reply;
+use mrm_proto::request::{Devices, Request};
+
+/// Most opens of one session that may await their reply.
+pub(crate) const IN_FLIGHT_MAX: usize = 8;
+
+/// Gives a model its number.
+type Naming<'a> = dyn Fn(&mut Names) -> ModelId + 'a;
+
+/// Keeps to the protocol, or ends the session.
+type Kept = Result<(), ErrorReply>;
+
+impl Daemon {
+    pub(super) fn hello(&self, hello: &ClientHello) -> Result<ServerHello, ErrorReply> {
+        let version = hello.pick_version().ok_or_else(|| {
+            ErrorReply::new(ErrorCode::VersionMismatch, "no version that both speak")
+        })?;
+        let served = match self.budgets.is_empty() {
+            true => features::PROGRESS,
+            false => features::ALL,
+        };
+        Ok(ServerHello {
+            version,
+            features: hello.features & served,
+            instance: ids::InstanceId(self.run.0),
+            daemon: "simulated".to_owned(),
+            limits: ServerLimits {
+                frame_body_bytes_max: u32::MAX,
+                requests_in_flight_max: u32::MAX,
+                leases_max: u32::MAX,
+                wait_ms_max: limits::WAIT_MS_MAX,
+            },
+        })
+    }
+
+    pub(super) fn request(
+        &mut self,
+        env: &mut Env,
+        session: SessionId,
+        request: ids::RequestId,
+        (body, cargo): (Request, Vec<Passed>),
+    ) -> Checked<Kept> {
+        if let Err(error) = self.check_id(session, request, &body) {
+            return Ok(Err(error));
+        }
+        let answer = (!request.wants_no_reply()).then_some(RequestId(request.0));
+        let key = (session, request);
+        match body {
+            Request::Open(open) => {
+                let model = |names: &mut Names| names.registered(index_of(open.model.as_str()));
+                let asked = (open.wait_ms, open.progress, false);
+                return self.open(env, key, (open.devices.as_ref(), &model), asked);
+            }
+            Request::OpenFiles(open) => {
+                let file = |passed: &Passed| match passed {
+                    Passed::File(inode) => Some(*inode),
+                    Passed::Memory(_) => None,
+                };
+                let model =
+                    |names: &mut Names| names.passed(cargo.iter().filter_map(file).collect());
+                let asked = (open.wait_ms, open.progress, true);
+                return self.open(env, key, (open.devices.as_ref(), &model), asked);
+            }
+            Request::Close(close) => {
+                let lease = LeaseId(close.lease.0);
+                self.step(
+                    env,
+                    Event::Close {
+                        session,
+                        request: answer,
+                        lease,
+                    },
+                )?;
+            }
+            Request::Cancel(cancel) => {
+                let target = RequestId(cancel.target.0);
+                self.step(
+                    env,
+                    Event::Cancel {
+                        session,
+                        request: answer,
+                        target,
+                    },
+                )?;
+            }
+            Request::Resume(_) | Request::List(_) | Request::Stat(_) => {
+                let error = ErrorReply::new(ErrorCode::NotPermitted, "not simulated");
+                return self.turned_away(env, key, error);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn turned_away(
+        &mut self,
+        env: &mut Env,
+        (session, request): (SessionId, ids::RequestId),
+        error: ErrorReply,
+    ) -> Checked<Kept> {
+        self.send(env, session, request, &Reply::Error(error), Vec::new())?;
+        Ok(Ok(()))
+    }
+
+    fn check_id(&self, session: SessionId, request: ids::RequestId, body: &Request) -> Kept {
+        let silent = matches!(body, Request::Close(_) | Request::Cancel(_));
+        if request.wants_no_reply() && !silent {
+            return Err(ErrorReply::new(ErrorCode::BadRequestId, "id 0"));
+        }
+        let Some(record) = self.sessions.get(&session) else {
+            return Err(ErrorReply::new(ErrorCode::Internal, "the session is over"));
+        };
+        if record.pending.contains_key(&RequestId(request.0)) {
+            return Err(ErrorReply::new(
+                ErrorCode::BadRequestId,
+                "still awaits its reply",
+            ));
+        }
+        if !silent && record.pending.len() >= IN_FLIGHT_MAX {
+            return Err(ErrorReply::new(
+                ErrorCode::TooManyInFlight,
+                "await some replies first",
+            ));
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, session: SessionId, devices: Option<&Devices>) -> Result<Wanted, ErrorReply> {
+        let Some(devices) = devices else {
+            return Ok(Wanted::Host);
+        };
+        let own = |uuid: &ids::DeviceUuid| self.devices().find(|device| uuid_of(*device) == *uuid);
+        let mut known: Vec<DeviceId> = Vec::new();
+        for device in devices.any_of.iter().filter_map(own) {
+            if !known.contains(&device) {
+                known.push(device);
+            }
+        }
+        let who = self.sessions.get(&session).map(|session| &session.who);
+        let agreed = matches!(who, Some(Who::Client(c)) if c.features & features::DEVICE != 0);
+        match (known.is_empty() || !agreed, devices.else_host) {
+            (true, true) => Ok(Wanted::Host),
+            (true, false) => Err(ErrorReply::new(ErrorCode::UnknownDevice, "no such device")),
+            (false, true) => Ok(Wanted::Best(known.into())),
+            (false, false) => Ok(Wanted::Device(known.into())),
+        }
+    }
+
+    fn open(
+        &mut self,
+        env: &mut Env,
+        key: (SessionId, ids::RequestId),
+        (devices, model): (Option<&Devices>, &Naming<'_>),
+        (wait_ms, progress, passed): (u64, bool, bool),
+    ) -> Checked<Kept> {
+        let wanted = match self.wanted(key.0, devices) {
+            Ok(wanted) => wanted,
+            Err(error) => return self.turned_away(env, key, error),
+        };
+        let model = model(&mut self.names);
+        let wait_ms = match wait_ms {
+            0 => env.settings.wait_ms_default,
+            ms => ms.min(limits::WAIT_MS_MAX),
+        };
+        let (session, request) = (key.0, RequestId(key.1.0));
+        if let Some(asker) = self.sessions.get_mut(&session) {
+            let pending = Pending {
+                model,
+                progress,
+                passed,
+            };
+            asker.pending.insert(request, pending);
+        }
+        let deadline = env.time().after_ms(wait_ms);
+        self.step(
+            env,
+            Event::Open {
+                session,
+                request,
+                model,
+                wanted,
+                deadline,
+            },
+        )?;
+        Ok(Ok(()))
+    }
+}
+
+/// The place of a model in the catalogue, from its name.
+fn index_of(name: &str) -> usize {
+    let number = name
+        .strip_prefix('m')
+        .and_then(|number| number.parse().ok());
+    number.unwrap_or(usize::MAX)
+}
+
+/// What a device is called by clients.
+pub(crate) fn uuid_of(device: DeviceId) -> ids::DeviceUuid {
+    let mut uuid = [0; 16];
+    uuid[..2].copy_from_slice(&device.0.to_le_bytes());
+    uuid[15] = 1;
+    ids::DeviceUuid(uuid)
+}
