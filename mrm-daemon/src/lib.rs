@@ -8,6 +8,7 @@ pub mod catalogue;
 pub mod config;
 pub mod degraded;
 pub mod device;
+mod failpoint;
 pub mod format;
 pub mod journal;
 pub mod keeper;

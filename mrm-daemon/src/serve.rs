@@ -17,6 +17,7 @@ use crate::catalogue::{Catalogue, CatalogueError, Entry, Root};
 use crate::config::{BudgetError, Config, DeviceRequired};
 use crate::degraded::Degraded;
 use crate::device::SelfTest;
+use crate::failpoint::{self, Point};
 use crate::journal::{Header, Journal};
 use crate::keeper::Keeper;
 use crate::keeper::describe::Which;
@@ -150,14 +151,7 @@ async fn serve(
     };
     let listening =
         tokio::task::spawn_local(crate::listener::listen(clients, shell.clone(), patience));
-    let options = ServeOptions {
-        access: Access::new(
-            rustix::process::geteuid().as_raw(),
-            config.status_group.as_ref().map(|group| group.gid),
-        ),
-        warm_wait_ms_default: config.limits.open_wait_ms_default,
-        ..ServeOptions::for_daemon_uid(rustix::process::geteuid().as_raw())
-    };
+    let options = status_options(&config);
     let status_server = status::serve(status_listener, handle, metrics, options)?;
     tokio::task::spawn_local(keep_watchdog(notifier.clone()));
     shell.serving();
@@ -174,6 +168,7 @@ async fn serve(
         tracing::info!("handing over to the next daemon");
         notifier.stopping("handing over");
         shell.leave_keeping();
+        failpoint::pass(Point::HandingOver);
         runtime_dir.hand_over();
         return Ok(());
     }
@@ -181,6 +176,16 @@ async fn serve(
     shell.stop_keeping();
     end(&shell, status_server);
     Ok(())
+}
+
+fn status_options(config: &Config) -> ServeOptions {
+    let own = rustix::process::geteuid().as_raw();
+    let group = config.status_group.as_ref().map(|group| group.gid);
+    ServeOptions {
+        access: Access::new(own, group),
+        warm_wait_ms_default: config.limits.open_wait_ms_default,
+        ..ServeOptions::for_daemon_uid(own)
+    }
 }
 
 fn assemble(

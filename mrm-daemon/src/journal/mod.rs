@@ -39,8 +39,6 @@
 
 mod codec;
 pub mod dump;
-#[cfg(all(feature = "failpoints", debug_assertions))]
-pub(crate) mod failpoint;
 pub mod file;
 mod header;
 pub mod opens;

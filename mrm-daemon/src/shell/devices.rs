@@ -7,6 +7,7 @@ use crate::config::{DeviceBudget, DeviceConfig};
 use crate::device::{
     Device, DeviceImage, DeviceReport, Feed, FileFeed, FillError, FillOrder, HealthError, Refused,
 };
+use crate::failpoint::{self, Point};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::status::view::DriverView;
 use crate::transfer::{Completion, Hung, Lost};
@@ -214,6 +215,7 @@ impl State {
         let (Some((order, label, bytes)), Some(target)) = (order, self.tier.device(device)) else {
             return completion.lost(Lost::Dropped);
         };
+        failpoint::pass(Point::BeforeFill);
         target.fill_async(order, completion);
         let record = FillRecord {
             version,
@@ -280,18 +282,23 @@ impl State {
         segment: SegmentId,
         outcome: Result<Result<DeviceImage, FillError>, Lost>,
     ) {
+        failpoint::pass(Point::AfterFill);
         let record = self.fills.remove(&segment);
-        let outcome = match (outcome, record) {
-            (Ok(Ok(image)), Some(record)) => Ok(self.arrived(segment, image, &record)),
-            (Ok(Err(error)), Some(record)) => Err(self.fill_failed(error, &record)),
-            (Err(lost), _) => Err(LoadFailure::Fault(fault(lost.code(), &lost))),
+        self.supplies_stale = true;
+        let failure = match (outcome, record) {
+            (Ok(Ok(image)), Some(record)) => {
+                let content = self.arrived(segment, image, &record);
+                return self.keep_image(segment, record.version, (op, content));
+            }
+            (Ok(Err(error)), Some(record)) => self.fill_failed(error, &record),
+            (Err(lost), _) => LoadFailure::Fault(fault(lost.code(), &lost)),
             (Ok(_), None) => {
                 let message = "a fill that nobody asked for";
-                Err(LoadFailure::Fault(fault(ErrorCode::Internal, &message)))
+                LoadFailure::Fault(fault(ErrorCode::Internal, &message))
             }
         };
+        let outcome = Err(failure);
         self.step(Event::Loaded { op, outcome });
-        self.supplies_stale = true;
     }
 
     fn arrived(
@@ -312,7 +319,6 @@ impl State {
             label: Arc::clone(&record.label),
         };
         self.images.insert(segment, held);
-        self.keep_image(segment, record.version);
         content
     }
 

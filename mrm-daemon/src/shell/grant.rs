@@ -3,6 +3,7 @@
 use super::answer::wire_origin;
 use super::{Pending, State, Who};
 use crate::device::Exported;
+use crate::failpoint::{self, Point};
 use crate::wire::LentFd;
 use mrm_core::effect::Origin;
 use mrm_core::event::{Event, Wanted};
@@ -128,12 +129,14 @@ impl State {
             });
             return self.send(session, request, &Reply::Error(error));
         };
+        failpoint::pass(Point::BeforeGrant);
         if let Some(Who::Client { io, .. }) = self.sessions.get(&session).map(|s| &s.who) {
             for (handed, fds) in handed {
                 io.send(request, &Reply::Handed(handed), fds);
             }
             io.send(request, &Reply::Opened(lent.opened), lent.fds);
         }
+        failpoint::pass(Point::AfterGrant);
         if let (Origin::Promoted, Tier::Device(device)) = (origin, tier) {
             self.metrics.device_promoted(&self.tier.name(device));
         }

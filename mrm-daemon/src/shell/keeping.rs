@@ -5,12 +5,13 @@ mod takeover;
 use super::work::Completed;
 use super::{Shell, State};
 use crate::device::{DeviceImage, Exported};
+use crate::failpoint::{self, Point};
 use crate::keeper::describe::{
     Description, Image, ImageMechanism, Segment, SegmentKind, SourceRef,
 };
-use crate::keeper::{Adopted, Entry, KeepError, Keeper, Key, SharedFd};
+use crate::keeper::{Adopted, Done, Entry, KeepError, Keeper, Key, SharedFd};
 use crate::memory::HostSegment;
-use mrm_core::id::{OpId, SegmentId, SourceId, VersionId};
+use mrm_core::id::{ContentId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_cuda::Mechanism;
 use mrm_proto::ids::{self, Digest, InstanceId};
@@ -55,10 +56,15 @@ impl Keeping {
         Key::new(format!("{kind}-{}-{id}", self.run)).ok()
     }
 
-    fn put(&self, key: &Key, description: Description, fds: Vec<SharedFd>) {
+    fn put(&self, key: &Key, description: Description, fds: Vec<SharedFd>, done: Option<Done>) {
         match Entry::new(key.clone(), description, fds) {
-            Ok(entry) => self.keeper.put(entry, None),
-            Err(error) => tracing::error!(%error, "not kept"),
+            Ok(entry) => self.keeper.put(entry, done),
+            Err(error) => {
+                tracing::error!(%error, "not kept");
+                if let Some(done) = done {
+                    done(Err(KeepError::Description(error.to_string())));
+                }
+            }
         }
     }
 
@@ -88,14 +94,22 @@ impl Shell {
 }
 
 impl State {
-    /// Tells the keeper of a segment that was loaded.
-    pub(super) fn keep_segment(&mut self, id: SegmentId, source: SourceId, digest: [u8; 32]) {
-        let (Some(held), Some(source)) = (self.segments.get(&id), self.names.source_ref(source))
-        else {
-            return;
+    /// Tells the keeper of a segment that was loaded. The decider hears of it when the keeper has
+    /// it: what is lent before would be lost to the next daemon, and its memory in no books.
+    pub(super) fn keep_segment(
+        &mut self,
+        id: SegmentId,
+        source: Option<SourceId>,
+        digest: [u8; 32],
+        loaded: (OpId, ContentId),
+    ) {
+        let kept = self.kept(loaded);
+        let source = source.and_then(|source| self.names.source_ref(source));
+        let (Some(held), Some(source)) = (self.segments.get(&id), source) else {
+            return kept(Ok(()));
         };
         let Some(key) = self.keeping.key("s", id.0) else {
-            return;
+            return kept(Ok(()));
         };
         let kind = match source {
             SourceRef::Table(_) => SegmentKind::Table,
@@ -110,30 +124,54 @@ impl State {
             load_us: held.load_us,
         });
         let memory: SharedFd = Arc::clone(&held.segment) as _;
-        self.keeping.put(&key, description, vec![memory]);
+        self.keeping
+            .put(&key, description, vec![memory], Some(kept));
         self.keeping.segments.insert(id, key);
     }
 
-    /// Tells the keeper of an image that was filled.
-    pub(super) fn keep_image(&mut self, id: SegmentId, version: VersionId) {
-        let (Some(held), Some(record)) = (self.images.get(&id), self.names.version_of(version))
-        else {
-            return;
-        };
+    /// Tells the decider that `loaded` is there. A keeper that cannot have it is reported as
+    /// degraded, and is no reason not to serve.
+    fn kept(&self, (op, content): (OpId, ContentId)) -> Done {
+        let done = self.completed.clone();
+        Box::new(move |_| drop(done.send(Completed::Kept { op, content })))
+    }
+
+    /// Tells the keeper of an image that was filled, as of a segment.
+    pub(super) fn keep_image(
+        &mut self,
+        id: SegmentId,
+        version: VersionId,
+        loaded: (OpId, ContentId),
+    ) {
+        let kept = self.kept(loaded);
+        match self.image_entry(id, version) {
+            Some((key, description, fds)) => {
+                self.keeping.put(&key, description, fds, Some(kept));
+                self.keeping.segments.insert(id, key);
+            }
+            None => kept(Ok(())),
+        }
+    }
+
+    /// What is kept of an image, if anything can be.
+    fn image_entry(
+        &self,
+        id: SegmentId,
+        version: VersionId,
+    ) -> Option<(Key, Description, Vec<SharedFd>)> {
+        let held = self.images.get(&id)?;
+        let record = self.names.version_of(version)?;
         let image = &held.image;
         let parts = record.parts.iter();
         let refs = parts.map(|part| self.names.source_ref(part.source));
-        let Some(sources) = refs.collect::<Option<Vec<_>>>() else {
-            return;
-        };
-        let (Some((SourceRef::Table(table), files)), Some(key)) =
-            (sources.split_first(), self.keeping.key("i", id.0))
-        else {
-            return;
+        let sources = refs.collect::<Option<Vec<_>>>()?;
+        let key = self.keeping.key("i", id.0)?;
+        let Some((SourceRef::Table(table), files)) = sources.split_first() else {
+            return None;
         };
         // A legacy handle keeps nothing, and nothing need not be kept.
         if image.mechanism() != Mechanism::Vmm || image.exports().is_empty() {
-            return;
+            return None;
         }
         let description = Description::Image(Image {
             device: ids::DeviceUuid(*image.uuid().as_bytes()),
@@ -145,8 +183,7 @@ impl State {
             charge_bytes: image.charged_bytes(),
             files: files.to_vec(),
         });
-        self.keeping.put(&key, description, exported(image));
-        self.keeping.segments.insert(id, key);
+        Some((key, description, exported(image)))
     }
 
     /// Tells the keeper of a version that the decider has learnt of.
@@ -159,7 +196,7 @@ impl State {
             return;
         };
         let description = Description::Version(description);
-        self.keeping.put(&key, description, Vec::new());
+        self.keeping.put(&key, description, Vec::new(), None);
         self.keeping.versions.insert(id, key);
     }
 
@@ -175,6 +212,7 @@ impl State {
         let Some(key) = self.keeping.segments.remove(&segment) else {
             return self.free_on(op, segment, tier);
         };
+        failpoint::pass(Point::BeforeLetGo);
         let done = self.completed.clone();
         let let_go = move |outcome: Result<(), KeepError>| {
             if let Err(error) = outcome {

@@ -339,7 +339,7 @@ impl State {
         let now = self.now();
         let mut effects = std::mem::take(&mut self.effects);
         #[cfg(all(feature = "failpoints", debug_assertions))]
-        let event = journal::failpoint::impossible_event(self.journal.len()).unwrap_or(event);
+        let event = crate::failpoint::impossible_event(self.journal.len()).unwrap_or(event);
         self.journal.event(now, &event);
         if let Err(violation) = self.core.handle(now, event, &mut effects) {
             self.broken_rule(&violation);

@@ -3,6 +3,7 @@
 use super::grant::Unwanted;
 use super::listing::Question;
 use super::{Pending, Shell, State, Who};
+use crate::failpoint::{self, Point};
 use crate::source::PassedFd;
 use crate::status::events::{Event as LogEvent, EventKind};
 use mrm_core::event::{Event, ResumedLease, Wanted};
@@ -244,6 +245,7 @@ impl State {
             );
             return Err(ErrorReply::new(ErrorCode::MalformedBody, message));
         }
+        failpoint::pass(Point::Resuming);
         let known = self.ancestors.contains(&resume.instance);
         let leases = resume.leases.iter().map(|had| {
             let copy = self.had(*had).filter(|_| known);

@@ -5,13 +5,14 @@ use super::{Held, LoadRecord, State};
 use crate::catalogue::{Catalogue, CatalogueError, OpenFiles, Scan};
 use crate::degraded::Degraded;
 use crate::device::{DeviceImage, FeedWriter, FillError, HealthError, HostFeed};
+use crate::failpoint::{self, Point};
 use crate::format::inspect;
 use crate::memory::HostSegment;
 use crate::source::{FileSource, PassedFd};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::{Completion, Lane, Lanes, Loaded, Lost, Order, load};
 use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact};
-use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
+use mrm_core::id::{Bytes, ContentId, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_cuda::MemoryInfo;
 use mrm_proto::error::ErrorCode;
@@ -49,6 +50,8 @@ pub(crate) enum Completed {
         segment: SegmentId,
         outcome: Result<Result<DeviceImage, FillError>, Lost>,
     },
+    /// The keeper has what was loaded, or cannot have it: it may be lent.
+    Kept { op: OpId, content: ContentId },
     /// The keeper has let go of a segment that is to be freed.
     LetGo {
         op: OpId,
@@ -74,6 +77,7 @@ impl State {
                 outcome,
             } => self.loaded(op, segment, outcome),
             Completed::Freed { op, segment, gone } => {
+                failpoint::pass(Point::AfterFree);
                 self.names.forget_segment(segment);
                 if let Some((label, bytes)) = gone {
                     self.metrics.evicted(bytes);
@@ -86,6 +90,11 @@ impl State {
                 segment,
                 outcome,
             } => self.filled(op, segment, outcome),
+            Completed::Kept { op, content } => {
+                let outcome = Ok(content);
+                self.step(Event::Loaded { op, outcome });
+                self.supplies_stale = true;
+            }
             Completed::LetGo { op, segment, tier } => self.free_on(op, segment, tier),
             Completed::Checked { device, outcome } => self.checked(device, outcome),
             Completed::Scanned(scan) => self.listed(scan),
@@ -131,6 +140,7 @@ impl State {
     }
 
     fn resolved(&mut self, op: OpId, model: ModelId, outcome: Result<Found, Fault>) {
+        failpoint::pass(Point::Resolved);
         let outcome = match (outcome, self.names.model_mut(model)) {
             (Ok(found), Some(record)) => {
                 let image = found.image.as_ref();
@@ -264,13 +274,14 @@ impl State {
     }
 
     fn loaded(&mut self, op: OpId, segment: SegmentId, outcome: Result<Filled, Fault>) {
+        failpoint::pass(Point::AfterLoad);
         let record = self.loads.remove(&segment);
         let label = record.as_ref().and_then(|record| record.label.clone());
         let feed = record.as_ref().and_then(|record| record.feed.clone());
         let source = record.as_ref().map(|record| record.source);
         let took = record.map_or(Duration::ZERO, |record| record.began.elapsed());
         let load_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let outcome = match outcome {
+        let failure = match outcome {
             Ok(loaded) => {
                 let bytes = loaded.segment.bytes();
                 if let Some(label) = &label {
@@ -291,10 +302,7 @@ impl State {
                     label,
                 };
                 self.segments.insert(segment, held);
-                if let Some(source) = source {
-                    self.keep_segment(segment, source, digest);
-                }
-                Ok(content)
+                return self.keep_segment(segment, source, digest, (op, content));
             }
             Err(fault) => {
                 self.metrics.load_failed();
@@ -303,14 +311,16 @@ impl State {
                     Some(label) => event.model(label),
                     None => event,
                 });
-                Err(LoadFailure::Fault(fault))
+                LoadFailure::Fault(fault)
             }
         };
+        let outcome = Err(failure);
         self.step(Event::Loaded { op, outcome });
     }
 
     /// Frees what nobody keeps any more.
     pub(super) fn free_on(&mut self, op: OpId, segment: SegmentId, tier: Tier) {
+        failpoint::pass(Point::BeforeFree);
         match tier {
             Tier::Host => self.free(op, segment),
             Tier::Device(device) => self.free_image(op, segment, device),
@@ -472,6 +482,7 @@ fn supply_segment(
     feed: Option<&FeedWriter>,
     degraded: &Degraded,
 ) -> Result<Filled, Fault> {
+    failpoint::pass(Point::BeforeLoad);
     match supply {
         Supply::Table(table) => {
             let segment = HostSegment::holding(table, degraded).map_err(|e| fault(e.code(), &e))?;

@@ -2,6 +2,7 @@
 
 use super::beneath::{Resolution, RootDir, kind_name};
 use super::{Identity, PassedFd, Source, SourceError, filesystem};
+use crate::failpoint::{self, Point};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -139,6 +140,9 @@ impl Source for FileSource {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, SourceError> {
+        if failpoint::fails(Point::Read) {
+            return Err(self.failed("read", Errno::IO));
+        }
         loop {
             match rustix::io::pread(&self.fd, &mut *buf, offset) {
                 Ok(n) => return Ok(n),

@@ -2,6 +2,7 @@
 
 use super::{CURE, Ending, KeepError, Shared, Transport, lock};
 use crate::degraded::Degraded;
+use crate::failpoint::{self, Point};
 use crate::keeper::link::LinkError;
 use crate::keeper::table::Job;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -88,7 +89,12 @@ impl Worker {
             return;
         }
         let result = match &job.entry {
-            Some(entry) => self.transport.put(entry),
+            Some(entry) => {
+                failpoint::pass(Point::BeforePut);
+                let put = self.transport.put(entry);
+                failpoint::pass(Point::AfterPut);
+                put
+            }
             None => self.transport.remove(&job.key),
         };
         match result {

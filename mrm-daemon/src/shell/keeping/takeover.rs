@@ -2,6 +2,7 @@
 
 use super::{Left, LeftMemory, exported};
 use crate::device::{DeviceImage, HostFeed, ReclaimOrder};
+use crate::failpoint::{self, Point};
 use crate::keeper::describe::Version;
 use crate::keeper::describe::{Description, Image, Instance, Segment, SegmentKind, SourceRef};
 use crate::keeper::{Adopted, Key, SharedFd};
@@ -9,7 +10,7 @@ use crate::memory::HostSegment;
 use crate::shell::names::FoundImage;
 use crate::shell::{Held, HeldImage, State};
 use crate::status::events::{Event as LogEvent, EventKind};
-use mrm_core::event::{AdoptedSegment, Adoption, Event, Part, Resolution};
+use mrm_core::event::{AdoptedSegment, Adoption, Event, Part, Resolution, SegmentFact};
 use mrm_core::id::{DeviceId, ModelId, SegmentId, SourceId, Time};
 use mrm_core::ledger::Tier;
 use mrm_proto::layout::{Layout, LayoutError};
@@ -40,6 +41,7 @@ impl State {
         self.take_over_instances(std::mem::take(&mut remains.instances));
         let until = self.now().after_ms(grace_ms);
         for (key, version) in std::mem::take(&mut remains.versions) {
+            failpoint::pass(Point::Adopting);
             if let Some(adoption) = self.adoption(&mut remains, &version, until) {
                 let id = adoption.resolution.version;
                 self.step(Event::Adopt(adoption));
@@ -54,6 +56,7 @@ impl State {
             self.keeping.keeper.remove(&key, None);
         }
         self.drop_leftovers(remains);
+        failpoint::pass(Point::Adopted);
     }
 
     /// What nobody asked for goes.
@@ -138,7 +141,7 @@ impl State {
             counters: vec![this_run],
         });
         if let Some(key) = self.keeping.key("r", this_run) {
-            self.keeping.put(&key, own, Vec::new());
+            self.keeping.put(&key, own, Vec::new(), None);
         }
     }
 
@@ -159,9 +162,10 @@ impl State {
         }
         let bytes = read_all(memory)?;
         let image = self.found_image(&version.label, &bytes);
-        let granularity = image
-            .as_ref()
-            .and_then(|image| Some(image.as_ref().ok()?.granularity));
+        let laid_out = image.as_ref().and_then(|image| {
+            let image = image.as_ref().ok()?;
+            Some((image.granularity, image.layout.allocations_bytes().to_vec()))
+        });
         let tier = &self.tier;
         let charge = |layout: &Layout| tier.charge_for(layout);
         let id = self.names.adopt(version, image, charge)?;
@@ -175,11 +179,14 @@ impl State {
         }
         let file_refs: Vec<SourceRef> = files.iter().map(|part| part.source).collect();
         let image = segments.iter().find(|f| f.part == Part::Image);
-        if let (Some(image), Some(granularity)) = (image, granularity) {
+        if let (Some(image), Some((granularity, sizes))) = (image, laid_out) {
             let same = |kept: &Image| {
-                kept.table == digest && kept.files == file_refs && kept.granularity == granularity
+                kept.table == digest
+                    && kept.files == file_refs
+                    && kept.granularity == granularity
+                    && kept.allocations_bytes == sizes
             };
-            resident.extend(self.left_on_devices(remains, same, image.source));
+            resident.extend(self.left_on_devices(remains, same, image));
         }
         Some(Adoption {
             model: self.model_called(version),
@@ -242,7 +249,7 @@ impl State {
         &mut self,
         remains: &mut Remains,
         same: impl Fn(&Image) -> bool,
-        source: SourceId,
+        fact: &SegmentFact,
     ) -> Vec<AdoptedSegment> {
         let mut adopted = Vec::new();
         let mut at = 0;
@@ -257,7 +264,8 @@ impl State {
                 continue;
             };
             let tier = Tier::Device(device);
-            match self.reclaim(device, &image, fds) {
+            let source = fact.source;
+            match self.reclaim(device, &image, fds, fact) {
                 Ok(memory) => {
                     let digest = image.digest.0;
                     let left = Left {
@@ -284,6 +292,7 @@ impl State {
         device: DeviceId,
         image: &Image,
         fds: Vec<OwnedFd>,
+        fact: &SegmentFact,
     ) -> Result<DeviceImage, String> {
         let target = self.tier.device(device);
         let target = target.ok_or("its device is not used any more")?;
@@ -293,7 +302,11 @@ impl State {
             allocations: allocations.collect(),
             digest: image.digest.0,
         };
-        target.reclaim(order).map_err(|error| error.to_string())
+        let memory = target.reclaim(order).map_err(|error| error.to_string())?;
+        match memory.charged_bytes() <= fact.charge.0 {
+            true => Ok(memory),
+            false => Err("it takes more than it would be charged".to_owned()),
+        }
     }
 
     /// Carries out `Effect::Adopted`.
