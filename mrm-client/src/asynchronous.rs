@@ -21,7 +21,8 @@ use crate::files;
 use crate::model::Model;
 use crate::open::{GrantRequest, OpenOptions, Wish};
 use crate::request::Replied;
-use crate::state::{RESENDS_MAX, checked, unexpected};
+use crate::retry::{RESENDS_MAX, Retry};
+use crate::state::{checked, unexpected};
 use mrm_proto::reply::{Reply, Stated};
 use mrm_proto::request::{Request, Stat};
 use std::io;
@@ -93,9 +94,8 @@ impl AsyncClient {
             return Ok(model);
         }
         let ask = GrantRequest::by_name(name, &OpenOptions::new().wait(wait), Wish::default())?;
-        let (connection, replied) = self.ask(&|c| ask.to(c), &[], ask.wait).await?;
-        let state = self.client.state();
-        Ok(state.remember(state.admit(connection, &ask, replied)?))
+        let model = self.granted(&ask, &[]).await?;
+        Ok(self.client.state().remember(model))
     }
 
     /// Opens local files that nobody registered.
@@ -108,8 +108,7 @@ impl AsyncClient {
             .await
             .map_err(no_thread)??;
         let ask = GrantRequest::of_files(&files, &OpenOptions::new(), Wish::default());
-        let (connection, replied) = self.ask(&|c| ask.to(c), &files.fds, ask.wait).await?;
-        self.client.state().admit(connection, &ask, replied)
+        self.granted(&ask, &files.fds).await
     }
 
     /// One model.
@@ -120,28 +119,50 @@ impl AsyncClient {
         let request = Request::Stat(Stat {
             model: checked(name)?,
         });
-        let (connection, replied) = self.ask(&|_| request.clone(), &[], Duration::ZERO).await?;
+        let (connection, replied) = self.ask(&request).await?;
         let Reply::Stated(stated) = replied.reply else {
             return Err(unexpected(&connection, replied.reply));
         };
         Ok(stated)
     }
 
-    /// Sends a request, on a new session if the old one turns out to be broken.
-    async fn ask(
+    /// Asks for a grant, and makes an open model of it. Asks again when the session ends meanwhile.
+    async fn granted(&self, ask: &GrantRequest, fds: &[OwnedFd]) -> Result<Model, OpenError> {
+        let mut retry = Retry::new(ask.wait, self.client.state().link().reconnects());
+        loop {
+            match self.grant(ask, fds, retry.left()).await {
+                Err(error) => match retry.after_open(&error) {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(error),
+                },
+                granted @ Ok(_) => return granted,
+            }
+        }
+    }
+
+    async fn grant(
         &self,
-        request: &(dyn Fn(&Connection) -> Request + Sync),
+        ask: &GrantRequest,
         fds: &[OwnedFd],
         wait: Duration,
-    ) -> Result<(Arc<Connection>, Replied), RequestError> {
-        let patience = wait.saturating_add(self.client.state().options().reply_grace);
+    ) -> Result<Model, OpenError> {
+        let wire = self.wire().await?;
+        let patience = wait.saturating_add(self.reply_grace());
+        let request = ask.to(&wire.connection, wait);
+        let replied = wire.request(&request, fds, patience).await?;
+        self.client.state().admit(wire.connection, ask, replied)
+    }
+
+    fn reply_grace(&self) -> Duration {
+        self.client.state().link().options().reply_grace
+    }
+
+    /// Sends a request, on a new session if the old one turns out to be broken.
+    async fn ask(&self, request: &Request) -> Result<(Arc<Connection>, Replied), RequestError> {
         let mut resends = 0;
         loop {
             let wire = self.wire().await?;
-            match wire
-                .request(&request(&wire.connection), fds, patience)
-                .await
-            {
+            match wire.request(request, &[], self.reply_grace()).await {
                 Ok(replied) => return Ok((wire.connection, replied)),
                 Err(SessionError::Disconnected) if resends < RESENDS_MAX => resends += 1,
                 Err(error) => return Err(error.into()),
@@ -151,11 +172,11 @@ impl AsyncClient {
 
     /// The live session, or a new one.
     async fn wire(&self) -> Result<Wire, ConnectError> {
-        let connection = match self.client.state().live() {
+        let connection = match self.client.state().link().live() {
             Some(live) => live,
             None => {
                 let client = self.client.clone();
-                aside(move || client.state().connection())
+                aside(move || client.state().link().connection())
                     .await
                     .map_err(no_thread)??
             }

@@ -4,6 +4,7 @@ use crate::error::{ConnectError, OpenError, RequestError};
 use crate::files;
 use crate::model::Model;
 use crate::open::OpenOptions;
+use crate::retry::Retry;
 use crate::state::State;
 use mrm_proto::hello::ServerHello;
 use mrm_proto::reply::{ModelRow, Stated};
@@ -20,6 +21,11 @@ const REPLY_GRACE_DEFAULT: Duration = Duration::from_secs(5);
 /// A session with the daemon, and the models that this process has open through it.
 ///
 /// Cheap to clone; clones share the session and the open models.
+///
+/// A session may end: the daemon is stopped, killed, or replaced by a newer one. Then the client
+/// connects anew, by itself while models are held (see [`ConnectOptions::reconnect`]), and asks for
+/// the leases that it had; a daemon that took over the memory of the last one gives them. See
+/// [`Model::is_leased`].
 #[derive(Clone)]
 pub struct Client {
     root: Arc<State>,
@@ -32,6 +38,8 @@ pub struct ConnectOptions {
     pub(crate) timeout: Duration,
     pub(crate) name: Option<String>,
     pub(crate) reply_grace: Duration,
+    pub(crate) reconnect: Option<bool>,
+    pub(crate) wait: Duration,
 }
 
 /// An hour is as good as forever, and can be added to any point in time.
@@ -51,6 +59,8 @@ impl Default for ConnectOptions {
             timeout: CONNECT_TIMEOUT_DEFAULT,
             name: None,
             reply_grace: REPLY_GRACE_DEFAULT,
+            reconnect: None,
+            wait: Duration::ZERO,
         }
     }
 }
@@ -85,6 +95,31 @@ impl ConnectOptions {
         self
     }
 
+    /// Whether the client sees to its own session: connects anew by itself when a session ends while
+    /// models are held, from a thread that otherwise sleeps, and lets opens wait for a daemon that
+    /// is away. Unless set, `MRM_RECONNECT=0` in the environment says no, and anything else yes.
+    ///
+    /// Without it there is no thread, and an open fails when no daemon listens. The next call after
+    /// the end of a session connects anew, and takes up what is held, either way.
+    #[must_use]
+    pub const fn reconnect(mut self, reconnect: bool) -> Self {
+        self.reconnect = Some(reconnect);
+        self
+    }
+
+    /// How long connecting may wait for a daemon to come up. Zero unless set: where none listens,
+    /// connecting fails at once.
+    #[must_use]
+    pub const fn wait(mut self, wait: Duration) -> Self {
+        self.wait = bounded(wait);
+        self
+    }
+
+    pub(crate) fn reconnects(&self) -> bool {
+        let asked = || std::env::var_os("MRM_RECONNECT").is_none_or(|value| value != "0");
+        self.reconnect.unwrap_or_else(asked)
+    }
+
     /// What the client calls itself, for the operator's eyes.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
@@ -96,7 +131,7 @@ impl ConnectOptions {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("options", self.state().options())
+            .field("options", self.state().link().options())
             .finish_non_exhaustive()
     }
 }
@@ -126,7 +161,13 @@ impl Client {
         let client = Self {
             root: Arc::new(State::new(options.clone())),
         };
-        client.root.connection()?;
+        let mut retry = Retry::new(options.wait, true);
+        while let Err(error) = client.root.link().connection() {
+            match retry.after_connect(&error) {
+                Some(pause) => client.root.link().await_news(pause),
+                None => return Err(error),
+            }
+        }
         Ok(client)
     }
 
@@ -192,7 +233,7 @@ impl Client {
     /// # Errors
     /// When there is no session and none can be made.
     pub fn server(&self) -> Result<ServerHello, ConnectError> {
-        Ok(self.state().connection()?.hello().clone())
+        Ok(self.state().link().connection()?.hello().clone())
     }
 
     /// What this process may use, which is not what its parent did.

@@ -8,7 +8,6 @@
 //!
 //! No lock is held while blocking in the kernel. Order of locks: `desk` before `outbox`.
 
-use crate::content::Holder;
 use crate::desk::{Desk, Found, Left};
 use crate::error::{ConnectError, SessionError};
 use crate::fork;
@@ -26,6 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,12 +34,19 @@ pub(crate) const CANCEL_GRACE: Duration = Duration::from_millis(500);
 /// How long a thread that may not read sleeps before it looks again whether the socket takes
 /// what it could not send.
 const SEND_LOOK: Duration = Duration::from_millis(20);
+/// How long one look at a session lasts that is about to end.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// A session. It ends at its first error; there is no way back to life.
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: OwnedFd,
     generation: u64,
+    /// Unlike that of any other session of the client.
+    number: u64,
+    /// The number of the session that the client has; taken away when this one ends.
+    live: Arc<AtomicU64>,
+    since: Instant,
     hello: ServerHello,
     over: OnceLock<SessionError>,
     outbox: Mutex<Outbox>,
@@ -57,12 +64,20 @@ pub(crate) struct Patience<'a> {
 
 impl Connection {
     /// Connects to `path` and says hello, within `timeout`.
-    pub(crate) fn open(path: &Path, name: &str, timeout: Duration) -> Result<Self, ConnectError> {
+    pub(crate) fn open(
+        path: &Path,
+        name: &str,
+        timeout: Duration,
+        (number, live): (u64, Arc<AtomicU64>),
+    ) -> Result<Self, ConnectError> {
         let (socket, hello, inbox) = handshake::connect(path, name, timeout)?;
         let desk = Desk::new(inbox, handshake::HELLO);
         Ok(Self {
             socket,
             generation: fork::generation(),
+            number,
+            live,
+            since: Instant::now(),
             hello,
             over: OnceLock::new(),
             outbox: Mutex::default(),
@@ -81,6 +96,21 @@ impl Connection {
         self.hello.features & features::DEVICE != 0
     }
 
+    /// Whether the daemon takes up leases of the last one.
+    pub(crate) const fn can_resume(&self) -> bool {
+        self.hello.features & features::RESUME != 0
+    }
+
+    /// Unlike that of any other session of the client; not 0.
+    pub(crate) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// How long ago it began.
+    pub(crate) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
     /// The number of the socket, for a forked child to let go of.
     pub(crate) fn raw_socket(&self) -> RawFd {
         self.socket.as_raw_fd()
@@ -89,6 +119,12 @@ impl Connection {
     /// Ends the session; the first reason stays.
     pub(crate) fn end(&self, why: SessionError) -> SessionError {
         let why = self.over.get_or_init(|| why).clone();
+        // Whoever makes it the client's session looks afterwards whether it is over.
+        fence(Ordering::SeqCst);
+        let (mine, none) = (self.number, 0);
+        let _ = self
+            .live
+            .compare_exchange(mine, none, Ordering::AcqRel, Ordering::Acquire);
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
         self.changed.notify_all();
         why
@@ -277,14 +313,45 @@ impl Connection {
         poll_socket(self.socket.as_fd(), wanted, wait)
     }
 
-    #[cfg(feature = "async")]
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Reads what is left of a session that the daemon has ended. Blocks until then.
+    pub(crate) fn read_out(&self) {
+        let mut desk = self.desk();
+        while self.is_live() {
+            desk = self.step(desk, Instant::now() + LAST_LOOK);
+        }
     }
 
     /// How the session ended, if it did.
     pub(crate) fn check_live(&self) -> Result<(), SessionError> {
         self.over.get().map_or(Ok(()), |why| Err(why.clone()))
+    }
+
+    /// Gives a lease back without blocking; does nothing when the session is over.
+    pub(crate) fn give_back(&self, lease: LeaseId) {
+        // A child must not write to its parent's connection, nor take its locks.
+        if fork::generation() != self.generation || !self.is_live() {
+            return;
+        }
+        // Nobody is there to tell: an error ends the session, which gives everything back.
+        let _ = self.send(RequestId::NO_REPLY, &Request::Close(Close { lease }), &[]);
+    }
+
+    /// Whether the session is not known to be over.
+    pub(crate) fn is_live(&self) -> bool {
+        self.over.get().is_none()
+    }
+
+    /// Reads what has arrived, without blocking.
+    pub(crate) fn catch_up(&self) {
+        // As in `give_back`.
+        if fork::generation() == self.generation && self.is_live() {
+            // Nothing to read is no error, and others end the session.
+            let _ = self.pump();
+        }
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -365,29 +432,6 @@ impl Drop for Turn<'_> {
         }
         for lease in late {
             self.connection.give_back(lease);
-        }
-    }
-}
-
-impl Holder for Connection {
-    fn give_back(&self, lease: LeaseId) {
-        // A child must not write to its parent's connection, nor take its locks.
-        if fork::generation() != self.generation || !self.is_live() {
-            return;
-        }
-        // Nobody is there to tell: an error ends the session, which gives everything back.
-        let _ = self.send(RequestId::NO_REPLY, &Request::Close(Close { lease }), &[]);
-    }
-
-    fn is_live(&self) -> bool {
-        self.over.get().is_none()
-    }
-
-    fn catch_up(&self) {
-        // As in `give_back`.
-        if fork::generation() == self.generation && self.is_live() {
-            // Nothing to read is no error, and others end the session.
-            let _ = self.pump();
         }
     }
 }

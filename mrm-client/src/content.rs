@@ -2,11 +2,11 @@
 
 use crate::device::{CloseError, Device, DeviceWeights};
 use crate::error::{Refusal, SegmentError, TensorError, What};
-use crate::fork;
+use crate::lease::Lease;
 use crate::mapping::Mapping;
 use crate::vram::{Contexts, Mapped, RawStream};
 use mrm_proto::error::{ErrorCode, ErrorReply};
-use mrm_proto::ids::{LeaseId, VersionId};
+use mrm_proto::ids::VersionId;
 use mrm_proto::layout::{Layout, LayoutError, Place};
 use mrm_proto::reply::{OnDevice, Opened, Origin, Sharing};
 use mrm_proto::table::{Table, TableError};
@@ -26,9 +26,9 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// Whether it may stand for its name: its session goes on, and its lease was not taken away.
+    /// Whether it may stand for its name: its lease counts, and was not taken away.
     pub(crate) fn is_good(&self) -> bool {
-        self.lease.holder.is_live() && self.content.lost().is_none() && self.lease.lost().is_none()
+        self.lease.is_counted() && self.content.lost().is_none() && self.lease.lost().is_none()
     }
 }
 
@@ -132,14 +132,12 @@ impl Content {
         same && self.table_bytes == opened.table_bytes
     }
 
-    /// Whether it was granted by `holder`, and is still good. What another session granted may
-    /// have been freed and loaded again since.
-    pub(crate) fn is_kept_by(&self, holder: &Arc<dyn Holder>) -> bool {
+    /// Whether it is still good for others: on a device, whether the lease that it was mapped with
+    /// counts. What a lease does not keep may have been freed and loaded again since.
+    pub(crate) fn is_kept(&self) -> bool {
         match &self.memory {
             Memory::Host(_) => true,
-            Memory::Device(vram) => {
-                Arc::ptr_eq(&vram.keeper.holder, holder) && vram.keeper.lost().is_none()
-            }
+            Memory::Device(vram) => vram.keeper.is_counted() && vram.keeper.lost().is_none(),
         }
     }
 
@@ -247,7 +245,7 @@ impl Vram {
 
     fn lost(&self) -> Option<Refusal> {
         let gone = || match self.weights.sharing {
-            Sharing::Legacy if !self.keeper.holder.is_live() => {
+            Sharing::Legacy if !self.keeper.is_counted() => {
                 let message = "the session with mrmd ended, and memory shared by legacy handles \
                                goes with the daemon: open the model again";
                 Some(Refusal(ErrorReply::new(ErrorCode::DeviceLost, message)))
@@ -261,65 +259,5 @@ impl Vram {
 impl Drop for Vram {
     fn drop(&mut self) {
         self.mapped.retire(&self.keeper);
-    }
-}
-
-/// The right to map a version. Given back when dropped, without waiting.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    pub(crate) id: LeaseId,
-    pub(crate) holder: Arc<dyn Holder>,
-    /// Only leases on devices are taken away.
-    pub(crate) fate: Option<Arc<Fate>>,
-    generation: u64,
-}
-
-/// Whether the daemon took a lease away, and why.
-#[derive(Debug, Default)]
-pub(crate) struct Fate(OnceLock<Refusal>);
-
-impl Fate {
-    pub(crate) fn seal(&self, why: Refusal) {
-        let _ = self.0.set(why);
-    }
-}
-
-/// A session that leases can be given back to.
-pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
-    /// Gives a lease back without blocking; does nothing when the session is over.
-    fn give_back(&self, lease: LeaseId);
-    /// Whether the session is not known to be over.
-    fn is_live(&self) -> bool;
-    /// Reads what has arrived, without blocking.
-    fn catch_up(&self);
-}
-
-impl Lease {
-    pub(crate) fn new(id: LeaseId, holder: Arc<dyn Holder>, fate: Option<Arc<Fate>>) -> Self {
-        let generation = fork::generation();
-        Self {
-            id,
-            holder,
-            fate,
-            generation,
-        }
-    }
-
-    /// Why it was taken away, if that is known.
-    pub(crate) fn lost(&self) -> Option<Refusal> {
-        self.fate.as_ref()?.0.get().cloned()
-    }
-
-    /// Whether it is of the process that this one was forked from.
-    pub(crate) fn is_inherited(&self) -> bool {
-        self.generation != fork::generation()
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.lost().is_none() {
-            self.holder.give_back(self.id);
-        }
     }
 }

@@ -1,9 +1,9 @@
 //! Where replies wait for those who asked.
 
-use crate::content::Fate;
 use crate::error::{Refusal, SessionError};
 use crate::gather::{DESCRIPTORS_WAITING_MAX, Gathered};
 use crate::inbox::Inbox;
+use crate::lease::Fate;
 use crate::request::{Incoming, Replied, session_end};
 use mrm_proto::error::ErrorReply;
 use mrm_proto::ids::{LeaseId, RequestId};
@@ -27,6 +27,9 @@ pub(crate) struct Desk {
     /// How many leases make it worth looking for those that are gone.
     prune_at: usize,
 }
+
+/// A lease that may be taken away.
+type Noted = (LeaseId, Weak<Fate>);
 
 /// A quiet number of leases.
 const PRUNE_AT: usize = 16;
@@ -141,17 +144,28 @@ impl Desk {
             (Slot::Waiting(_, gathered), Reply::Opened(mut opened)) => {
                 let (gathered, mut fds) = (std::mem::take(gathered), fds);
                 gathered.finish(id, &mut opened, &mut fds)?;
-                let fate = opened.device.is_some().then(Arc::default);
-                let noted = fate
-                    .as_ref()
-                    .map(|fate| (opened.lease, Arc::downgrade(fate)));
+                let revocable = opened.device.is_some().then_some(opened.lease);
                 let reply = Reply::Opened(opened);
-                *slot.get_mut() = Slot::Answered(Replied { reply, fds, fate });
+                let (fates, noted) = fates_of(revocable);
+                *slot.get_mut() = Slot::Answered(Replied { reply, fds, fates });
                 self.note(noted);
             }
             (Slot::Waiting(..), reply) => {
-                let fate = None;
-                *slot.get_mut() = Slot::Answered(Replied { reply, fds, fate });
+                // Which of these are on devices, who asked knows.
+                let (fates, noted) = match &reply {
+                    Reply::Resumed(resumed) => fates_of(resumed.leases.iter().flatten().copied()),
+                    Reply::Opened(_)
+                    | Reply::Closed(_)
+                    | Reply::Cancelled(_)
+                    | Reply::Progress(_)
+                    | Reply::Handed(_)
+                    | Reply::Revoked(_)
+                    | Reply::Listed(_)
+                    | Reply::Stated(_)
+                    | Reply::Error(_) => fates_of(None),
+                };
+                *slot.get_mut() = Slot::Answered(Replied { reply, fds, fates });
+                self.note(noted);
             }
             (Slot::Abandoned, Reply::Progress(_)) => {}
             (Slot::Abandoned, reply) => {
@@ -195,8 +209,8 @@ impl Desk {
         }
     }
 
-    /// From now on the lease may be taken away.
-    fn note(&mut self, noted: Option<(LeaseId, Weak<Fate>)>) {
+    /// From now on these leases may be taken away.
+    fn note(&mut self, noted: Vec<Noted>) {
         if self.leases.len() >= self.prune_at {
             self.leases.retain(|_, fate| fate.strong_count() > 0);
             self.prune_at = PRUNE_AT + 2 * self.leases.len();
@@ -216,6 +230,16 @@ impl Desk {
             }));
         }
     }
+}
+
+/// A fate for each lease, and how to find it.
+fn fates_of(leases: impl IntoIterator<Item = LeaseId>) -> (Vec<Arc<Fate>>, Vec<Noted>) {
+    let fates = leases.into_iter().map(|lease| {
+        let fate = Arc::<Fate>::default();
+        let noted = (lease, Arc::downgrade(&fate));
+        (fate, noted)
+    });
+    fates.unzip()
 }
 
 fn out_of_place(what: String) -> SessionError {

@@ -10,14 +10,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! * Calls block, for a bounded time. The library starts no thread and no runtime; an async
-//!   client is behind the feature `async`.
+//! * Calls block, for a bounded time. The library starts no runtime; an async client is behind the
+//!   feature `async`. A client that has models open has one thread, which sleeps until the session
+//!   ends; [`ConnectOptions::reconnect`] turns it off.
 //! * A [`Client`] is shared by cloning it. Requests of several threads are pipelined on one
 //!   connection.
 //! * While a [`Model`] of a name lives, opening that name again returns the same memory without
 //!   asking the daemon.
 //! * What is mapped stays readable, and stays the same, whatever happens to the daemon or the
-//!   file. After the daemon's death the next request connects anew.
+//!   file. When the daemon dies or is replaced, the client connects anew, and a daemon that took
+//!   over what the last one had goes on with the leases ([`Model::is_leased`]). An open that was
+//!   pending, or comes while no daemon listens, is asked again until its wait is over.
 //! * `fork`: a child may use models that it inherited, and clients, which then connect anew. It
 //!   never touches its parent's connection. (Until it first uses the client it does hold a copy
 //!   of that connection, as it holds the inherited mappings.) What is on a device a child cannot
@@ -37,16 +40,21 @@ mod fork;
 mod gather;
 mod handshake;
 mod inbox;
+mod lease;
+mod link;
 pub mod locate;
 mod mapping;
 pub mod model;
 pub mod open;
 mod outbox;
 mod request;
+mod retry;
+mod roll;
 mod state;
 pub mod tensor;
 #[cfg_attr(not(feature = "cuda"), path = "vram_absent.rs")]
 mod vram;
+mod watch;
 
 pub use client::{Client, ConnectOptions};
 pub use device::{CloseError, DeviceError, DeviceWeights, Devices, Tier};

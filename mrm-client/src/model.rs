@@ -67,7 +67,8 @@ impl Model {
         &self.open.name
     }
 
-    /// The immutable version that the name stood for. Numbers are of one run of the daemon.
+    /// The immutable version that the name stood for. Numbers are of one run of the daemon, and of
+    /// those that take its memory over.
     #[must_use]
     pub fn version(&self) -> VersionId {
         self.open.version
@@ -111,9 +112,28 @@ impl Model {
     #[must_use]
     pub fn lost(&self) -> Option<Refusal> {
         self.device()?;
-        self.open.lease.holder.catch_up();
+        self.open.lease.catch_up();
         let taken = self.open.lease.lost();
         taken.or_else(|| self.open.content.lost())
+    }
+
+    /// Whether the daemon counts a lease on it now, as far as is known. Not so while there is no
+    /// session, and never again once a daemon came that did not take over what the last one lent.
+    ///
+    /// What is mapped stays readable either way, and the same ([`lost`](Self::lost) tells the
+    /// exception). Without a lease the daemon does not know that it is in use: it is not in its
+    /// books, and a later open of the name gets a new lease and, where need be, loads anew. A
+    /// program that would rather be counted opens the name again and drops this one.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        let lease = &self.open.lease;
+        if lease.is_inherited() {
+            return false;
+        }
+        if self.device().is_some() {
+            lease.catch_up();
+        }
+        lease.is_counted() && lease.lost().is_none()
     }
 
     /// Gives it back, as dropping does, but tells when that cannot be done now.

@@ -169,6 +169,16 @@ impl GrantRequest {
         }
     }
 
+    /// Whether to ask `connection` at all: what only a device will do for would be loaded for
+    /// nothing by a daemon that has none.
+    pub(crate) fn check(&self, connection: &Connection) -> Result<(), DeviceError> {
+        let without = self.wish.is_strict() && !connection.has_devices();
+        match self.wish.why_host(connection).filter(|_| without) {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
     /// What to call the model.
     pub(crate) fn name(&self) -> &str {
         match &self.request {
@@ -182,11 +192,12 @@ impl GrantRequest {
         }
     }
 
-    /// The request, with a wait that this daemon grants, and devices if it knows what they are.
-    pub(crate) fn to(&self, connection: &Connection) -> Request {
+    /// The request, with as much of `wait` as this daemon grants, and devices if it knows what they
+    /// are.
+    pub(crate) fn to(&self, connection: &Connection, wait: Duration) -> Request {
         let max = connection.hello().limits.wait_ms_max;
         // 0 would ask for the daemon's default.
-        let wait = u64::try_from(self.wait.as_millis())
+        let wait = u64::try_from(wait.as_millis())
             .unwrap_or(u64::MAX)
             .min(max)
             .max(1);

@@ -1,8 +1,8 @@
 //! Frames of the daemon as replies.
 
-use crate::content::Fate;
 use crate::error::{Refusal, RequestError, SessionError};
 use crate::inbox::Frame;
+use crate::lease::Fate;
 use mrm_proto::ids::RequestId;
 use mrm_proto::reply::{Reply, Sharing};
 use std::os::fd::OwnedFd;
@@ -22,8 +22,8 @@ pub(crate) struct Incoming {
 pub(crate) struct Replied {
     pub(crate) reply: Reply,
     pub(crate) fds: Vec<OwnedFd>,
-    /// Of a lease that may be taken away.
-    pub(crate) fate: Option<Arc<Fate>>,
+    /// Of the leases that it grants and that may be taken away, in order.
+    pub(crate) fates: Vec<Arc<Fate>>,
 }
 
 /// Decodes a frame, and checks that as many descriptors came as its body speaks of.

@@ -2,39 +2,33 @@
 
 use crate::client::ConnectOptions;
 use crate::connection::{Connection, Patience, lock};
-use crate::content::{Content, Holder as _, Lease, Open};
+use crate::content::{Content, Open};
 use crate::device::{DeviceError, DeviceWeights, retry_deferred};
-use crate::error::{ConnectError, OpenError, RequestError, SegmentError, SessionError};
+use crate::error::{OpenError, RequestError, SegmentError, SessionError};
 use crate::files::LocalFiles;
 use crate::fork;
-use crate::locate;
+use crate::lease::{Lease, Leased};
+use crate::link::Link;
 use crate::model::Model;
 use crate::open::{GrantRequest, OpenOptions, Wish};
 use crate::request::{Replied, refusal};
+use crate::retry::{RESENDS_MAX, Retry};
 use crate::vram::Contexts;
 use mrm_proto::ids::{DeviceUuid, InstanceId, VersionId};
 use mrm_proto::name::ModelName;
 use mrm_proto::reply::{ModelRow, OnDevice, Opened, Reply, Stated};
 use mrm_proto::request::{List, Request, Stat};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-
-/// How often a request is sent again on a new session after its session broke.
-pub(crate) const RESENDS_MAX: usize = 2;
-/// No socket.
-const NO_SOCKET: RawFd = -1;
+use std::time::Duration;
 
 /// One process's part of a client. A forked child gets a successor and lets this one lie, for a
 /// thread that does not exist in the child may hold its locks.
 #[derive(Debug)]
 pub(crate) struct State {
     generation: u64,
-    options: ConnectOptions,
-    connection: Mutex<Option<Arc<Connection>>>,
-    /// The socket of `connection`, readable without a lock.
-    socket: AtomicI32,
+    link: Arc<Link>,
     models: Mutex<Cache<Box<str>, Open>>,
     versions: Mutex<Cache<(InstanceId, VersionId), Content>>,
     models_on_devices: Mutex<Cache<(DeviceUuid, Box<str>), Open>>,
@@ -53,9 +47,7 @@ impl State {
     pub(crate) fn new(options: ConnectOptions) -> Self {
         Self {
             generation: fork::generation(),
-            options,
-            connection: Mutex::default(),
-            socket: AtomicI32::new(NO_SOCKET),
+            link: Arc::new(Link::new(options)),
             models: Mutex::default(),
             versions: Mutex::default(),
             models_on_devices: Mutex::default(),
@@ -74,35 +66,13 @@ impl State {
         state
     }
 
-    pub(crate) const fn options(&self) -> &ConnectOptions {
-        &self.options
+    pub(crate) const fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     fn succeed(&self) -> Arc<Self> {
-        match self.socket.load(Ordering::Acquire) {
-            NO_SOCKET => {}
-            // So that the parent's end of the session is not put off by a copy of its socket.
-            raw => fork::let_go(raw),
-        }
-        Arc::new(Self::new(self.options.clone()))
-    }
-
-    /// The live session, or a new one.
-    pub(crate) fn connection(&self) -> Result<Arc<Connection>, ConnectError> {
-        if let Some(live) = self.live() {
-            return Ok(live);
-        }
-        // Not under the lock: a daemon that hangs costs each caller one timeout, not a queue.
-        let fresh = Arc::new(self.dial()?);
-        let mut slot = lock(&self.connection);
-        if let Some(other) = slot.as_ref().filter(|c| c.is_live()) {
-            return Ok(Arc::clone(other));
-        }
-        // The number must never name a descriptor that is closed already.
-        self.socket.store(NO_SOCKET, Ordering::Release);
-        *slot = Some(Arc::clone(&fresh));
-        self.socket.store(fresh.raw_socket(), Ordering::Release);
-        Ok(fresh)
+        self.link.abandon();
+        Arc::new(Self::new(self.link.options().clone()))
     }
 
     pub(crate) fn open(&self, name: &str, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
@@ -135,7 +105,7 @@ impl State {
         let open = wish.any_of.iter().find_map(|uuid| {
             let open = lock(&self.models_on_devices).get(&(*uuid, Box::from(name)))?;
             // The daemon may have taken the lease away since.
-            open.lease.holder.catch_up();
+            open.lease.catch_up();
             open.is_good().then_some(open)
         })?;
         Some(Model { open, why_host })
@@ -161,7 +131,7 @@ impl State {
                 prefix: prefix.to_owned(),
                 after: after.clone(),
             });
-            let (connection, replied) = self.ask(&|_| request.clone(), &[], &self.quick())?;
+            let (connection, replied) = self.ask(&request, &self.quick())?;
             let Reply::Listed(page) = replied.reply else {
                 return Err(unexpected(&connection, replied.reply));
             };
@@ -178,7 +148,7 @@ impl State {
         let request = Request::Stat(Stat {
             model: checked(name)?,
         });
-        let (connection, replied) = self.ask(&|_| request.clone(), &[], &self.quick())?;
+        let (connection, replied) = self.ask(&request, &self.quick())?;
         let Reply::Stated(stated) = replied.reply else {
             return Err(unexpected(&connection, replied.reply));
         };
@@ -186,74 +156,60 @@ impl State {
     }
 
     /// The patience for a request that loads nothing.
-    const fn quick(&self) -> Patience<'static> {
+    fn quick(&self) -> Patience<'static> {
         Patience {
-            reply: self.options.reply_grace,
+            reply: self.link.options().reply_grace,
             progress: None,
         }
     }
 
-    pub(crate) fn live(&self) -> Option<Arc<Connection>> {
-        lock(&self.connection)
-            .as_ref()
-            .filter(|c| c.is_live())
-            .cloned()
-    }
-
-    fn dial(&self) -> Result<Connection, ConnectError> {
-        let paths = match &self.options.socket {
-            Some(path) => vec![path.clone()],
-            None => locate::socket_candidates(),
-        };
-        let name = self.options.name.clone().unwrap_or_else(executable_name);
-        for path in &paths {
-            match Connection::open(path, &name, self.options.timeout) {
-                Err(ConnectError::NoDaemon { .. }) => {}
-                done => return done,
-            }
-        }
-        Err(ConnectError::NoDaemon { tried: paths })
-    }
-
-    /// Asks for a grant, and makes an open model of it.
+    /// Asks for a grant, and makes an open model of it. Asks again when the session ends meanwhile.
     fn granted(
         &self,
         ask: &GrantRequest,
         fds: &[OwnedFd],
         how: &OpenOptions<'_>,
     ) -> Result<Model, OpenError> {
-        if ask.wish.is_strict() {
-            let connection = self.connection()?;
-            // Not asked at all: it would load for nothing.
-            if let Some(why) = ask
-                .wish
-                .why_host(&connection)
-                .filter(|_| !connection.has_devices())
-            {
-                return Err(why.into());
+        let mut retry = Retry::new(ask.wait, self.link.reconnects());
+        loop {
+            match self.grant(ask, fds, how, retry.left()) {
+                Err(error) => match retry.after_open(&error) {
+                    Some(pause) => self.link.await_news(pause),
+                    None => return Err(error),
+                },
+                granted @ Ok(_) => return granted,
             }
         }
+    }
+
+    fn grant(
+        &self,
+        ask: &GrantRequest,
+        fds: &[OwnedFd],
+        how: &OpenOptions<'_>,
+        wait: Duration,
+    ) -> Result<Model, OpenError> {
+        let connection = self.link.connection()?;
+        ask.check(&connection)?;
         let patience = Patience {
-            reply: ask.wait.saturating_add(self.options.reply_grace),
+            reply: wait.saturating_add(self.link.options().reply_grace),
             progress: how.progress.as_deref(),
         };
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let request = |connection: &Connection| ask.to(connection);
-        let (connection, replied) = self.ask(&request, &fds, &patience)?;
+        let replied = connection.request(&ask.to(&connection, wait), &fds, &patience)?;
         self.admit(connection, ask, replied)
     }
 
     /// Sends a request, on a new session if the old one turns out to be broken.
     fn ask(
         &self,
-        request: &dyn Fn(&Connection) -> Request,
-        fds: &[BorrowedFd<'_>],
+        request: &Request,
         patience: &Patience<'_>,
     ) -> Result<(Arc<Connection>, Replied), RequestError> {
         let mut resends = 0;
         loop {
-            let connection = self.connection()?;
-            match connection.request(&request(&connection), fds, patience) {
+            let connection = self.link.connection()?;
+            match connection.request(request, &[], patience) {
                 Ok(replied) => return Ok((connection, replied)),
                 Err(SessionError::Disconnected) if resends < RESENDS_MAX => resends += 1,
                 Err(error) => return Err(error.into()),
@@ -274,7 +230,6 @@ impl State {
         let mut fds = replied.fds;
         let allocations = fds.split_off(1);
         let table = fds.pop().ok_or(SessionError::Disconnected)?;
-        let instance = connection.hello().instance;
         let given_host = ask.wish.why_host(&connection);
         let asked_for = |uuid: &DeviceUuid| ask.wish.any_of.contains(uuid);
         if opened
@@ -285,11 +240,13 @@ impl State {
             let why = "weights on a device that was not asked for".to_owned();
             return Err(connection.end(SessionError::OutOfPlace(why)).into());
         }
-        let lease = Arc::new(Lease::new(opened.lease, connection, replied.fate));
+        let fate = replied.fates.into_iter().next();
+        let leased = Leased::of(&opened);
+        let lease = self.link.lease(opened.lease, leased, &connection, fate)?;
+        let lease = Arc::new(lease);
         let (content, why_host) = match &opened.device {
             Some(grant) => {
-                let content =
-                    self.map_on_device(instance, &opened, grant, table, allocations, &lease);
+                let content = self.map_on_device(&opened, grant, table, allocations, &lease);
                 let failed = |source| DeviceError::Import {
                     model: ask.name().to_owned(),
                     uuid: grant.uuid,
@@ -302,7 +259,7 @@ impl State {
                     Some(why) if ask.wish.is_strict() => return Err(why.into()),
                     Some(_) | None => {}
                 }
-                let content = self.map_in_host(instance, &opened, table, allocations);
+                let content = self.map_in_host(&opened, table, allocations, &lease);
                 let failed = |source| OpenError::Segment {
                     model: ask.name().to_owned(),
                     source,
@@ -325,12 +282,12 @@ impl State {
 
     fn map_in_host(
         &self,
-        instance: InstanceId,
         opened: &Opened,
         table: OwnedFd,
         segments: Vec<OwnedFd>,
+        lease: &Lease,
     ) -> Result<Arc<Content>, SegmentError> {
-        let key = (instance, opened.version);
+        let key = lease.shared_as(opened.version);
         let known = lock(&self.versions).get(&key);
         if let Some(content) = known.filter(|content| content.is_of(opened)) {
             return Ok(content);
@@ -341,7 +298,6 @@ impl State {
 
     fn map_on_device(
         &self,
-        instance: InstanceId,
         opened: &Opened,
         grant: &OnDevice,
         table: OwnedFd,
@@ -349,8 +305,9 @@ impl State {
         lease: &Arc<Lease>,
     ) -> Result<Arc<Content>, Arc<dyn std::error::Error + Send + Sync>> {
         retry_deferred();
-        let key = (instance, opened.version, grant.uuid);
-        let good = |known: &Content| known.is_of(opened) && known.is_kept_by(&lease.holder);
+        let (instance, version) = lease.shared_as(opened.version);
+        let key = (instance, version, grant.uuid);
+        let good = |known: &Content| known.is_of(opened) && known.is_kept();
         let mut devices = lock(&self.devices);
         if let Some(content) = devices.versions.get(&key).filter(|known| good(known)) {
             return Ok(content);
@@ -358,6 +315,14 @@ impl State {
         let contexts = &mut devices.contexts;
         let fresh = Content::on_device(opened, grant, table, allocations, contexts, lease)?;
         Ok(devices.versions.settle(key, Arc::new(fresh), good))
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if self.link.is_inherited() {
+            self.link.abandon();
+        }
     }
 }
 
@@ -413,16 +378,4 @@ pub(crate) fn unexpected(connection: &Connection, reply: Reply) -> RequestError 
     refusal(reply, |why| {
         connection.end(why);
     })
-}
-
-fn executable_name() -> String {
-    let name = std::env::current_exe().ok().and_then(|path| {
-        path.file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    });
-    format!(
-        "{} (pid {})",
-        name.as_deref().unwrap_or("?"),
-        std::process::id()
-    )
 }

@@ -6,9 +6,9 @@
 //! mapping cannot be closed now, it stays here with its lease and is tried again.
 
 use crate::connection::lock;
-use crate::content::Lease;
 use crate::device::{CloseError, Device, DeviceError};
 use crate::fork;
+use crate::lease::Lease;
 use mrm_cuda::share::NotClosed;
 use mrm_cuda::{Context, DeviceInfo, Export, Mapping, Mechanism, probe};
 use mrm_proto::ids::DeviceUuid;

@@ -1,7 +1,7 @@
 //! What stands in for `vram.rs` in builds without CUDA: there is never a device.
 
-use crate::content::Lease;
 use crate::device::{CloseError, Device, DeviceError};
+use crate::lease::Lease;
 use mrm_proto::reply::OnDevice;
 use std::convert::Infallible;
 use std::error::Error;

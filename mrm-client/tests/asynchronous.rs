@@ -102,6 +102,38 @@ async fn refusals_and_broken_sessions_are_as_with_the_blocking_client() {
     client.open_path(&path).await.expect("opens");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opens_are_asked_again_and_leases_taken_up_as_with_the_blocking_client() {
+    let fake = Fake::start(|n, session| {
+        if (1..4).contains(&n) {
+            return;
+        }
+        session.hello_as(42 + n as u64, mrm_proto::hello::features::ALL);
+        let content = Content::sample(8);
+        if n == 0 {
+            let (id, ..) = session.next_asking().expect("an open");
+            session.grant(id, 1, 7, &content);
+            let (id, ..) = session.next_asking().expect("another");
+            session.error(id, ErrorCode::Draining, "about to exit");
+            // Ends with the open pending.
+            session.next_asking().expect("the same again");
+            return;
+        }
+        let (id, ..) = session.next_resume();
+        session.resumed(id, [Some(100)]);
+        let (id, ..) = session.next_asking().expect("an open");
+        session.grant(id, 101, 8, &content);
+        session.until_gone();
+    });
+    let client = connect(&fake).await;
+    let held = client.open("held").await.expect("opens");
+    let other = client.open("other").await.expect("opens at last");
+    assert!(held.is_leased() && other.is_leased());
+    drop((held, other));
+    fake.seen.wait_closed(100);
+    fake.seen.wait_closed(101);
+}
+
 #[tokio::test]
 async fn a_silent_daemon_is_given_up() {
     let fake = Fake::start(|_, session| {

@@ -1,7 +1,7 @@
 //! A forked child uses the client without touching its parent's session.
 //!
 //! One test to a process: `fork` copies a process whose other threads vanish, so nothing else may
-//! run there at the time. (The test with a device runs in a process that it starts.)
+//! run there at the time. (The others run in processes that they start.)
 
 #![allow(
     clippy::expect_used,
@@ -21,6 +21,7 @@ use fake::{Content, Fake};
 use mrm_proto::request::Request;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+use std::io::{Read, Write};
 
 #[test]
 fn a_child_opens_for_itself_and_its_parent_does_not_notice() {
@@ -75,6 +76,106 @@ fn a_child_opens_for_itself_and_its_parent_does_not_notice() {
     fake.seen.wait_closed(101);
     drop(inherited);
     fake.seen.wait_closed(100);
+}
+
+#[test]
+fn a_child_neither_watches_nor_takes_up_its_parents_leases() {
+    alone(
+        "a_child_neither_watches_nor_takes_up_its_parents_leases",
+        outlive_a_daemon,
+    );
+}
+
+fn outlive_a_daemon() {
+    let (die, dying) = std::sync::mpsc::channel::<()>();
+    let dying = std::sync::Mutex::new(dying);
+    let fake = Fake::start(move |n, session| {
+        session.hello_as(42 + n as u64, mrm_proto::hello::features::ALL);
+        if n == 0 {
+            let (id, ..) = session.next_asking().expect("an open");
+            session.grant(id, 1, 7, &Content::sample(8));
+            let _ = dying.lock().expect("lock").recv();
+            // The child has a copy of this end too.
+            let _ = session.stream.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+        while let Some((id, request, _)) = session.next() {
+            match request {
+                Request::Resume(resume) => {
+                    session.resumed(id, resume.leases.iter().map(|_| Some(100)));
+                }
+                Request::Open(_) => session.grant(id, 200, 7, &Content::sample(8)),
+                _ => {}
+            }
+        }
+    });
+    let client = fake.client();
+    let model = client.open("m").expect("opens");
+    let (mut theirs, mut ours) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let parent = |ours: &mut std::os::unix::net::UnixStream| {
+        die.send(()).expect("the fake waits");
+        fake.seen.wait("the parent's resume", |seen| {
+            seen.iter().any(|(_, r)| matches!(r, Request::Resume(_)))
+        });
+        client.server().expect("connected");
+        assert!(model.is_leased());
+        ours.write_all(b"x").expect("the child waits");
+    };
+    // SAFETY: the child runs only this crate's code, which takes no lock of the parent's, and
+    // leaves by `_exit` without running anything of the test harness.
+    let child = match unsafe { fork() }.expect("forks") {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            drop(ours);
+            let mut byte = [0];
+            let waited = theirs.read_exact(&mut byte).is_ok();
+            let leased = model.is_leased();
+            let readable = model.tensor("w").is_ok();
+            drop(model);
+            drop(client);
+            let wrong = !waited || leased || !readable;
+            // SAFETY: ends the process at once.
+            unsafe { nix::libc::_exit(i32::from(wrong)) }
+        }
+    };
+    parent(&mut ours);
+    let status = waitpid(child, None).expect("waits");
+    assert_eq!(status, WaitStatus::Exited(child, 0));
+    // One session after the first, and one resume: the parent's, which goes on.
+    let resumes = || {
+        let all = fake.seen.all();
+        all.iter()
+            .filter(|r| matches!(r, Request::Resume(_)))
+            .count()
+    };
+    assert!(model.is_leased());
+    drop(
+        client
+            .open("other")
+            .expect("opens on the session that there is"),
+    );
+    drop(model);
+    fake.seen.wait_closed(100);
+    assert_eq!(resumes(), 1);
+}
+
+/// Runs `body`, of the test called `name`, in a process of its own.
+fn alone(name: &str, body: fn()) {
+    const ALONE: &str = "MRM_FORK_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return body();
+    }
+    let this = std::env::current_exe().expect("this test is a file");
+    let mut command = std::process::Command::new(this);
+    let command = command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
+    let output = command.env(ALONE, "1").output().expect("runs again");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{}\n{said}\n{complained}",
+        output.status
+    );
 }
 
 #[cfg(feature = "cuda")]

@@ -242,7 +242,7 @@ fn what_is_mapped_survives_the_daemon_and_the_next_open_finds_its_successor() {
 }
 
 #[test]
-fn a_request_whose_session_breaks_is_sent_again_a_bounded_number_of_times() {
+fn a_request_whose_session_breaks_is_sent_again_and_without_patience_only_so_often() {
     let fake = Fake::start(|n, session| {
         session.hello();
         if n == 1 || n >= 5 {
@@ -255,7 +255,8 @@ fn a_request_whose_session_breaks_is_sent_again_a_bounded_number_of_times() {
     assert_eq!(fake.seen.count(), 2);
     drop(model);
 
-    let client = fake.client();
+    let options = ConnectOptions::new().socket(fake.socket());
+    let client = Client::connect_with(&options.reconnect(false)).expect("connects");
     assert_eq!(
         client.open("m").expect_err("three sessions break").name(),
         "disconnected"

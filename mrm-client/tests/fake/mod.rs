@@ -14,8 +14,8 @@ use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::frame::{self, Header, Message};
 use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
 use mrm_proto::ids::{InstanceId, LeaseId, RequestId, VersionId};
-use mrm_proto::reply::{Opened, Origin, Reply};
-use mrm_proto::request::Request;
+use mrm_proto::reply::{Opened, Origin, Reply, Resumed};
+use mrm_proto::request::{HadLease, Request};
 use mrm_proto::table::{ModelKind, TableBuilder};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::net::{
@@ -71,7 +71,9 @@ impl Seen {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
                 !left.is_zero(),
-                "waited in vain for {what}; saw {requests:?}"
+                "waited in vain for {what}; saw {}, at last {:?}",
+                requests.len(),
+                requests.iter().rev().take(20).collect::<Vec<_>>()
             );
             requests = self.news.wait_timeout(requests, left).expect("lock").0;
         }
@@ -121,6 +123,16 @@ impl Fake {
         self.directory.path()
     }
 
+    /// From now on nobody listens on the socket.
+    pub fn hide(&self) {
+        std::fs::rename(self.socket(), self.directory().join("hidden")).expect("moves");
+    }
+
+    /// From now on the fake is there again.
+    pub fn show(&self) {
+        std::fs::rename(self.directory().join("hidden"), self.socket()).expect("moves");
+    }
+
     pub fn client(&self) -> mrm_client::Client {
         mrm_client::Client::connect_to(self.socket()).expect("the fake says hello")
     }
@@ -137,6 +149,23 @@ impl Session {
     pub fn hello(&mut self) {
         let id = self.client_hello().0;
         self.send(id, &server_hello(), &[]);
+    }
+
+    /// The same as another run of the daemon, with these features.
+    pub fn hello_as(&mut self, instance: u64, features: u64) {
+        let id = self.client_hello().0;
+        let mut hello = server_hello();
+        hello.0.instance = InstanceId(instance);
+        hello.0.features = features;
+        self.send(id, &hello, &[]);
+    }
+
+    /// The next request, which must be a `Resume`: its id, the run it names, and what was held.
+    pub fn next_resume(&mut self) -> (RequestId, u64, Vec<HadLease>) {
+        match self.next() {
+            Some((id, Request::Resume(resume), _)) => (id, resume.instance.0, resume.leases),
+            other => panic!("a resume, not {other:?}"),
+        }
     }
 
     pub fn client_hello(&mut self) -> (RequestId, ClientHello) {
@@ -156,14 +185,23 @@ impl Session {
         Some((header.request, request, fds))
     }
 
-    /// The next request that awaits a reply.
+    /// The next request that awaits a reply. Who comes back with leases of another daemon gets
+    /// none: this one took nothing over.
     pub fn next_asking(&mut self) -> Option<(RequestId, Request, Vec<OwnedFd>)> {
         loop {
             let next = self.next()?;
-            if !next.0.wants_no_reply() {
+            if let Request::Resume(resume) = &next.1 {
+                self.resumed(next.0, vec![None; resume.leases.len()]);
+            } else if !next.0.wants_no_reply() {
                 return Some(next);
             }
         }
+    }
+
+    /// Answers a `Resume`.
+    pub fn resumed(&mut self, id: RequestId, leases: impl IntoIterator<Item = Option<u64>>) {
+        let leases = leases.into_iter().map(|lease| lease.map(LeaseId)).collect();
+        self.send(id, &Reply::Resumed(Resumed { leases }), &[]);
     }
 
     pub fn send(&mut self, id: RequestId, message: &impl Message, fds: &[BorrowedFd<'_>]) {
