@@ -37,8 +37,8 @@ pub enum LoadError {
         /// The file.
         name: String,
     },
-    /// No thread for the hash.
-    #[error("no thread to hash `{name}`: {cause}; raise the daemon's TasksMax or LimitNPROC")]
+    /// No thread to read or hash with.
+    #[error("no thread to load `{name}`: {cause}; raise the daemon's TasksMax or LimitNPROC")]
     Thread {
         /// The file.
         name: String,

@@ -29,12 +29,36 @@ pub(super) struct Subtree {
 impl Subtree {
     /// Hashes a chunk of an image that has more than one.
     pub(super) fn of(chunk: Chunk<'_>) -> Self {
+        let mut part = PartHash::of(chunk.index);
+        part.update(chunk.bytes);
+        part.finish()
+    }
+}
+
+/// The hash of a chunk that comes bit by bit, of an image that has more than one.
+pub(super) struct PartHash {
+    index: usize,
+    hasher: blake3::Hasher,
+}
+
+impl PartHash {
+    /// Of the chunk with `index` chunks before it.
+    pub(super) fn of(index: usize) -> Self {
         let mut hasher = blake3::Hasher::new();
-        hasher.set_input_offset(chunk.index as u64 * CHUNK_BYTES as u64);
-        hasher.update(chunk.bytes);
-        Self {
-            index: chunk.index,
-            value: hasher.finalize_non_root(),
+        hasher.set_input_offset(index as u64 * CHUNK_BYTES as u64);
+        Self { index, hasher }
+    }
+
+    /// The next bytes; all together never none.
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    /// What the chunk contributes.
+    pub(super) fn finish(&self) -> Subtree {
+        Subtree {
+            index: self.index,
+            value: self.hasher.finalize_non_root(),
         }
     }
 }

@@ -1,21 +1,15 @@
 //! Loading a file into a sealed segment.
 
+use super::direct::{Means, ReadWay, choose};
 use super::error::LoadError;
-use super::hash::{Chunk, Subtree, digest};
-use super::lanes::message;
-use super::read::{Buffered, CHUNK_BYTES, Reader};
+use super::fill::fill;
 use crate::degraded::Degraded;
 use crate::device::feed::FeedWriter;
 use crate::format::HeaderCheck;
 use crate::memory::{HostSegment, Unsealed};
 use crate::source::{Identity, Source};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::Builder;
 use std::time::Instant;
-
-/// How many chunks the hash may be behind: beyond that they leave the processor's cache.
-const BEHIND_MAX: usize = 4;
 
 /// What is to be loaded, and how it is watched.
 pub struct Order<'a> {
@@ -46,6 +40,8 @@ pub struct Loaded {
     pub read_bytes: u64,
     /// How long it took, from the allocation to the seal.
     pub took_us: u64,
+    /// How it was read.
+    pub way: ReadWay,
 }
 
 /// Reads the source, as it was resolved, into a sealed segment. Blocks.
@@ -54,7 +50,16 @@ pub struct Loaded {
 /// If it changed, cannot be read, does not fit into memory, or `cancel` was set. Nothing is left
 /// in memory then.
 pub fn load(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError> {
-    let outcome = load_and_feed(order, degraded);
+    load_by(order, &Means::KERNEL, degraded)
+}
+
+/// As [`load`], with these means of reading.
+pub(super) fn load_by(
+    order: &Order<'_>,
+    means: &Means,
+    degraded: &Degraded,
+) -> Result<Loaded, LoadError> {
+    let outcome = load_and_feed(order, means, degraded);
     if let Some(feed) = order.feed {
         match &outcome {
             Ok(loaded) => feed.done(loaded.segment.fd(), loaded.digest),
@@ -64,7 +69,11 @@ pub fn load(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError>
     outcome
 }
 
-fn load_and_feed(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError> {
+fn load_and_feed(
+    order: &Order<'_>,
+    means: &Means,
+    degraded: &Degraded,
+) -> Result<Loaded, LoadError> {
     let started = Instant::now();
     let bytes = order.identity.bytes;
     let memory = |cause| LoadError::Memory {
@@ -77,16 +86,24 @@ fn load_and_feed(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadE
     if let Some(feed) = order.feed {
         feed.begin(unsealed.fd());
     }
-    let mut reader = Buffered::new(order.source, order.cancel);
-    let digest = fill(order, &mut reader, unsealed.as_mut_slice())?;
+    let pages = unsealed.as_mut_pages().map_err(memory)?;
+    let length = usize::try_from(bytes)
+        .unwrap_or(usize::MAX)
+        .min(pages.len());
+    let chosen = choose(order.source, &order.identity, means, degraded);
+    let way = chosen.name();
+    let digest = fill(order, chosen, pages, length, degraded)?;
     verify(order, unsealed.as_mut_slice())?;
     let segment = unsealed.seal(degraded).map_err(memory)?;
     let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let (name, how) = (order.source.label(), way.as_str());
+    tracing::debug!(name, bytes, how, took_us, "loaded");
     Ok(Loaded {
         segment,
         digest,
         read_bytes: bytes,
         took_us,
+        way,
     })
 }
 
@@ -130,73 +147,12 @@ pub(crate) fn unchanged(source: &dyn Source, was: &Identity) -> Result<(), LoadE
 
 impl Order<'_> {
     /// The bytes before `bytes` are there.
-    fn filled(&self, bytes: u64) {
+    pub(super) fn filled(&self, bytes: u64) {
         self.progress.store(bytes, Ordering::Relaxed);
         if let Some(feed) = self.feed {
             feed.filled(bytes);
         }
     }
-}
-
-/// Fills the image and returns its digest. A large image is hashed by a second thread, a few
-/// chunks behind; when that cannot keep up, the reading thread hashes too.
-fn fill(
-    order: &Order<'_>,
-    reader: &mut dyn Reader,
-    image: &mut [u8],
-) -> Result<[u8; 32], LoadError> {
-    if image.len() <= CHUNK_BYTES {
-        reader.read(0, image)?;
-        order.filled(image.len() as u64);
-        return Ok(*blake3::hash(image).as_bytes());
-    }
-    let name = || order.source.label().to_owned();
-    let failed = |message: &str| LoadError::Hash {
-        name: name(),
-        message: message.to_owned(),
-    };
-    let chunks = image.len().div_ceil(CHUNK_BYTES);
-    std::thread::scope(|scope| {
-        let (sender, receiver) = sync_channel(BEHIND_MAX);
-        let hash = Builder::new()
-            .name("mrm-hash".to_owned())
-            .spawn_scoped(scope, move || {
-                receiver.into_iter().map(Subtree::of).collect::<Vec<_>>()
-            })
-            .map_err(|cause| LoadError::Thread {
-                name: name(),
-                cause,
-            })?;
-        let filled = fill_chunks(order, reader, image, sender);
-        // The sender is gone, so the thread ends after what it was sent.
-        let hashed = hash.join();
-        let mut subtrees = filled?;
-        subtrees.extend(hashed.map_err(|panic| failed(message(panic.as_ref())))?);
-        digest(subtrees, chunks).ok_or_else(|| failed("a part was not hashed"))
-    })
-}
-
-/// Fills the image; returns what this thread hashed of it.
-fn fill_chunks<'i>(
-    order: &Order<'_>,
-    reader: &mut dyn Reader,
-    image: &'i mut [u8],
-    hash: SyncSender<Chunk<'i>>,
-) -> Result<Vec<Subtree>, LoadError> {
-    let mut own = Vec::new();
-    let mut offset = 0;
-    for (index, bytes) in image.chunks_mut(CHUNK_BYTES).enumerate() {
-        reader.read(offset, bytes)?;
-        offset += bytes.len() as u64;
-        order.filled(offset);
-        match hash.try_send(Chunk { index, bytes }) {
-            Ok(()) => {}
-            Err(TrySendError::Full(chunk)) => own.push(Subtree::of(chunk)),
-            // It panicked; joining it says how.
-            Err(TrySendError::Disconnected(_)) => break,
-        }
-    }
-    Ok(own)
 }
 
 #[cfg(test)]

@@ -51,14 +51,19 @@
 //! ```
 
 mod completion;
+mod direct;
 mod error;
+mod fill;
 mod hash;
 mod lanes;
 mod load;
+mod piece;
 mod queue;
 mod read;
+mod ring;
 
 pub use completion::{Completion, Lost};
+pub use direct::ReadWay;
 pub use error::LoadError;
 pub(crate) use lanes::Threads;
 pub use lanes::{Hung, Job, Lane, Lanes, LanesConfig, LanesError};

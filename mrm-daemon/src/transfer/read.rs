@@ -1,5 +1,4 @@
-//! How bytes get from a source into memory. Today through the page cache; direct IO would be
-//! another implementation of [`Reader`].
+//! Reading a source from its first byte to its last, through the page cache.
 
 use super::error::LoadError;
 use crate::source::Source;

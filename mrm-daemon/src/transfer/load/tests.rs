@@ -1,3 +1,4 @@
+use super::super::read::CHUNK_BYTES;
 use super::*;
 use crate::device::{FeedWriter, HostFeed};
 use crate::memory::charge_for;

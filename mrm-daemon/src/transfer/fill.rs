@@ -1,0 +1,377 @@
+//! Filling an image and hashing it, in each of the ways a file can be read.
+
+use super::direct::{DirectFile, Way, refused};
+use super::error::LoadError;
+use super::hash::{Chunk, PartHash, Subtree, digest};
+use super::lanes::message;
+use super::load::Order;
+use super::piece::{Next, Piece, pieces};
+use super::read::{Buffered, CHUNK_BYTES, Reader};
+use super::ring::{Ring, Then};
+use crate::degraded::Degraded;
+use crate::source::{Source, SourceError};
+use rustix::io::Errno;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, available_parallelism};
+
+/// How many chunks the hash may be behind: beyond that they leave the processor's cache.
+const BEHIND_MAX: usize = 4;
+/// Most threads that copy one file from the page cache.
+const COPIERS_MAX: usize = 4;
+/// How much is copied before it is hashed: what the cache of one core holds.
+const COPY_BYTES: usize = 512 << 10;
+/// Threads that read one file directly: while some hash, another keeps the disk busy.
+const DIRECT_READERS: usize = 3;
+
+/// Fills the image of `bytes` bytes, which lies in `pages`, and returns its digest.
+pub(super) fn fill(
+    order: &Order<'_>,
+    way: Way,
+    pages: &mut [u8],
+    bytes: usize,
+    degraded: &Degraded,
+) -> Result<[u8; 32], LoadError> {
+    let direct =
+        |file: DirectFile| move |piece: &mut Piece<'_>| read_direct(order, &file, piece, degraded);
+    match way {
+        Way::Buffered => {
+            let mut reader = Buffered::new(order.source, order.cancel);
+            one_reader(order, &mut reader, &mut pages[..bytes])
+        }
+        Way::Cached => {
+            let threads = available_parallelism().map_or(1, usize::from);
+            let fetch = |piece: &mut Piece<'_>| read_rest(order, piece, COPY_BYTES);
+            readers(order, &fetch, pages, bytes, threads.min(COPIERS_MAX))
+        }
+        Way::Direct(file, None) => readers(order, &direct(file), pages, bytes, DIRECT_READERS),
+        Way::Direct(file, Some(ring)) => one_ring(order, &file, *ring, pages, bytes, degraded),
+    }
+}
+
+/// One thread reads from the first byte to the last. A large image is hashed by a second thread, a
+/// few chunks behind; when that cannot keep up, the reading thread hashes too.
+fn one_reader(
+    order: &Order<'_>,
+    reader: &mut dyn Reader,
+    image: &mut [u8],
+) -> Result<[u8; 32], LoadError> {
+    if image.len() <= CHUNK_BYTES {
+        reader.read(0, image)?;
+        order.filled(image.len() as u64);
+        return Ok(*blake3::hash(image).as_bytes());
+    }
+    let chunks = image.len().div_ceil(CHUNK_BYTES);
+    hashed_behind(order, chunks, |sender| {
+        let mut own = Vec::new();
+        let mut offset = 0;
+        for (index, bytes) in image.chunks_mut(CHUNK_BYTES).enumerate() {
+            reader.read(offset, bytes)?;
+            offset += bytes.len() as u64;
+            order.filled(offset);
+            hash_later(&sender, Chunk { index, bytes }, &mut own);
+        }
+        Ok(own)
+    })
+}
+
+/// One thread has several reads under way. Its hashing is a second thread's, as in [`one_reader`].
+fn one_ring(
+    order: &Order<'_>,
+    file: &DirectFile,
+    ring: Ring,
+    pages: &mut [u8],
+    bytes: usize,
+    degraded: &Degraded,
+) -> Result<[u8; 32], LoadError> {
+    let chunks = bytes.div_ceil(CHUNK_BYTES);
+    let filled = Filled::new(order, bytes);
+    hashed_behind(order, chunks, |sender| {
+        let mut own = Vec::new();
+        let mut failed = None;
+        let ran = ring.run(file.fd(), pieces(pages, bytes), |mut piece, read| {
+            let next =
+                cancelled(order).and_then(|()| note(order, file, &mut piece, read, degraded));
+            let ended = match next {
+                Ok(Next::On) => return Then::Again(piece),
+                Ok(Next::Nothing) => Ok(()),
+                Ok(Next::Rest) => finish(order, &mut piece),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
+                failed = Some(error);
+                return Then::Stop;
+            }
+            let index = piece.index;
+            filled.add(index);
+            let bytes = piece.into_bytes();
+            hash_later(&sender, Chunk { index, bytes }, &mut own);
+            Then::Kept
+        });
+        match (failed, ran) {
+            (Some(error), _) => Err(error),
+            (None, Err(error)) => Err(unreadable(order.source, Errno::from_io_error(&error))),
+            (None, Ok(())) => Ok(own),
+        }
+    })
+}
+
+/// Several threads read, each a piece at a time, which it hashes too.
+fn readers(
+    order: &Order<'_>,
+    fetch: &(dyn Fn(&mut Piece<'_>) -> Result<(), LoadError> + Sync),
+    pages: &mut [u8],
+    bytes: usize,
+    threads: usize,
+) -> Result<[u8; 32], LoadError> {
+    let chunks = bytes.div_ceil(CHUNK_BYTES);
+    let filled = Filled::new(order, bytes);
+    let pieces = Mutex::new(pieces(pages, bytes));
+    let stop = AtomicBool::new(false);
+    if chunks == 1 {
+        let mut whole = blake3::Hasher::new();
+        for mut piece in pieces.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            fetch_all(order, fetch, &mut piece, |bytes| {
+                whole.update(bytes);
+            })?;
+            filled.add(piece.index);
+        }
+        return Ok(*whole.finalize().as_bytes());
+    }
+    let work = || -> Result<Vec<Subtree>, LoadError> {
+        let _stop = StopOthers(&stop);
+        let mut own = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let Some(mut piece) = lock(&pieces).next() else {
+                break;
+            };
+            let mut part = PartHash::of(piece.index);
+            fetch_all(order, fetch, &mut piece, |bytes| part.update(bytes))?;
+            filled.add(piece.index);
+            own.push(part.finish());
+        }
+        Ok(own)
+    };
+    let subtrees = std::thread::scope(|scope| {
+        let mut others = Vec::new();
+        for _ in 1..threads.min(chunks) {
+            let other = Builder::new()
+                .name("mrm-read".to_owned())
+                .spawn_scoped(scope, work);
+            others.push(other.map_err(|cause| {
+                stop.store(true, Ordering::Relaxed);
+                no_thread(order, cause)
+            })?);
+        }
+        let mut all = work();
+        for other in others {
+            // A panic is one of the load, on whichever thread.
+            let theirs = other.join().unwrap_or_else(|panic| resume_unwind(panic));
+            all = all.and_then(|mut all| {
+                all.extend(theirs?);
+                Ok(all)
+            });
+        }
+        all
+    })?;
+    digest(subtrees, chunks).ok_or_else(|| not_hashed(order, "a part was not hashed"))
+}
+
+/// Tells the other readers that one of them failed. One that found nothing to do tells them what
+/// they will see for themselves, after the piece that each still has.
+struct StopOthers<'a>(&'a AtomicBool);
+
+impl Drop for StopOthers<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Reads a piece to its end.
+fn fetch_all(
+    order: &Order<'_>,
+    fetch: &(dyn Fn(&mut Piece<'_>) -> Result<(), LoadError> + Sync),
+    piece: &mut Piece<'_>,
+    mut hash: impl FnMut(&[u8]),
+) -> Result<(), LoadError> {
+    while !piece.is_whole() {
+        cancelled(order)?;
+        let before = piece.done();
+        fetch(piece)?;
+        hash(piece.since(before));
+    }
+    Ok(())
+}
+
+/// One read of a piece past the page cache, and the rest if blocks do not fit it.
+fn read_direct(
+    order: &Order<'_>,
+    file: &DirectFile,
+    piece: &mut Piece<'_>,
+    degraded: &Degraded,
+) -> Result<(), LoadError> {
+    let offset = piece.offset();
+    let read = rustix::io::pread(file.fd(), piece.blocks(), offset);
+    match note(order, file, piece, read, degraded)? {
+        Next::Nothing | Next::On => Ok(()),
+        Next::Rest => finish(order, piece),
+    }
+}
+
+/// What follows from a direct read.
+fn note(
+    order: &Order<'_>,
+    file: &DirectFile,
+    piece: &mut Piece<'_>,
+    read: Result<usize, Errno>,
+    degraded: &Degraded,
+) -> Result<Next, LoadError> {
+    match read {
+        Ok(count) => Ok(piece.took(count, file.block())),
+        Err(Errno::INTR) => Ok(Next::On),
+        // It took the flag, and then not the read.
+        Err(errno @ (Errno::INVAL | Errno::OPNOTSUPP | Errno::AGAIN)) => {
+            let said = std::io::Error::from(errno);
+            refused(
+                degraded,
+                format!("`{}`: reading: {said}", order.source.label()),
+            );
+            Ok(Next::Rest)
+        }
+        Err(errno) => Err(unreadable(order.source, Some(errno))),
+    }
+}
+
+/// Reads the rest of a piece through the page cache.
+fn finish(order: &Order<'_>, piece: &mut Piece<'_>) -> Result<(), LoadError> {
+    while !piece.is_whole() {
+        cancelled(order)?;
+        read_rest(order, piece, CHUNK_BYTES)?;
+    }
+    Ok(())
+}
+
+/// One read of a piece through the page cache.
+fn read_rest(order: &Order<'_>, piece: &mut Piece<'_>, bytes_max: usize) -> Result<(), LoadError> {
+    let at = piece.offset();
+    match order.source.read_at(at, piece.rest(bytes_max))? {
+        0 => Err(LoadError::changed(
+            order.source,
+            format!("it ends at byte {at}"),
+        )),
+        count => {
+            piece.took(count, 1);
+            Ok(())
+        }
+    }
+}
+
+fn cancelled(order: &Order<'_>) -> Result<(), LoadError> {
+    if order.cancel.load(Ordering::Relaxed) {
+        return Err(LoadError::Cancelled {
+            name: order.source.label().to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn unreadable(source: &dyn Source, errno: Option<Errno>) -> LoadError {
+    LoadError::Source(SourceError::Unreadable {
+        name: source.label().to_owned(),
+        action: "read",
+        errno: errno.unwrap_or(Errno::IO),
+    })
+}
+
+fn no_thread(order: &Order<'_>, cause: std::io::Error) -> LoadError {
+    LoadError::Thread {
+        name: order.source.label().to_owned(),
+        cause,
+    }
+}
+
+fn not_hashed(order: &Order<'_>, message: &str) -> LoadError {
+    LoadError::Hash {
+        name: order.source.label().to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+/// Reads with `read`, which returns what it hashed itself, while a thread hashes what it is sent.
+fn hashed_behind<'i>(
+    order: &Order<'_>,
+    chunks: usize,
+    read: impl FnOnce(SyncSender<Chunk<'i>>) -> Result<Vec<Subtree>, LoadError>,
+) -> Result<[u8; 32], LoadError> {
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel::<Chunk<'i>>(BEHIND_MAX);
+        let hash = Builder::new()
+            .name("mrm-hash".to_owned())
+            .spawn_scoped(scope, move || {
+                receiver.into_iter().map(Subtree::of).collect::<Vec<_>>()
+            })
+            .map_err(|cause| no_thread(order, cause))?;
+        let read = read(sender);
+        // The sender is gone, so the thread ends after what it was sent.
+        let hashed = hash.join();
+        let mut subtrees = read?;
+        subtrees.extend(hashed.map_err(|panic| not_hashed(order, message(panic.as_ref())))?);
+        digest(subtrees, chunks).ok_or_else(|| not_hashed(order, "a part was not hashed"))
+    })
+}
+
+/// Leaves a chunk to the hash thread, unless that is behind.
+fn hash_later<'i>(hash: &SyncSender<Chunk<'i>>, chunk: Chunk<'i>, own: &mut Vec<Subtree>) {
+    match hash.try_send(chunk) {
+        Ok(()) => {}
+        Err(TrySendError::Full(chunk)) => own.push(Subtree::of(chunk)),
+        // It panicked; joining it says how.
+        Err(TrySendError::Disconnected(_)) => {}
+    }
+}
+
+/// Which pieces are there, of pieces that come in any order: what waits is told of those without a
+/// gap before them.
+struct Filled<'a> {
+    order: &'a Order<'a>,
+    bytes: usize,
+    state: Mutex<(Vec<bool>, usize)>,
+}
+
+impl<'a> Filled<'a> {
+    fn new(order: &'a Order<'a>, bytes: usize) -> Self {
+        let none = vec![false; bytes.div_ceil(CHUNK_BYTES)];
+        Self {
+            order,
+            bytes,
+            state: Mutex::new((none, 0)),
+        }
+    }
+
+    fn add(&self, index: usize) {
+        let mut state = lock(&self.state);
+        let (there, next) = &mut *state;
+        if let Some(there) = there.get_mut(index) {
+            *there = true;
+        }
+        let before = *next;
+        while there.get(*next) == Some(&true) {
+            *next += 1;
+        }
+        if *next > before {
+            // Under the lock, so that it never goes back.
+            let bytes = self.bytes.min(*next * CHUNK_BYTES);
+            self.order.filled(bytes as u64);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind it is whole between any two statements, whatever panicked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
