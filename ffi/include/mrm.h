@@ -1012,7 +1012,7 @@ typedef struct mrm_model_info_t {
     struct mrm_text_t name;
     /**
      * The immutable version behind the name: one number for one content, as long as the daemon
-     * runs.
+     * runs, or others take its memory over.
      */
     uint64_t version;
     /**
@@ -1135,7 +1135,11 @@ uint32_t mrm_abi_version(void);
  * `$MRM_SOCKET`, `$MRM_RUNTIME_DIR/mrmd.sock`, `$XDG_RUNTIME_DIR/mrm/mrmd.sock`, then
  * `/run/mrm/mrmd.sock`. Waits for two seconds at most.
  *
- * A client that outlives the daemon connects anew by itself.
+ * A client that outlives the daemon connects anew by itself, and what is open stays open: see
+ * `mrm_model_leased`. Opens wait, as long as their options say, for a daemon that is away. While
+ * models are open, a thread of the library waits for the end of the session; it takes no signals.
+ * With `MRM_RECONNECT=0` in the environment there is none: the next call connects anew, and opens
+ * fail at once where no daemon listens.
  *
  * Threads: any, at any time.
  *
@@ -1368,6 +1372,19 @@ int mrm_model_close(mrm_model_h model);
  * `model` is open; `info` begins with its size and may be written.
  */
 int mrm_model_info(mrm_model_ref model, struct mrm_model_info_t *info);
+
+/**
+ * Whether the daemon counts a lease on the model now, as far as is known. Not so while no daemon
+ * runs, and never again once one came that did not take over what the last one lent. What is mapped
+ * stays readable all the same (`mrm_model_lost` tells the exception), but the daemon does not know
+ * that it is in use; who would rather be counted opens the name again and closes this handle.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `leased` may be written.
+ */
+int mrm_model_leased(mrm_model_ref model, bool *leased);
 
 /**
  * The tensor at `index`, in the order of the files.

@@ -167,6 +167,13 @@ public:
         return device;
     }
 
+    // Whether the daemon counts a lease on it now: see mrm_model_leased.
+    bool leased() const {
+        bool leased = false;
+        check(mrm_model_leased(handle_, &leased));
+        return leased;
+    }
+
     // Why it is in host memory although Tier::best was asked for; else empty.
     std::string_view why_host() const {
         mrm_text_t why{};

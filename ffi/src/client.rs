@@ -38,7 +38,11 @@ pub type mrm_client_ref = *const mrm_client_h_t;
 /// `$MRM_SOCKET`, `$MRM_RUNTIME_DIR/mrmd.sock`, `$XDG_RUNTIME_DIR/mrm/mrmd.sock`, then
 /// `/run/mrm/mrmd.sock`. Waits for two seconds at most.
 ///
-/// A client that outlives the daemon connects anew by itself.
+/// A client that outlives the daemon connects anew by itself, and what is open stays open: see
+/// `mrm_model_leased`. Opens wait, as long as their options say, for a daemon that is away. While
+/// models are open, a thread of the library waits for the end of the session; it takes no signals.
+/// With `MRM_RECONNECT=0` in the environment there is none: the next call connects anew, and opens
+/// fail at once where no daemon listens.
 ///
 /// Threads: any, at any time.
 ///

@@ -117,6 +117,25 @@ pub unsafe extern "C" fn mrm_model_info(
     })
 }
 
+/// Whether the daemon counts a lease on the model now, as far as is known. Not so while no daemon
+/// runs, and never again once one came that did not take over what the last one lent. What is mapped
+/// stays readable all the same (`mrm_model_lost` tells the exception), but the daemon does not know
+/// that it is in use; who would rather be counted opens the name again and closes this handle.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// `model` is open; `leased` may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_model_leased(model: mrm_model_ref, leased: *mut bool) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that the model is open and `leased` may be written.
+        let (model, out) = unsafe { (borrow(model, "model")?, Out::new(leased, "leased")?) };
+        out.set(model.model.is_leased());
+        Ok(())
+    })
+}
+
 fn describe(handle: &mrm_model_h_t) -> Result<mrm_model_info_t, Failure> {
     let (model, index) = (&handle.model, handle.index()?);
     let kind = match model.kind().map_err(|e| Failure::of(&e))? {

@@ -73,7 +73,7 @@ pub struct mrm_model_info_t {
     /// The name that it was opened by. Lives as long as the handle.
     pub name: mrm_text_t,
     /// The immutable version behind the name: one number for one content, as long as the daemon
-    /// runs.
+    /// runs, or others take its memory over.
     pub version: u64,
     /// A number of `mrm_kind_e`.
     pub kind: u32,

@@ -202,6 +202,8 @@ fn null_arguments_are_errors_everywhere() {
             mrm_model_allocation_at(model, 0, null_mut()),
             mrm_model_why_host(model, null_mut()),
             mrm_model_lost(null()),
+            mrm_model_leased(null(), &mut false),
+            mrm_model_leased(model, null_mut()),
             mrm_model_close_on(null_mut(), null(), 0),
             mrm_model_close_on(&mut null_mut(), null(), 0),
             mrm_model_close_on(&raw mut model, null(), 1),

@@ -109,6 +109,9 @@ fn a_model_on_a_device_says_where_it_is() {
             assert_eq!(allocation.device_ptr, tensor(model, 2).device_ptr);
             assert_eq!(mrm_model_allocation_at(model, 3, &raw mut allocation), 903);
             assert_eq!(mrm_model_lost(model), 0);
+            let mut leased = false;
+            assert_eq!(mrm_model_leased(model, &raw mut leased), 0);
+            assert!(leased);
             device
         };
         assert_eq!(

@@ -182,6 +182,7 @@ FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
     "mrm_model_allocation_at": (c_int, [c_void_p, c_size_t, POINTER(Allocation)], False),
     "mrm_model_why_host": (c_int, [c_void_p, POINTER(Text)], False),
     "mrm_model_lost": (c_int, [c_void_p], False),
+    "mrm_model_leased": (c_int, [c_void_p, POINTER(c_bool)], False),
     "mrm_model_close_on": (c_int, [POINTER(c_void_p), POINTER(c_void_p), c_size_t], True),
     "mrm_release_deferred": (c_int, [POINTER(c_size_t)], True),
     "mrm_tensor_dlpack": (c_int, [c_void_p, c_size_t, POINTER(c_void_p)], False),

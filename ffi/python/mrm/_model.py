@@ -126,6 +126,17 @@ class Model(Mapping[str, Any]):
         lib.check(lib.model_why_host(self._handle(), ctypes.byref(why)))
         return str(why) or None
 
+    @property
+    def leased(self) -> bool:
+        """Whether the daemon counts it as in use now, as far as is known.
+
+        Not so while no daemon runs, and never again once one came that did not take over what the
+        last one lent. What is mapped stays readable all the same.
+        """
+        leased = ctypes.c_bool()
+        lib.check(lib.model_leased(self._handle(), ctypes.byref(leased)))
+        return leased.value
+
     def check(self) -> None:
         """Raises if what is mapped is of no use any more: its device was lost."""
         lib.check(lib.model_lost(self._handle()))

@@ -103,12 +103,12 @@ def make_models(directory: Path) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def run_daemon(runtime: Path, models: Path) -> Iterator[Daemon]:
+def run_daemon(runtime: Path, models: Path, *arguments: str) -> Iterator[Daemon]:
     """Starts a daemon, waits until it is ready, and stops it in the end."""
     binary = Path(os.environ.get("MRMD", ROOT / "target" / "debug" / "mrmd"))
     if not binary.exists():
         pytest.skip(f"{binary} is not there: run `cargo build -p mrm-daemon`, or set MRMD")
-    command = [str(binary), "--runtime-dir", str(runtime)]
+    command = [str(binary), "--runtime-dir", str(runtime), *arguments]
     for name, path in make_models(models).items():
         command += ["--model", f"{name}={path}"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -137,8 +137,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon of one test, which may kill it."""
+    """A daemon of one test, which may kill it. Nothing starts it again."""
     for name in ("runtime", "models"):
         (tmp_path / name).mkdir()
-    with run_daemon(tmp_path / "runtime", tmp_path / "models") as running:
+    directories = tmp_path / "runtime", tmp_path / "models"
+    with run_daemon(*directories, "--keeper-kind", "none") as running:
         yield running

@@ -249,6 +249,7 @@ def test_what_is_mapped_survives_the_daemon(mortal: Daemon) -> None:
     client = mrm.Client(mortal.socket)
     model = client.open("large")
     array = model["part.0"]
+    assert model.leased
     mortal.process.kill()
     mortal.process.wait(20)
     assert array.sum() == 1 << 20
@@ -256,5 +257,6 @@ def test_what_is_mapped_survives_the_daemon(mortal: Daemon) -> None:
     with pytest.raises(mrm.NoDaemon) as gone:
         client.open("small", wait=1)
     assert gone.value.retryable
+    assert not model.leased
     model.close()
     assert array[-1] == 1.0
