@@ -7,7 +7,7 @@
     reason = "tests"
 )]
 
-use mrm_client::{Client, Fault, ModelKind};
+use mrm_client::{Client, Fault, ModelKind, OpenOptions};
 use mrm_tests::holder::Holder;
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::{checksum, eventually, model};
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -339,7 +339,8 @@ fn clients_outlive_a_killed_daemon_and_find_the_next() {
     node.kill();
     assert_eq!(held.segment(0).unwrap().bytes(), image);
     process.assert_equal("a", &[&a]);
-    let nobody = client.open("b").unwrap_err();
+    let soon = OpenOptions::new().wait(Duration::from_millis(200));
+    let nobody = client.open_with("b", &soon).unwrap_err();
     assert!(nobody.retryable(), "{nobody}");
 
     node.restart(&setup);

@@ -109,7 +109,7 @@ struct State {
     journal: Journal,
     started: Instant,
     instance: InstanceId,
-    /// Runs of the daemon whose memory this one has, the last first.
+    /// Runs of the daemon whose memory this one has: its own, then the last first.
     ancestors: Vec<InstanceId>,
     names: Names,
     catalogue: Arc<Catalogue>,
@@ -212,7 +212,7 @@ impl Shell {
             journal: parts.journal,
             started: Instant::now(),
             instance: parts.instance,
-            ancestors: Vec::new(),
+            ancestors: vec![parts.instance],
             names: Names::default(),
             catalogue: Arc::new(parts.catalogue),
             listing: Listing::new(),
