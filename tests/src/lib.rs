@@ -23,6 +23,8 @@ pub mod http;
 pub mod model;
 pub mod node;
 pub mod raw;
+pub mod survival;
+pub mod systemd;
 
 use std::time::{Duration, Instant};
 

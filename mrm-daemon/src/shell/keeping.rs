@@ -77,9 +77,13 @@ impl Keeping {
 }
 
 impl Shell {
-    /// Takes over what the last daemon left. Before any client is served.
-    pub(crate) fn take_over(&self, entries: Vec<Adopted>, grace_ms: u64) {
-        self.with(|state| state.take_over(entries, grace_ms));
+    /// Takes over what the last daemon left. Before any client is served; returns when the keeper
+    /// knows of this run, or cannot be told: leases of a run that the next one does not know of
+    /// could not be taken up again.
+    pub(crate) async fn take_over(&self, entries: Vec<Adopted>, grace_ms: u64) {
+        let known = self.with(|state| state.take_over(entries, grace_ms));
+        // An error is a keeper that is reported as degraded.
+        let _ = known.await;
     }
 
     /// Everything that is kept is left to the next daemon.

@@ -19,6 +19,7 @@ use mrm_proto::table::Table;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// Runs of the daemon that are remembered: clients of these may have leases.
 const ANCESTORS_MAX: usize = 8;
@@ -36,9 +37,13 @@ struct Remains {
 }
 
 impl State {
-    pub(super) fn take_over(&mut self, entries: Vec<Adopted>, grace_ms: u64) {
+    pub(super) fn take_over(
+        &mut self,
+        entries: Vec<Adopted>,
+        grace_ms: u64,
+    ) -> oneshot::Receiver<()> {
         let mut remains = self.sort(entries);
-        self.take_over_instances(std::mem::take(&mut remains.instances));
+        let known = self.take_over_instances(std::mem::take(&mut remains.instances));
         let until = self.now().after_ms(grace_ms);
         for (key, version) in std::mem::take(&mut remains.versions) {
             failpoint::pass(Point::Adopting);
@@ -57,6 +62,7 @@ impl State {
         }
         self.drop_leftovers(remains);
         failpoint::pass(Point::Adopted);
+        known
     }
 
     /// What nobody asked for goes.
@@ -119,8 +125,12 @@ impl State {
         self.keeping.keeper.remove(key, None);
     }
 
-    /// Goes on counting where the last run may have come to.
-    fn take_over_instances(&mut self, mut instances: Vec<(Key, Instance)>) {
+    /// Goes on counting where the last run may have come to. Returns what tells when the keeper
+    /// knows of this run.
+    fn take_over_instances(
+        &mut self,
+        mut instances: Vec<(Key, Instance)>,
+    ) -> oneshot::Receiver<()> {
         let run = |instance: &Instance| instance.counters.first().copied().unwrap_or(0);
         instances.sort_by_key(|(_, instance)| std::cmp::Reverse(run(instance)));
         let this_run = instances.first().map_or(0, |(_, last)| run(last)) + 1;
@@ -140,9 +150,13 @@ impl State {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             counters: vec![this_run],
         });
+        let (tell, known) = oneshot::channel();
         if let Some(key) = self.keeping.key("r", this_run) {
-            self.keeping.put(&key, own, Vec::new(), None);
+            let done = move |_| tell.send(()).unwrap_or_default();
+            self.keeping
+                .put(&key, own, Vec::new(), Some(Box::new(done)));
         }
+        known
     }
 
     /// What the decider is told of a version; `None` if nothing of it can be taken over.
