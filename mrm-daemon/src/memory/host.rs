@@ -22,8 +22,8 @@ pub(super) struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// Maps the first `bytes` of `fd`, which must be that long and sealed against shrinking: the
-    /// caller upholds it, else an access raises SIGBUS. No page is touched.
+    /// Maps the first `bytes` of `fd`, which must be that long and sealed against shrinking, or
+    /// known to nobody else: the caller upholds it, else an access raises SIGBUS. No page is touched.
     pub(super) fn new(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self, Errno> {
         const ALIGN: usize = HUGE_PAGE_BYTES as usize;
         let mapped = page_end(bytes).ok_or(Errno::NOMEM)?;

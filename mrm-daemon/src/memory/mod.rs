@@ -22,6 +22,7 @@ mod host;
 mod pages;
 mod segment;
 mod smaps;
+pub mod stock;
 
 pub use error::MemoryError;
 pub use pages::{HUGE_PAGE_BYTES, HugePages, PAGE_BYTES};

@@ -28,6 +28,37 @@ pub struct Unsealed {
     huge: HugePages,
 }
 
+/// A segment without content or fixed length, with all its pages: nobody but the daemon ever had
+/// it, and nothing was ever written to it.
+#[derive(Debug)]
+pub(super) struct Blank {
+    fd: OwnedFd,
+    bytes: u64,
+}
+
+impl Blank {
+    /// Takes memory for a blank of `bytes` bytes.
+    ///
+    /// # Errors
+    /// As [`Unsealed::allocate`].
+    pub(super) fn make(bytes: u64, degraded: &Degraded) -> Result<Self, MemoryError> {
+        let length = addressable(bytes)?;
+        let promise = Promise::of(super::charge_for(bytes), &Probe::default().free())?;
+        let fd = create(bytes, degraded)?;
+        // Its length is not sealed yet, but only this function has the descriptor.
+        let mut mapping = Mapping::new(fd.as_fd(), length)
+            .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
+        pages::populate(&mut mapping, fd.as_fd(), length, degraded)?;
+        drop(promise);
+        Ok(Self { fd, bytes })
+    }
+
+    /// The length, all of which is allocated.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 /// A segment that can be lent: its bytes and its length can change no more.
 ///
 /// Dropping it closes the descriptor. If nobody else has the memory, that frees it, which takes
@@ -62,13 +93,42 @@ impl Unsealed {
         free: &Amount,
         degraded: &Degraded,
     ) -> Result<Self, MemoryError> {
-        let length = match usize::try_from(bytes) {
-            Ok(0) => return Err(MemoryError::Empty),
-            Ok(length) if isize::try_from(length).is_ok() => length,
-            _ => return Err(MemoryError::TooLarge { bytes }),
-        };
+        let length = addressable(bytes)?;
         let promise = Promise::of(super::charge_for(bytes), free)?;
         let fd = create(bytes, degraded)?;
+        fix_length(fd.as_fd(), bytes)?;
+        Self::populated(fd, length, charge_bytes, promise, degraded)
+    }
+
+    /// A segment of `bytes` bytes from memory that was made ready: it is cut to that length, or
+    /// what it lacks is taken.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    pub(super) fn of_blank(
+        blank: Blank,
+        bytes: u64,
+        charge_bytes: u64,
+        degraded: &Degraded,
+    ) -> Result<Self, MemoryError> {
+        let length = addressable(bytes)?;
+        let lacks = super::charge_for(bytes).saturating_sub(blank.bytes);
+        let promise = Promise::of(lacks, &Probe::default().free())?;
+        fs::ftruncate(&blank.fd, bytes)
+            .map_err(|e| MemoryError::from_errno("setting the length", bytes, e))?;
+        fix_length(blank.fd.as_fd(), bytes)?;
+        Self::populated(blank.fd, length, charge_bytes, promise, degraded)
+    }
+
+    /// Allocates what is not there yet of a memfd of `length` bytes, for which memory was promised.
+    fn populated(
+        fd: OwnedFd,
+        length: usize,
+        charge_bytes: u64,
+        promise: Promise,
+        degraded: &Degraded,
+    ) -> Result<Self, MemoryError> {
+        let bytes = length as u64;
         let mut mapping = Mapping::new(fd.as_fd(), length)
             .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
         let huge = pages::populate(&mut mapping, fd.as_fd(), length, degraded)?;
@@ -256,8 +316,21 @@ impl fmt::Debug for HostSegment {
     }
 }
 
-/// A memfd of exactly `bytes` bytes that can no longer change its length: while it is mapped here,
-/// nobody can take its end away.
+fn addressable(bytes: u64) -> Result<usize, MemoryError> {
+    match usize::try_from(bytes) {
+        Ok(0) => Err(MemoryError::Empty),
+        Ok(length) if isize::try_from(length).is_ok() => Ok(length),
+        _ => Err(MemoryError::TooLarge { bytes }),
+    }
+}
+
+/// Ends all change of a memfd's length: while it is mapped here, nobody can take its end away.
+fn fix_length(fd: BorrowedFd<'_>, bytes: u64) -> Result<(), MemoryError> {
+    fs::fcntl_add_seals(fd, SealFlags::GROW | SealFlags::SHRINK)
+        .map_err(|e| MemoryError::from_errno("sealing the length", bytes, e))
+}
+
+/// A memfd of exactly `bytes` bytes.
 fn create(bytes: u64, degraded: &Degraded) -> Result<OwnedFd, MemoryError> {
     let fail = |step| move |errno| MemoryError::from_errno(step, bytes, errno);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -276,8 +349,6 @@ fn create(bytes: u64, degraded: &Degraded) -> Result<OwnedFd, MemoryError> {
     fs::ftruncate(&fd, bytes).map_err(fail("setting the length"))?;
     // Defence in depth: the seals are what counts.
     fs::fchmod(&fd, Mode::RUSR | Mode::RGRP | Mode::ROTH).map_err(fail("setting the mode"))?;
-    fs::fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)
-        .map_err(fail("sealing the length"))?;
     Ok(fd)
 }
 

@@ -6,6 +6,7 @@ use super::fill::fill;
 use crate::degraded::Degraded;
 use crate::device::feed::FeedWriter;
 use crate::format::HeaderCheck;
+use crate::memory::stock::Stock;
 use crate::memory::{HostSegment, Unsealed};
 use crate::source::{Identity, Source};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,16 +51,29 @@ pub struct Loaded {
 /// If it changed, cannot be read, does not fit into memory, or `cancel` was set. Nothing is left
 /// in memory then.
 pub fn load(order: &Order<'_>, degraded: &Degraded) -> Result<Loaded, LoadError> {
-    load_by(order, &Means::KERNEL, degraded)
+    load_by(order, &Means::KERNEL, None, degraded)
+}
+
+/// As [`load`], into memory of `stock` as far as it has any.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_from(
+    order: &Order<'_>,
+    stock: &Stock,
+    degraded: &Degraded,
+) -> Result<Loaded, LoadError> {
+    load_by(order, &Means::KERNEL, Some(stock), degraded)
 }
 
 /// As [`load`], with these means of reading.
 pub(super) fn load_by(
     order: &Order<'_>,
     means: &Means,
+    stock: Option<&Stock>,
     degraded: &Degraded,
 ) -> Result<Loaded, LoadError> {
-    let outcome = load_and_feed(order, means, degraded);
+    let outcome = load_and_feed(order, means, stock, degraded);
     if let Some(feed) = order.feed {
         match &outcome {
             Ok(loaded) => feed.done(loaded.segment.fd(), loaded.digest),
@@ -72,6 +86,7 @@ pub(super) fn load_by(
 fn load_and_feed(
     order: &Order<'_>,
     means: &Means,
+    stock: Option<&Stock>,
     degraded: &Degraded,
 ) -> Result<Loaded, LoadError> {
     let started = Instant::now();
@@ -82,7 +97,11 @@ fn load_and_feed(
     };
     order.progress.store(0, Ordering::Relaxed);
     unchanged(order.source, &order.identity)?;
-    let mut unsealed = Unsealed::allocate(bytes, order.charge_bytes, degraded).map_err(memory)?;
+    let mut unsealed = match stock {
+        Some(stock) => stock.allocate(bytes, order.charge_bytes, degraded),
+        None => Unsealed::allocate(bytes, order.charge_bytes, degraded),
+    }
+    .map_err(memory)?;
     if let Some(feed) = order.feed {
         feed.begin(unsealed.fd());
     }

@@ -67,6 +67,6 @@ pub use direct::ReadWay;
 pub use error::LoadError;
 pub(crate) use lanes::Threads;
 pub use lanes::{Hung, Job, Lane, Lanes, LanesConfig, LanesError};
-pub use load::{Loaded, Order, load};
+pub use load::{Loaded, Order, load, load_from};
 pub(crate) use load::{ended, other_header, unchanged};
 pub(crate) use read::{Buffered, Reader};

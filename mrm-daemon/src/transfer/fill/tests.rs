@@ -104,7 +104,7 @@ impl Odd {
             cancel,
             feed: None,
         };
-        let loaded = load_by(&order, means, &degraded);
+        let loaded = load_by(&order, means, None, &degraded);
         let told = degraded.list().into_iter().map(|path| path.id);
         let told = told.filter(|id| ["direct_io", "io_uring"].contains(id));
         (loaded, told.collect(), progress.load(Ordering::Relaxed))
@@ -188,6 +188,28 @@ fn every_way_gives_the_exact_image_and_digest() {
                 "{name}, {bytes}: the image differs"
             );
         }
+    }
+}
+
+#[test]
+fn memory_that_was_made_ready_is_filled_like_any() {
+    let degraded = Degraded::new();
+    let stock = crate::memory::stock::Stock::start(64 << 20, &degraded).expect("a thread");
+    stock.tell(1 << 30, 0);
+    let odd = odd(9 * MIB + 5);
+    let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
+    let order = Order {
+        source: &odd,
+        identity: odd.was,
+        charge_bytes: charge_for(odd.was.bytes),
+        header: None,
+        progress: &progress,
+        cancel: &cancel,
+        feed: None,
+    };
+    for _ in 0..3 {
+        let loaded = super::super::load::load_from(&order, &stock, &degraded).expect("loaded");
+        assert_eq!(loaded.digest, *blake3::hash(&odd.content).as_bytes());
     }
 }
 

@@ -1,0 +1,345 @@
+//! Memory that is made ready before anybody wants it.
+//!
+//! Taking fresh memory can be slower than reading a disk. A [`Stock`] takes some ahead of need, on
+//! a thread of its own and while nothing is being loaded, as *blanks*: segments without content, in
+//! huge pages, that nobody outside the daemon ever had. [`Stock::allocate`] cuts one to the length
+//! that is wanted, or lets it grow. What was lent never comes back here: who kept a mapping of it
+//! would see what is put there next.
+//!
+//! Blanks are within the budget: whoever keeps the books says with [`Stock::tell`] what they leave,
+//! and the stock never keeps more. It is given up where the node runs short of memory.
+//!
+//! ```
+//! use mrm_daemon::{degraded::Degraded, memory::{charge_for, stock::Stock}};
+//!
+//! let stock = Stock::start(64 << 20, &Degraded::new())?;
+//! stock.tell(1 << 30, 0); // the budget leaves a GiB, and nothing is being loaded
+//! let mut segment = stock.allocate(5 << 20, charge_for(5 << 20), &Degraded::new())?;
+//! segment.as_mut_slice().fill(7);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use super::available::Probe;
+use super::error::MemoryError;
+use super::pages::HUGE_PAGE_BYTES;
+use super::segment::{Blank, Unsealed};
+use crate::degraded::Degraded;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// How often the node's free memory is looked at while there is something to give up.
+const LOOK: Duration = Duration::from_secs(1);
+/// The share of what this process may use that is left free: one in so many.
+const FREE_SHARE: u64 = 16;
+/// The sizes of blanks, and how many there are of each, if there is room.
+const CLASSES: [(u64, usize); 4] = [(16 << 20, 2), (64 << 20, 2), (256 << 20, 1), (1 << 30, 1)];
+/// A blank is not cut to less than one in so many parts of it: most of it would be thrown away.
+const CUT_MAX: u64 = 4;
+
+/// Blanks, and the thread that makes them.
+#[derive(Debug)]
+pub struct Stock {
+    shared: Arc<Shared>,
+    maker: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something for the maker to look at.
+    changed: Condvar,
+    /// The maker looked, and waits.
+    settled: Condvar,
+    bytes_max: u64,
+    probe: Probe,
+    degraded: Degraded,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blanks: Vec<Blank>,
+    /// What the maker is at.
+    making_bytes: u64,
+    /// What was told last.
+    told: (u64, usize),
+    /// What was told, until it proved to be too much.
+    room_bytes: u64,
+    loads: usize,
+    /// How often something changed, and up to which of these the maker has seen to it.
+    changes: u64,
+    seen: u64,
+    closed: bool,
+}
+
+/// What the maker does next.
+enum Task {
+    Drop(Vec<Blank>),
+    Make(u64),
+    Wait,
+    End,
+}
+
+impl Stock {
+    /// Starts the thread. It makes nothing before it is told of room.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn start(bytes_max: u64, degraded: &Degraded) -> io::Result<Self> {
+        Self::start_with(bytes_max, Probe::default(), degraded)
+    }
+
+    fn start_with(bytes_max: u64, probe: Probe, degraded: &Degraded) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            settled: Condvar::new(),
+            bytes_max,
+            probe,
+            degraded: degraded.clone(),
+        });
+        let its = Arc::clone(&shared);
+        let maker = Builder::new()
+            .name("mrm-stock".to_owned())
+            .spawn(move || its.work())?;
+        Ok(Self {
+            shared,
+            maker: Some(maker),
+        })
+    }
+
+    /// Says what the budget leaves beside all that is charged, and how many loads are under way.
+    /// Nothing is made while there are any: that would take from them what it is to save. Does not
+    /// block.
+    pub fn tell(&self, room_bytes: u64, loads: usize) {
+        let mut state = self.shared.lock();
+        if state.told == (room_bytes, loads) {
+            return;
+        }
+        state.told = (room_bytes, loads);
+        (state.room_bytes, state.loads) = (room_bytes, loads);
+        self.shared.notify(&mut state);
+    }
+
+    /// What the stock takes now, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let state = self.shared.lock();
+        state.blank_bytes() + state.making_bytes
+    }
+
+    /// As [`Unsealed::allocate`], from the stock as far as that goes. What the stock has beyond its
+    /// room is given back first, and all of it where memory is short. Blocks.
+    ///
+    /// # Errors
+    /// As [`Unsealed::allocate`].
+    pub fn allocate(
+        &self,
+        bytes: u64,
+        charge_bytes: u64,
+        degraded: &Degraded,
+    ) -> Result<Unsealed, MemoryError> {
+        let (blank, surplus) = {
+            let mut state = self.shared.lock();
+            let blank = state.take(bytes);
+            let room_bytes = state.room_bytes;
+            let surplus = state.over(room_bytes);
+            if blank.is_some() || !surplus.is_empty() {
+                self.shared.notify(&mut state);
+            }
+            (blank, surplus)
+        };
+        drop(surplus);
+        if let Some(blank) = blank {
+            match Unsealed::of_blank(blank, bytes, charge_bytes, degraded) {
+                Ok(unsealed) => return Ok(unsealed),
+                Err(error) => {
+                    degraded.report(
+                        "stock",
+                        format!("memory made ready could not be used: {error}"),
+                        "report it; fresh memory was taken instead, which may be slower",
+                    );
+                }
+            }
+        }
+        match Unsealed::allocate(bytes, charge_bytes, degraded) {
+            Err(MemoryError::OutOfMemory { .. }) if self.give_up() => {
+                Unsealed::allocate(bytes, charge_bytes, degraded)
+            }
+            other => other,
+        }
+    }
+
+    /// Gives all blanks back at once; returns whether there were any. More are made when it is told
+    /// of other room than before.
+    pub fn give_up(&self) -> bool {
+        let mut state = self.shared.lock();
+        state.room_bytes = 0;
+        let all = std::mem::take(&mut state.blanks);
+        self.shared.notify(&mut state);
+        drop(state);
+        !all.is_empty()
+    }
+
+    /// Blocks until the maker has seen to all that it was told. For tests.
+    #[cfg(test)]
+    fn settle(&self) {
+        let state = self.shared.lock();
+        let (state, wait) = self
+            .shared
+            .settled
+            .wait_timeout_while(state, Duration::from_secs(60), |s| s.seen < s.changes)
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        assert!(!wait.timed_out(), "the maker does not settle");
+    }
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.notify(&mut state);
+        drop(state);
+        if let Some(maker) = self.maker.take()
+            && maker.join().is_err()
+        {
+            tracing::error!("the thread that makes memory ready ended by a panic");
+        }
+    }
+}
+
+impl State {
+    fn blank_bytes(&self) -> u64 {
+        self.blanks.iter().map(Blank::bytes).sum()
+    }
+
+    /// The blank that saves most: the smallest that is large enough and not much too large, else
+    /// the largest that can grow.
+    fn take(&mut self, bytes: u64) -> Option<Blank> {
+        if bytes < HUGE_PAGE_BYTES {
+            return None;
+        }
+        let enough = bytes..=bytes.saturating_mul(CUT_MAX);
+        let sizes = || self.blanks.iter().map(Blank::bytes).enumerate();
+        let fitting = sizes().filter(|(_, size)| enough.contains(size));
+        let smaller = sizes().filter(|&(_, size)| size < bytes);
+        let best = fitting
+            .min_by_key(|&(_, size)| size)
+            .or_else(|| smaller.max_by_key(|&(_, size)| size));
+        best.map(|(at, _)| self.blanks.swap_remove(at))
+    }
+
+    /// Takes out what is beyond `bytes_max`, the largest first.
+    fn over(&mut self, bytes_max: u64) -> Vec<Blank> {
+        let mut over = Vec::new();
+        self.blanks.sort_by_key(Blank::bytes);
+        while self.blank_bytes() > bytes_max {
+            over.extend(self.blanks.pop());
+        }
+        over
+    }
+
+    /// The size of the smallest blank that is missing and fits into `bytes_max`.
+    fn missing(&self, bytes_max: u64) -> Option<u64> {
+        let there = |bytes| self.blanks.iter().filter(|b| b.bytes() == bytes).count();
+        let fits = |bytes| self.blank_bytes().saturating_add(bytes) <= bytes_max;
+        let missing = |&&(bytes, count): &&(u64, usize)| there(bytes) < count && fits(bytes);
+        CLASSES.iter().find(missing).map(|&(bytes, _)| bytes)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole between any two statements, whatever panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notify(&self, state: &mut State) {
+        state.changes += 1;
+        self.changed.notify_all();
+    }
+
+    /// What the maker's thread does.
+    fn work(&self) {
+        loop {
+            let (free, wanted) = (
+                self.probe.free().bytes,
+                self.probe.limit().bytes / FREE_SHARE,
+            );
+            let mut state = self.lock();
+            let changes = state.changes;
+            match self.next(&mut state, free, wanted) {
+                Task::End => return,
+                Task::Drop(blanks) => {
+                    drop(state);
+                    drop(blanks);
+                }
+                Task::Make(bytes) => {
+                    state.making_bytes = bytes;
+                    drop(state);
+                    self.make(bytes);
+                }
+                Task::Wait => self.wait(state, changes),
+            }
+        }
+    }
+
+    fn next(&self, state: &mut State, free: u64, wanted: u64) -> Task {
+        if state.closed {
+            return Task::End;
+        }
+        let short = wanted.saturating_sub(free);
+        let allowed = state.blank_bytes().saturating_sub(short);
+        let over = state.over(self.bytes_max.min(state.room_bytes).min(allowed));
+        if !over.is_empty() {
+            return Task::Drop(over);
+        }
+        if state.loads > 0 {
+            return Task::Wait;
+        }
+        match state.missing(self.bytes_max.min(state.room_bytes)) {
+            // Half as much again, so that what is made now is not given up in a moment.
+            Some(bytes) if free >= wanted + wanted / 2 + bytes => Task::Make(bytes),
+            Some(_) | None => Task::Wait,
+        }
+    }
+
+    fn make(&self, bytes: u64) {
+        let made = Blank::make(bytes, &self.degraded);
+        let mut state = self.lock();
+        state.making_bytes = 0;
+        match made {
+            // It may have more than its room now; the next look sees to that.
+            Ok(blank) => state.blanks.push(blank),
+            Err(error) => {
+                self.degraded.report(
+                    "stock",
+                    format!("no memory could be made ready: {error}"),
+                    "give the node more free memory; loads take fresh memory, which may be slower",
+                );
+                // Not again before something else is told.
+                state.room_bytes = 0;
+            }
+        }
+    }
+
+    fn wait(&self, mut state: MutexGuard<'_, State>, changes: u64) {
+        state.seen = changes;
+        self.settled.notify_all();
+        if state.changes != changes {
+            return;
+        }
+        let waits = |state: &mut State| state.changes == changes;
+        if state.blanks.is_empty() {
+            drop(self.changed.wait_while(state, waits));
+        } else {
+            // Nobody says when the node's memory runs short.
+            drop(self.changed.wait_timeout_while(state, LOOK, waits));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+use super::*;
+use crate::memory::{HostSegment, charge_for};
+use std::fs;
+
+const MIB: u64 = 1 << 20;
+const ROOM: u64 = 1 << 40;
+
+fn stock(bytes_max: u64) -> Stock {
+    Stock::start(bytes_max, &Degraded::new()).expect("a thread")
+}
+
+fn sizes(stock: &Stock) -> Vec<u64> {
+    let mut sizes: Vec<_> = stock
+        .shared
+        .lock()
+        .blanks
+        .iter()
+        .map(Blank::bytes)
+        .collect();
+    sizes.sort_unstable();
+    sizes
+}
+
+fn told(bytes_max: u64, room_bytes: u64, loads: usize) -> Stock {
+    let stock = stock(bytes_max);
+    stock.tell(room_bytes, loads);
+    stock.settle();
+    stock
+}
+
+fn inode(segment: &HostSegment) -> u64 {
+    rustix::fs::fstat(segment.fd()).expect("fstat").st_ino
+}
+
+#[test]
+fn blanks_are_made_within_the_bounds_and_not_beside_loads() {
+    assert_eq!(
+        sizes(&stock(100 * MIB)),
+        [0; 0],
+        "before it is told of room"
+    );
+    assert_eq!(
+        sizes(&told(100 * MIB, ROOM, 0)),
+        [16 * MIB, 16 * MIB, 64 * MIB]
+    );
+    assert_eq!(sizes(&told(ROOM, 40 * MIB, 0)), [16 * MIB, 16 * MIB]);
+    assert_eq!(sizes(&told(100 * MIB, ROOM, 1)), [0; 0]);
+    assert_eq!(sizes(&told(15 * MIB, ROOM, 0)), [0; 0]);
+    let stock = told(100 * MIB, ROOM, 0);
+    assert_eq!(stock.bytes(), 96 * MIB);
+    stock.tell(20 * MIB, 3);
+    stock.settle();
+    assert_eq!(sizes(&stock), [16 * MIB], "the room fell");
+}
+
+#[test]
+fn what_is_cut_grown_or_fresh_is_like_any_segment() {
+    let degraded = Degraded::new();
+    let cases = [
+        (1, 0),
+        (2 * MIB - 1, 0),
+        (3 * MIB + 5, 0),
+        (4 * MIB, 16 * MIB),
+        (5 * MIB + 4097, 16 * MIB),
+        (16 * MIB - 1, 16 * MIB),
+        (16 * MIB, 16 * MIB),
+        (17 * MIB + 77, 64 * MIB),
+        (64 * MIB - 4096, 64 * MIB),
+        (70 * MIB + 1, 64 * MIB),
+    ];
+    for (bytes, used) in cases {
+        let stock = told(100 * MIB, ROOM, 0);
+        stock.tell(ROOM, 1);
+        let before = stock.bytes();
+        let segment = stock.allocate(bytes, charge_for(bytes), &degraded);
+        let mut segment = segment.unwrap_or_else(|error| panic!("{bytes}: {error}"));
+        assert_eq!(before - stock.bytes(), used, "{bytes}");
+        assert_eq!(segment.as_mut_slice().len() as u64, bytes);
+        assert!(
+            *segment.as_mut_slice() == vec![0; bytes as usize],
+            "{bytes}"
+        );
+        let huge = segment.huge_pages().clone();
+        assert_eq!(huge.requested_bytes, bytes - bytes % HUGE_PAGE_BYTES);
+        assert_eq!(huge.cause.is_some(), huge.huge_bytes < huge.requested_bytes);
+        segment.as_mut_slice().fill(7);
+        let segment = segment.seal(&degraded).expect("sealed");
+        assert_eq!(segment.allocated_bytes(), charge_for(bytes), "{bytes}");
+        let fd = segment.fd().try_clone_to_owned().expect("a duplicate");
+        let map = memmap2::MmapOptions::new()
+            .map_if_safe(&fd)
+            .expect("sealed");
+        assert!(map[..] == vec![7; bytes as usize]);
+    }
+    assert!(
+        degraded.list().iter().all(|path| path.id != "stock"),
+        "{:?}",
+        degraded.list()
+    );
+}
+
+#[test]
+fn what_was_lent_does_not_come_back() {
+    let degraded = Degraded::new();
+    let stock = told(16 * MIB, ROOM, 0);
+    let mut seen = Vec::new();
+    for round in 0..3 {
+        let mut unsealed = stock
+            .allocate(16 * MIB, 16 * MIB, &degraded)
+            .expect("a segment");
+        assert!(
+            *unsealed.as_mut_slice() == vec![0; 16 << 20],
+            "round {round}"
+        );
+        unsealed.as_mut_slice().fill(round + 1);
+        let segment = unsealed.seal(&degraded).expect("sealed");
+        assert!(!seen.contains(&inode(&segment)), "round {round}");
+        seen.push(inode(&segment));
+        // Made again, and from nothing: the segment is still there.
+        stock.settle();
+        assert_eq!(sizes(&stock), [16 * MIB]);
+        drop(segment);
+    }
+}
+
+#[test]
+fn a_load_gives_back_what_the_stock_has_no_room_for() {
+    let stock = told(100 * MIB, ROOM, 0);
+    {
+        // As if the maker were slow to hear of it.
+        let mut state = stock.shared.lock();
+        (state.room_bytes, state.loads) = (20 * MIB, 1);
+    }
+    let segment = stock
+        .allocate(64 * MIB, 64 * MIB, &Degraded::new())
+        .expect("a segment");
+    assert_eq!(sizes(&stock), [16 * MIB]);
+    drop(segment);
+    assert!(stock.give_up() && !stock.give_up());
+    assert_eq!(stock.bytes(), 0);
+}
+
+#[test]
+fn a_node_that_runs_short_gets_it_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let meminfo = |free_kib: u64| {
+        let text = format!("MemTotal: 16777216 kB\nMemAvailable: {free_kib} kB\n");
+        fs::write(dir.path().join("meminfo"), text).expect("written");
+    };
+    meminfo(8 << 20);
+    let probe = Probe::at(dir.path(), dir.path());
+    let stock = Stock::start_with(100 * MIB, probe, &Degraded::new()).expect("a thread");
+    stock.tell(ROOM, 0);
+    stock.settle();
+    assert_eq!(stock.bytes(), 96 * MIB);
+    // A sixteenth of 16 GiB is to be free, and 50 MiB of that are not.
+    meminfo((1 << 20) - (50 << 10));
+    stock.tell(ROOM - 1, 0);
+    stock.settle();
+    // This account does not rise when memory is given back, so all of it is, and nothing is made.
+    assert_eq!(stock.bytes(), 0);
+    meminfo(8 << 20);
+    stock.tell(ROOM, 0);
+    stock.settle();
+    assert_eq!(stock.bytes(), 96 * MIB);
+}
+
+#[test]
+fn a_charge_that_is_too_small_is_refused_here_too() {
+    let stock = told(16 * MIB, ROOM, 0);
+    let degraded = Degraded::new();
+    let error = stock
+        .allocate(16 * MIB, MIB, &degraded)
+        .expect_err("over its charge");
+    assert!(matches!(error, MemoryError::Allocated { .. }), "{error}");
+    assert!(degraded.list().iter().any(|path| path.id == "stock"));
+    let error = stock
+        .allocate(u64::MAX, u64::MAX, &degraded)
+        .expect_err("too large");
+    assert!(matches!(error, MemoryError::TooLarge { .. }), "{error}");
+}
