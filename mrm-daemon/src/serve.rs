@@ -30,7 +30,7 @@ use crate::status::{self, Access, ServeError, ServeOptions, StatusInbox, StatusS
 use crate::transfer::{Lanes, LanesConfig, LanesError};
 use mrm_core::Core;
 use mrm_core::id::Bytes;
-use mrm_core::policy::Lru;
+use mrm_core::policy::Choice;
 use mrm_proto::ids::InstanceId;
 use mrm_proto::limits::{FDS_PER_FRAME_MAX, LEASES_PER_SESSION_MAX, SEGMENTS_PER_MODEL_MAX};
 use std::io;
@@ -218,7 +218,7 @@ fn assemble(
         waiting_max: config.limits.waiting_max,
         leases_per_session_max: LEASES_PER_SESSION_MAX,
         revalidate_ms: config.revalidate_ms,
-        policy: Box::new(Lru),
+        policy: Choice::default(),
         devices: devices::decider_configs(&tier, (left / 4) as u64),
     };
     let journal_bytes = usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX);

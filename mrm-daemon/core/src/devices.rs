@@ -1,15 +1,13 @@
-//! The devices: what each can copy from, what goes first there, and whether it is still there.
+//! The devices: what each can copy from, and whether it is still there.
 
 use crate::DeviceConfig;
 use crate::id::DeviceId;
 use crate::ledger::{Amount, Tier};
-use crate::policy::Policy;
 use crate::violation::Violation;
 
 #[derive(Debug)]
 struct Device {
     peers: Vec<DeviceId>,
-    policy: Box<dyn Policy>,
     lost: bool,
 }
 
@@ -21,7 +19,6 @@ impl Devices {
     pub(crate) fn new(configs: Vec<DeviceConfig>) -> Self {
         let device = |config: DeviceConfig| Device {
             peers: config.peers,
-            policy: config.policy,
             lost: false,
         };
         Self(configs.into_iter().map(device).collect())
@@ -76,10 +73,6 @@ impl Devices {
         let peers = self.get(id).into_iter();
         let peers = peers.flat_map(|device| device.peers.iter().copied());
         peers.filter(move |peer| *peer != id && !self.is_lost(*peer))
-    }
-
-    pub(crate) fn policy(&self, id: DeviceId) -> Option<&dyn Policy> {
-        self.get(id).map(|device| &*device.policy)
     }
 
     fn get(&self, id: DeviceId) -> Option<&Device> {

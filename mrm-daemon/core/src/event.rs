@@ -9,6 +9,7 @@
 use crate::id::{Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId};
 use crate::id::{SourceId, Tenant, Time, VersionId};
 use crate::ledger::{Amount, Tier};
+use crate::policy::Choice;
 use std::sync::Arc;
 
 /// Everything that the decider is told.
@@ -90,6 +91,13 @@ pub enum Event {
         /// What may be charged now, at most the budget; less while others use the device.
         limit: Bytes,
     },
+    /// Another policy for a tier. It begins with what all policies look at, and nothing of its own.
+    SetPolicy {
+        /// Which tier.
+        tier: Tier,
+        /// Which policy.
+        policy: Choice,
+    },
     /// Memory of the last daemon's is taken over. Comes before any session.
     Adopt(Adoption),
     /// A client that had leases of the last daemon's wants them again. Each is given if what it was
@@ -117,6 +125,14 @@ pub enum Event {
         op: OpId,
         /// What the model stands for now.
         outcome: Result<Resolution, Fault>,
+    },
+    /// What a load took by itself, without what it waited for. Comes before its `Loaded`, or not at
+    /// all: then the time between the effect and that event counts.
+    Took {
+        /// Which effect.
+        op: OpId,
+        /// How long, in microseconds.
+        took_us: u64,
     },
     /// `Load` ended. On an error nothing of the segment is in memory.
     Loaded {

@@ -13,7 +13,7 @@ use crate::Core;
 use crate::admission::{Stage, Target};
 use crate::catalogue::Copy;
 use crate::event::{Part, SegmentFact};
-use crate::id::CopyId;
+use crate::id::{CopyId, VersionId};
 use crate::ledger::{Amount, Tier};
 use crate::ops::Op;
 use crate::residency::{Segment, State};
@@ -40,7 +40,8 @@ pub fn check(core: &Core) -> Result<(), Violation> {
     i11_nothing_is_kept_for_nothing(core)?;
     i12_whole_is_true(core)?;
     i13_evictions_await_frees(core)?;
-    i14_the_first_want_has_its_room_made(core)
+    i14_the_first_want_has_its_room_made(core)?;
+    i19_policies_remember_what_is_there(core)
 }
 
 fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), Violation> {
@@ -486,4 +487,26 @@ fn i14_the_first_want_has_its_room_made(core: &Core) -> Result<(), Violation> {
         return ensure(coming, 14, || format!("{first} is forgotten"));
     }
     Ok(())
+}
+
+fn i19_policies_remember_what_is_there(core: &Core) -> Result<(), Violation> {
+    for tier in core.ledger.tiers() {
+        let mut there: BTreeSet<VersionId> = BTreeSet::new();
+        for source in core.catalogue.sources.values() {
+            if source.segments.contains_key(&tier) {
+                there.extend(&source.versions);
+            }
+        }
+        let tracked = core.policies.policy(tier)?.tracked();
+        ensure(tracked <= there.len(), 19, || {
+            let there = there.len();
+            format!("the policy of {tier} remembers {tracked} versions, there are {there}")
+        })?;
+    }
+    let loading = core.residency.all();
+    let loading = loading.filter(|(_, segment)| matches!(segment.state, State::Loading(_)));
+    let (loading, (timed, batches)) = (loading.count(), core.policies.reloads.in_flight());
+    ensure(timed <= loading && batches <= timed, 19, || {
+        format!("{timed} loads are timed in {batches} batches, {loading} are under way")
+    })
 }

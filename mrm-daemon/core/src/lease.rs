@@ -1,6 +1,6 @@
 //! Sessions and what they hold.
 
-use crate::id::{CopyId, LeaseId, ModelId, SessionId, Tenant};
+use crate::id::{CopyId, LeaseId, ModelId, SessionId, Tenant, Time};
 use crate::violation::Violation;
 use std::collections::BTreeMap;
 
@@ -19,6 +19,8 @@ pub(crate) struct Session {
 pub(crate) struct Lease {
     pub(crate) model: ModelId,
     pub(crate) copy: CopyId,
+    /// When it was granted.
+    pub(crate) since: Time,
 }
 
 /// All sessions and leases.

@@ -53,14 +53,15 @@ mod lease;
 mod ops;
 #[cfg(not(feature = "planted"))]
 mod planted;
+mod policies;
 mod residency;
 mod step;
 
 use crate::effect::Effect;
 use crate::event::Event;
-use crate::id::{Bytes, CopyId, DeviceId, Time, VersionId};
-use crate::ledger::{Amount, Amounts, Ledger};
-use crate::policy::{Lru, Policy};
+use crate::id::{Bytes, CopyId, DeviceId, ModelId, Time, VersionId};
+use crate::ledger::{Amount, Amounts, Ledger, Tier};
+use crate::policy::{Choice, Policy};
 use crate::violation::Violation;
 use std::collections::BTreeSet;
 
@@ -83,7 +84,7 @@ pub struct Config {
     /// How long it is believed what a model was last found to stand for. 0: never.
     pub revalidate_ms: u64,
     /// What goes first when room is needed in host memory.
-    pub policy: Box<dyn Policy>,
+    pub policy: Choice,
     /// The devices; the place in the list is the [`DeviceId`].
     pub devices: Vec<DeviceConfig>,
 }
@@ -98,7 +99,7 @@ pub struct DeviceConfig {
     /// The devices whose memory this one can copy from.
     pub peers: Vec<DeviceId>,
     /// What goes first when room is needed on it.
-    pub policy: Box<dyn Policy>,
+    pub policy: Choice,
 }
 
 impl DeviceConfig {
@@ -109,7 +110,7 @@ impl DeviceConfig {
             budget,
             pieces_max: 16_384,
             peers: Vec::new(),
-            policy: Box::new(Lru),
+            policy: Choice::default(),
         }
     }
 }
@@ -124,7 +125,7 @@ impl Config {
             waiting_max: 1024,
             leases_per_session_max: 4096,
             revalidate_ms: 1000,
-            policy: Box::new(Lru),
+            policy: Choice::default(),
             devices: Vec::new(),
         }
     }
@@ -136,7 +137,7 @@ pub struct Core {
     waiting_max: usize,
     leases_per_session_max: usize,
     revalidate_ms: u64,
-    policy: Box<dyn Policy>,
+    policies: policies::Policies,
     draining: bool,
     devices: devices::Devices,
     catalogue: catalogue::Catalogue,
@@ -168,7 +169,10 @@ impl Core {
             waiting_max: config.waiting_max,
             leases_per_session_max: config.leases_per_session_max,
             revalidate_ms: config.revalidate_ms,
-            policy: config.policy,
+            policies: policies::Policies::new(
+                config.policy,
+                config.devices.iter().map(|device| device.policy),
+            ),
             draining: false,
             ledger: Ledger::new(limit, &devices::Devices::budgets(&config.devices)),
             devices: devices::Devices::new(config.devices),
@@ -196,6 +200,7 @@ impl Core {
         event: Event,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
+        self.policies.explained.clear();
         let turn = &mut step::Turn { now, effects };
         self.route(turn, event)?;
         self.settle(turn)?;
@@ -213,6 +218,22 @@ impl Core {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Puts a policy in charge of a tier that no [`Choice`] names: for simulators, whose policies
+    /// know the future, and for tests. Comes before any event.
+    ///
+    /// # Errors
+    /// [`Violation::UnknownDevice`] if there is no such tier.
+    pub fn install_policy(&mut self, tier: Tier, policy: Box<dyn Policy>) -> Result<(), Violation> {
+        self.policies.install(tier, policy)
+    }
+
+    /// The models whose uses were forgotten since this was last asked. What is remembered of a
+    /// model outlives its version: whoever gives out the ids has to keep that of a model as long as
+    /// [`View::remembers`](view::View::remembers) it.
+    pub fn take_forgotten(&mut self) -> Vec<ModelId> {
+        self.policies.history.take_forgotten()
     }
 
     /// What there is to see.
@@ -255,6 +276,7 @@ impl Core {
                 budget,
                 limit,
             } => self.set_limit(tier, budget, limit),
+            Event::SetPolicy { tier, policy } => self.policies.choose(tier, policy),
             Event::Adopt(adoption) => self.adopt(turn, &adoption),
             Event::Resume {
                 session,
@@ -264,6 +286,7 @@ impl Core {
             Event::DeviceLost { device, fault } => self.device_lost(turn, device, &fault),
             Event::Drain => self.drain(turn),
             Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),
+            Event::Took { op, took_us } => self.took(op, took_us),
             Event::Loaded { op, outcome } => self.loaded(turn, op, outcome),
             Event::Freed { op } => self.freed(turn, op),
             Event::Tick => self.tick(turn),

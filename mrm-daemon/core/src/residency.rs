@@ -6,7 +6,6 @@
 use crate::id::{ContentId, CopyId, OpId, SegmentId, SourceId, Time, VersionId};
 use crate::ledger::{Amount, Tier};
 use crate::planted::{Bug, planted};
-use crate::policy::Candidate;
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -261,19 +260,6 @@ impl Residency {
             .map_or(Amount::ZERO, |idle| idle.amount)
     }
 
-    /// The segments of a tier that can be evicted, the longest idle first.
-    pub(crate) fn candidates(&self, tier: Tier) -> impl Iterator<Item = Candidate> {
-        let index = self.idle_index(tier);
-        index.filter_map(|(since, id)| {
-            let segment = self.segments.get(&id)?;
-            Some(Candidate {
-                segment: id,
-                charge: segment.charge.bytes,
-                last_used: since,
-            })
-        })
-    }
-
     pub(crate) fn all(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
         self.segments.iter().map(|(id, segment)| (*id, segment))
     }
@@ -286,6 +272,7 @@ impl Residency {
         self.contents.len()
     }
 
+    /// The segments of a tier that can be evicted, the longest idle first.
     pub(crate) fn idle_index(&self, tier: Tier) -> impl Iterator<Item = (Time, SegmentId)> {
         let idle = self.idle.get(&tier).into_iter();
         idle.flat_map(|idle| idle.index.iter().copied())

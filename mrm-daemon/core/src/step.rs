@@ -12,6 +12,7 @@ mod plan;
 mod request;
 mod room;
 mod victims;
+mod worth;
 
 use crate::Core;
 use crate::admission::{Key, Stage, Target};
@@ -133,6 +134,7 @@ impl Core {
     ) -> Result<(), Violation> {
         let CopyId { version, tier } = lease.copy;
         let copy = lease.copy;
+        self.note_use(copy, lease.model, turn.now)?;
         let lease = self.leases.grant(key.0, lease)?;
         self.change_copy(copy, turn.now, |copy| {
             copy.leases += 1;
@@ -248,6 +250,7 @@ impl Core {
             let lease = Lease {
                 model: waiter.model,
                 copy,
+                since: turn.now,
             };
             self.grant(turn, key, lease, waiter.origin, Arc::clone(&segments))?;
         }
@@ -264,6 +267,7 @@ impl Core {
         let users = self.catalogue.users(&going.sources)?;
         let (charge, sources) = self.residency.evict(segment, op, users.clone())?;
         self.ledger.start_free(tier, charge);
+        self.policies.dropped(tier, users.iter().copied())?;
         for copy in copies {
             self.catalogue.copy_mut(copy)?.whole = None;
             self.demoted(turn, copy, tier)?;

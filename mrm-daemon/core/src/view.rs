@@ -14,10 +14,11 @@ pub use shapes::*;
 use crate::Core;
 use crate::admission::{Stage as WantStage, Target};
 use crate::catalogue::{Copy, Model, Version};
-use crate::id::VersionId;
 use crate::id::{Bytes, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId};
+use crate::id::{Time, VersionId};
 use crate::lease::{Lease, Session};
 use crate::ledger::Tier;
+use crate::policy::{Choice, rank};
 use crate::residency::{Segment, State};
 
 /// A read-only look at the decider. What is iterated comes in the order of its ids.
@@ -198,6 +199,48 @@ impl<'a> View<'a> {
             ops: core.ops.len(),
             evictions: core.evictions.len(),
         }
+    }
+
+    /// The policy of a tier; `None` if there is no such tier.
+    #[must_use]
+    pub fn policy(&self, tier: Tier) -> Option<Choice> {
+        self.core.policies.choice(tier).ok()
+    }
+
+    /// Why what the last event evicted for want of room was chosen.
+    #[must_use]
+    pub fn explained(&self) -> &'a [Explained] {
+        &self.core.policies.explained
+    }
+
+    /// How much a version is worth keeping on a tier at this time, whether it is held or not;
+    /// `None` if nothing of it is resident there. Takes time in the number of versions there.
+    #[must_use]
+    pub fn utility(&self, version: VersionId, tier: Tier, now: Time) -> Option<UtilityView> {
+        let core = self.core;
+        let policy = core.policies.policy(tier).ok()?;
+        let candidate = core.as_candidate(version, tier).ok()??;
+        let facts = core.facts(tier, now);
+        let mut all = core.all_candidates(tier).ok()?;
+        all.retain(|other| other.version != version);
+        all.push(candidate);
+        let ranked = rank(policy, &facts, all);
+        let rank = ranked
+            .iter()
+            .position(|of| of.candidate.version == version)?;
+        Some(UtilityView {
+            policy: policy.name(),
+            utility: ranked.get(rank)?.utility,
+            factors: policy.factors(&facts, &candidate),
+            rank,
+            candidates: ranked.len(),
+        })
+    }
+
+    /// Whether anything is remembered of the uses of a model.
+    #[must_use]
+    pub fn remembers(&self, model: ModelId) -> bool {
+        self.core.policies.history.remembers(model)
     }
 
     /// Whether new leases are refused.

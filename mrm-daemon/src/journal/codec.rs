@@ -83,6 +83,11 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
         Event::Loaded { op, outcome } => put_loaded(out, *op, outcome)?,
         Event::Freed { op } => put(out, 15, &[op.0])?,
         Event::Tick => put(out, 16, &[])?,
+        Event::SetPolicy { tier, policy } => {
+            put(out, 19, &[tier_number(*tier)])?;
+            out.str(&policy.to_string())?;
+        }
+        Event::Took { op, took_us } => put(out, 20, &[op.0, *took_us])?,
         Event::Adopt(adoption) => put_adoption(out, adoption)?,
         Event::Resume {
             session,
@@ -273,6 +278,14 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             session: SessionId(from.u64()?),
             request: RequestId(from.u64()?),
             leases: get_list(from, get_resumed)?,
+        },
+        19 => Event::SetPolicy {
+            tier: tier_of(from.u64()?)?,
+            policy: from.str()?.parse().map_err(DecodeError::custom)?,
+        },
+        20 => Event::Took {
+            op: OpId(from.u64()?),
+            took_us: from.u64()?,
         },
         kind => return Err(unknown("event", kind.into())),
     })

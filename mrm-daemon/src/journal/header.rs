@@ -2,7 +2,7 @@
 
 use minicbor::{Decode, Encode};
 use mrm_core::id::{Bytes, DeviceId};
-use mrm_core::policy::{Lru, Policy};
+use mrm_core::policy::Choice;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The first part of a journal.
@@ -103,7 +103,7 @@ impl CoreFacts {
             budget_bytes: device.budget.0,
             pieces_max: device.pieces_max,
             peers: device.peers.iter().map(|peer| peer.0).collect(),
-            policy: name_of(&*device.policy),
+            policy: device.policy.to_string(),
         };
         Self {
             limit_bytes: config.limit.0,
@@ -111,7 +111,7 @@ impl CoreFacts {
             waiting_max: config.waiting_max as u64,
             leases_per_session_max: config.leases_per_session_max as u64,
             revalidate_ms: config.revalidate_ms,
-            policy: name_of(&*config.policy),
+            policy: config.policy.to_string(),
             devices: config.devices.iter().map(device).collect(),
         }
     }
@@ -142,14 +142,6 @@ impl CoreFacts {
     }
 }
 
-/// A policy's settings, its seed among them, are in how it shows itself.
-fn name_of(policy: &dyn Policy) -> String {
-    format!("{policy:?}")
-}
-
-fn policy_named(name: &str) -> Result<Box<dyn Policy>, UnknownPolicy> {
-    if name == name_of(&Lru) {
-        return Ok(Box::new(Lru));
-    }
-    Err(UnknownPolicy(name.to_owned()))
+fn policy_named(text: &str) -> Result<Choice, UnknownPolicy> {
+    text.parse().map_err(|_| UnknownPolicy(text.to_owned()))
 }

@@ -154,6 +154,8 @@ impl Fold {
             | Event::Configure { .. }
             | Event::ModelChanged { .. }
             | Event::SetLimit { .. }
+            | Event::SetPolicy { .. }
+            | Event::Took { .. }
             | Event::Adopt(_)
             | Event::Resume { .. }
             | Event::DeviceLost { .. }

@@ -284,6 +284,8 @@ impl Run {
             | Event::DeviceLost { .. }
             | Event::Drain
             | Event::Resolved { .. }
+            | Event::SetPolicy { .. }
+            | Event::Took { .. }
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

@@ -102,6 +102,8 @@ impl Journal {
             | Event::Resume { .. }
             | Event::DeviceLost { .. }
             | Event::Drain
+            | Event::SetPolicy { .. }
+            | Event::Took { .. }
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

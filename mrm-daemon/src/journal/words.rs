@@ -64,6 +64,8 @@ pub(super) fn words(event: &Event) -> String {
         },
         Event::Freed { op } => format!("{op} ends: its memory is free"),
         Event::Tick => "time passes".to_owned(),
+        Event::SetPolicy { tier, policy } => format!("{tier} has the policy {policy}"),
+        Event::Took { op, took_us } => format!("{op} took {took_us} µs by itself"),
     }
 }
 

@@ -160,6 +160,8 @@ impl Books {
             | Event::Adopt(_)
             | Event::Resume { .. }
             | Event::Drain
+            | Event::SetPolicy { .. }
+            | Event::Took { .. }
             | Event::Tick => {}
         }
         Ok(())

@@ -132,7 +132,8 @@ impl Core {
         if self.whole(copy)?.is_none() {
             return Ok(None);
         }
-        let lease = self.leases.grant(session, Lease { model, copy })?;
+        let since = turn.now;
+        let lease = self.leases.grant(session, Lease { model, copy, since })?;
         self.change_copy(copy, turn.now, |copy| {
             copy.leases += 1;
             copy.last_used = Some(turn.now);

@@ -58,6 +58,17 @@ impl Core {
         Ok(())
     }
 
+    pub(crate) fn took(&mut self, op: OpId, took_us: u64) -> Result<(), Violation> {
+        match self.ops.get(op) {
+            Some(Op::Load { segment }) => {
+                self.policies.reloads.took(segment, took_us);
+                Ok(())
+            }
+            Some(Op::Resolve { .. } | Op::Free { .. }) => Err(Violation::WrongCompletion(op)),
+            None => Err(Violation::UnknownOp(op)),
+        }
+    }
+
     pub(crate) fn loaded(
         &mut self,
         turn: &mut Turn<'_>,
@@ -72,6 +83,7 @@ impl Core {
         let users = self.catalogue.copies_with(tier, &sources)?;
         self.touched.extend(self.catalogue.users(&sources)?);
         self.room_changed = true;
+        self.note_load(segment, outcome.is_ok(), turn.now);
         if let Some(feeding) = self.residency.end_feed(segment)? {
             self.change_copy(feeding, turn.now, |copy| copy.feeding -= 1)?;
         }
@@ -93,6 +105,8 @@ impl Core {
                 for source in sources {
                     self.catalogue.set_segment(source, tier, None)?;
                 }
+                let versions = users.iter().map(|user| user.version);
+                self.policies.dropped(tier, versions)?;
                 for user in users {
                     self.load_failed(turn, user, tier, &failure)?;
                 }

@@ -27,7 +27,9 @@ impl Core {
             Err(refusal) => return self.turn_away(turn, key, version, refusal),
         };
         if let Some(segments) = self.whole(copy)? {
-            return self.grant(turn, key, Lease { model, copy }, Origin::Hit, segments);
+            let since = turn.now;
+            let lease = Lease { model, copy, since };
+            return self.grant(turn, key, lease, Origin::Hit, segments);
         }
         let waiting = self.admission.waiting_for_copies();
         if waiting >= self.waiting_max {
@@ -85,7 +87,7 @@ impl Core {
             return Ok(Err(Refusal::NoImage));
         }
         let there = |device: &DeviceId| !self.devices.is_lost(*device);
-        let alive: Vec<DeviceId> = devices.iter().copied().filter(there).collect();
+        let mut alive: Vec<DeviceId> = devices.iter().copied().filter(there).collect();
         for device in &alive {
             if self.whole(CopyId::device(version, *device))?.is_some() {
                 return Ok(Ok(*device));
@@ -95,6 +97,15 @@ impl Core {
             if self.is_coming(CopyId::device(version, *device), now)? {
                 return Ok(Ok(*device));
             }
+        }
+        let uses = self.policies.uses(self.subject(version));
+        if now && uses == 0 {
+            let mut later = Vec::new();
+            for device in &alive {
+                later.push(self.policies.choice(Tier::Device(*device))?.second_use);
+            }
+            let mut later = later.into_iter();
+            alive.retain(|_| !later.next().unwrap_or(false));
         }
         let lost = devices.first().copied().unwrap_or(DeviceId(0));
         let mut refusal = (Bytes::ZERO, Refusal::DeviceLost { device: lost });

@@ -6,6 +6,7 @@ use crate::event::{Part, SegmentFact};
 use crate::id::{CopyId, DeviceId, SegmentId};
 use crate::ledger::{Amount, Amounts, Tier};
 use crate::planted::{Bug, planted};
+use crate::policy::Route;
 use crate::violation::Violation;
 use std::collections::BTreeSet;
 
@@ -43,6 +44,20 @@ pub(crate) struct Claims {
     pub(crate) kept: BTreeSet<SegmentId>,
     /// What the idle ones among these take.
     pub(crate) kept_idle: Amounts,
+}
+
+impl Plan {
+    /// How what is loaded to a tier comes there.
+    pub(crate) fn route(&self, tier: Tier) -> Route {
+        let from_files = |(slot, _): &(SegmentFact, Tier)| slot.part == Part::File;
+        match (tier, self.feeder) {
+            (Tier::Host, _) => Route::ToHost,
+            (Tier::Device(_), Feeder::Peer(_)) => Route::Across,
+            (Tier::Device(_), Feeder::Source) => Route::ToDevice,
+            (Tier::Device(_), Feeder::Host) if self.loads.iter().any(from_files) => Route::ToDevice,
+            (Tier::Device(_), Feeder::Host) => Route::Up,
+        }
+    }
 }
 
 impl Core {

@@ -48,7 +48,9 @@ impl Core {
             || planted(Bug::BelieveForever) && current.is_some();
         match (copy, whole) {
             (Some(copy), Some(segments)) if fresh => {
-                return self.grant(turn, key, Lease { model, copy }, Origin::Hit, segments);
+                let since = turn.now;
+                let lease = Lease { model, copy, since };
+                return self.grant(turn, key, lease, Origin::Hit, segments);
             }
             // A second look at what is in memory is never turned away: those who wait for room
             // must not be able to keep others from what needs none.
@@ -136,6 +138,10 @@ impl Core {
 
     pub(super) fn lease_ended(&mut self, turn: &Turn<'_>, lease: Lease) -> Result<(), Violation> {
         let now = turn.now;
+        let subject = self.subject(lease.copy.version).unwrap_or(lease.model);
+        self.policies
+            .history
+            .ran(subject, now.us_since(lease.since));
         self.change_copy(lease.copy, now, |copy| {
             copy.leases -= 1;
             copy.last_used = Some(now);

@@ -10,6 +10,7 @@ use crate::id::{CopyId, SegmentId, VersionId};
 use crate::ledger::{Amount, Amounts, Tier};
 use crate::ops::Op;
 use crate::planted::{Bug, planted};
+use crate::policy::Load;
 use crate::residency::{Segment, State};
 use crate::violation::{Record, Violation};
 use std::collections::BTreeSet;
@@ -90,7 +91,7 @@ impl Core {
             if excess == Amount::ZERO || self.residency.idle_amount(tier) == Amount::ZERO {
                 continue;
             }
-            for segment in self.victims(tier, excess, &BTreeSet::new())? {
+            for segment in self.victims(turn.now, tier, excess, &BTreeSet::new())? {
                 self.evict(turn, segment)?;
             }
             self.room_changed = true;
@@ -156,7 +157,7 @@ impl Core {
             if short == Amount::ZERO {
                 continue;
             }
-            for segment in self.victims(tier, short, &claims.kept)? {
+            for segment in self.victims(turn.now, tier, short, &claims.kept)? {
                 self.evict(turn, segment)?;
             }
         }
@@ -169,9 +170,12 @@ impl Core {
         // The rest of the version may have been kept for this want.
         self.touched.insert(copy.version);
         self.change_copy(copy, turn.now, |copy| copy.admitted = true)?;
+        if plan.feeder == Feeder::Host {
+            self.tell_policy(CopyId::host(copy.version), turn.now)?;
+        }
         let mut origin = None;
         for (slot, tier) in &plan.loads {
-            let feed = self.load(turn, copy, *slot, *tier, plan.feeder)?;
+            let feed = self.load(turn, copy, (*slot, *tier), plan)?;
             origin = match feed {
                 Feed::Source => Some(Origin::Loaded),
                 Feed::Host(_) | Feed::Peer(_) => origin.or(Some(Origin::Promoted)),
@@ -191,12 +195,11 @@ impl Core {
         &mut self,
         turn: &mut Turn<'_>,
         copy: CopyId,
-        slot: SegmentFact,
-        tier: Tier,
-        feeder: Feeder,
+        (slot, tier): (SegmentFact, Tier),
+        plan: &Plan,
     ) -> Result<Feed, Violation> {
         self.ledger.charge(tier, slot.amount())?;
-        let (feed, fed_by) = self.feed(copy.version, &slot, feeder)?;
+        let (feed, fed_by) = self.feed(copy.version, &slot, plan.feeder)?;
         if let Some(fed_by) = fed_by {
             self.change_copy(fed_by, turn.now, |copy| copy.feeding += 1)?;
         }
@@ -220,6 +223,16 @@ impl Core {
             idle_since: None,
         };
         self.residency.start(segment, loading);
+        // A table is in no time, and its copies share it.
+        if slot.part != Part::Table {
+            let load = Load {
+                version: copy.version,
+                tier,
+                route: plan.route(tier),
+                bytes: slot.charge,
+            };
+            self.policies.reloads.started(segment, load, turn.now);
+        }
         self.catalogue
             .set_segment(slot.source, tier, Some(segment))?;
         turn.effects.push(Effect::Load {

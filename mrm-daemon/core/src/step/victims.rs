@@ -1,44 +1,120 @@
 //! What is evicted when room is needed.
 
+use super::worth::Idle;
 use crate::Core;
-use crate::id::SegmentId;
+use crate::id::{SegmentId, Time, VersionId};
 use crate::ledger::{Amount, Tier};
-use crate::policy::{Candidate, Policy};
+use crate::policy::{Decision, GiveBack, Ranked, rank};
+use crate::view::Explained;
 use crate::violation::Violation;
 use std::collections::BTreeSet;
 
+/// What is idle, in its turn: the rank of the version that keeps it longest, then by age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turned {
+    rank: usize,
+    since: Time,
+    segment: SegmentId,
+}
+
 impl Core {
-    /// Chooses idle segments of a tier outside `kept` that bring `short` together, or all of them.
+    /// Chooses idle segments of a tier outside `kept` that bring `short` together, or all of them,
+    /// and tells the policy.
     pub(super) fn victims(
-        &self,
+        &mut self,
+        now: Time,
         tier: Tier,
         short: Amount,
         kept: &BTreeSet<SegmentId>,
     ) -> Result<Vec<SegmentId>, Violation> {
-        let candidates: Vec<Candidate> = self
-            .residency
-            .candidates(tier)
-            .filter(|candidate| !kept.contains(&candidate.segment))
-            .collect();
-        let mut ranked = Vec::with_capacity(candidates.len());
-        self.policy(tier)?.rank(&candidates, &mut ranked);
-        ranked.extend(candidates.iter().map(|candidate| candidate.segment));
-        let mut left: BTreeSet<SegmentId> = candidates
-            .iter()
-            .map(|candidate| candidate.segment)
-            .collect();
+        let idle = self.idle(tier, kept)?;
+        let candidates = self.candidates(tier, &idle)?;
+        let policy = self.policies.policy(tier)?;
+        let ranked = rank(policy, &self.facts(tier, now), candidates);
+        let give_back = policy.give_back();
+        let turns = turns(&idle, &ranked);
         let (mut chosen, mut sum) = (Vec::new(), Amount::ZERO);
-        for segment in ranked {
+        for turn in &turns {
             if short.fits(sum) {
                 break;
             }
-            if left.remove(&segment) {
-                chosen.push(segment);
-                sum = sum.plus(self.residency.get(segment)?.charge);
+            chosen.push(turn.segment);
+            sum = sum.plus(self.residency.get(turn.segment)?.charge);
+        }
+        match give_back {
+            _ if !self.policies.choice(tier)?.give_back => {}
+            GiveBack::BestFirst => self.give_back(tier, &mut chosen, sum, short)?,
+            GiveBack::KeepLargest => {
+                let taken = turns.get(..chosen.len()).unwrap_or(&turns);
+                chosen = self.largest(taken, short)?;
             }
         }
-        self.give_back(tier, &mut chosen, sum, short)?;
+        self.decide_on(now, tier, &ranked, &turns, &chosen)?;
         Ok(chosen)
+    }
+
+    /// The fewest and largest versions of these whose segments suffice.
+    fn largest(&self, turns: &[Turned], short: Amount) -> Result<Vec<SegmentId>, Violation> {
+        let mut versions = Vec::new();
+        for parts in turns.chunk_by(|a, b| a.rank == b.rank) {
+            let mut amount = Amount::ZERO;
+            for part in parts {
+                amount = amount.plus(self.residency.get(part.segment)?.charge);
+            }
+            versions.push((amount, parts));
+        }
+        versions.sort_by_key(|(amount, _)| std::cmp::Reverse(amount.bytes));
+        let (mut chosen, mut sum) = (Vec::new(), Amount::ZERO);
+        for (amount, parts) in versions {
+            if short.fits(sum) {
+                break;
+            }
+            sum = sum.plus(amount);
+            chosen.extend(parts.iter().map(|part| part.segment));
+        }
+        Ok(chosen)
+    }
+
+    /// Tells the policy what goes, and writes down why.
+    fn decide_on(
+        &mut self,
+        now: Time,
+        tier: Tier,
+        ranked: &[Ranked],
+        turns: &[Turned],
+        chosen: &[SegmentId],
+    ) -> Result<(), Violation> {
+        let chosen: BTreeSet<SegmentId> = chosen.iter().copied().collect();
+        let going = turns.iter().filter(|turn| chosen.contains(&turn.segment));
+        let going: BTreeSet<usize> = going.map(|turn| turn.rank).collect();
+        let version = |rank: &usize| ranked.get(*rank).map(|ranked| ranked.candidate.version);
+        let victims: BTreeSet<VersionId> = going.iter().filter_map(version).collect();
+        let spared = ranked
+            .iter()
+            .zip(0..)
+            .find(|(_, rank)| !going.contains(rank));
+        let spared = spared.map(|(ranked, _)| (ranked.candidate.version, ranked.utility));
+        let policy = self.policies.policy(tier)?;
+        let facts = self.facts(tier, now);
+        let mut explained = Vec::with_capacity(going.len());
+        for victim in going.iter().filter_map(|rank| ranked.get(*rank)) {
+            explained.push(Explained {
+                tier,
+                version: victim.candidate.version,
+                model: victim.candidate.subject,
+                policy: policy.name(),
+                utility: victim.utility,
+                factors: policy.factors(&facts, &victim.candidate),
+                spared,
+                candidates: ranked.len(),
+            });
+        }
+        self.policies.explained.append(&mut explained);
+        let when = (now, self.ledger.account(tier).limit.bytes);
+        let (policy, facts) = self.policies.at(tier, when)?;
+        let victims = &victims;
+        policy.decided(&facts, &Decision { ranked, victims });
+        Ok(())
     }
 
     /// Takes back victims without which the rest suffices, the last ranked first.
@@ -86,14 +162,29 @@ impl Core {
         chosen.retain(|segment| victims.contains(segment));
         Ok(())
     }
+}
 
-    fn policy(&self, tier: Tier) -> Result<&dyn Policy, Violation> {
-        match tier {
-            Tier::Host => Ok(&*self.policy),
-            Tier::Device(id) => {
-                let policy = self.devices.policy(id);
-                policy.ok_or(Violation::UnknownDevice(id))
-            }
-        }
-    }
+/// Each idle segment once, in its turn.
+fn turns(idle: &[Idle], ranked: &[Ranked]) -> Vec<Turned> {
+    let ranks = ranked.iter().zip(0..);
+    let mut ranks: Vec<(VersionId, usize)> = ranks
+        .map(|(ranked, rank)| (ranked.candidate.version, rank))
+        .collect();
+    ranks.sort_unstable();
+    let rank = |version: VersionId| {
+        let at = ranks.binary_search_by_key(&version, |(version, _)| *version);
+        at.ok().and_then(|at| ranks.get(at)).map(|(_, rank)| *rank)
+    };
+    let turn = |idle: &Idle| Turned {
+        // What nobody ranked goes last.
+        rank: rank(idle.version).unwrap_or(usize::MAX),
+        since: idle.since,
+        segment: idle.segment,
+    };
+    let mut turns: Vec<Turned> = idle.iter().map(turn).collect();
+    // Whoever keeps it longest decides.
+    turns.sort_unstable_by_key(|turn| (turn.segment, std::cmp::Reverse(turn.rank)));
+    turns.dedup_by_key(|turn| turn.segment);
+    turns.sort_unstable();
+    turns
 }

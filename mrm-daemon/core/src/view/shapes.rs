@@ -4,6 +4,7 @@ use crate::event::{Part, Wishes};
 use crate::id::{Bytes, ContentId, CopyId, LeaseId, ModelId, SegmentId, SessionId, SourceId};
 use crate::id::{Tenant, Time, VersionId};
 use crate::ledger::Tier;
+use crate::policy::Factor;
 
 /// Totals of a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,4 +234,40 @@ pub struct RecordsView {
     pub ops: usize,
     /// Evictions that await their frees.
     pub evictions: usize,
+}
+
+/// Why a version, or what was left of it, was evicted for want of room.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explained {
+    /// From where.
+    pub tier: Tier,
+    /// The version.
+    pub version: VersionId,
+    /// The model under which its uses are remembered.
+    pub model: Option<ModelId>,
+    /// The policy of the tier.
+    pub policy: &'static str,
+    /// How much it was worth keeping, by the policy's own measure.
+    pub utility: f64,
+    /// What that is made of.
+    pub factors: Vec<Factor>,
+    /// The least valuable version that stayed, and its utility; `None` if all went that could.
+    pub spared: Option<(VersionId, f64)>,
+    /// How many could have gone.
+    pub candidates: usize,
+}
+
+/// How much a version is worth keeping.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UtilityView {
+    /// The policy of the tier.
+    pub policy: &'static str,
+    /// How much, by the policy's own measure.
+    pub utility: f64,
+    /// What that is made of.
+    pub factors: Vec<Factor>,
+    /// How many others would go first.
+    pub rank: usize,
+    /// How many there are to be compared, itself among them.
+    pub candidates: usize,
 }

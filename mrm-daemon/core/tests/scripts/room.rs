@@ -1,9 +1,8 @@
 //! Opens that need room: victims, the queue, deadlines, limits.
 
 use crate::support::{Script, config, script};
-use mrm_core::id::SegmentId;
 use mrm_core::ledger::Tier;
-use mrm_core::policy::{Candidate, Policy};
+use mrm_core::policy::{Candidate, Facts, Policy};
 
 /// Budget 10: m1 = a:4 and m2 = b:4 resident and idle, m1 used longer ago.
 const TWO_IDLE: &str = "
@@ -425,16 +424,24 @@ fn the_queue_is_bounded() {
 struct Newest;
 
 impl Policy for Newest {
-    fn rank(&self, candidates: &[Candidate], ranked: &mut Vec<SegmentId>) {
-        ranked.extend(candidates.iter().rev().map(|candidate| candidate.segment));
+    fn name(&self) -> &'static str {
+        "newest"
+    }
+
+    fn score(&self, _: &Facts<'_>, candidates: &[Candidate], scores: &mut Vec<f64>) {
+        let newest = |candidate: &Candidate| -(candidate.first.0 as f64);
+        scores.extend(candidates.iter().map(newest));
     }
 }
 
 #[test]
 fn the_policy_decides_who_goes() {
-    let mut settings = config(10);
-    settings.policy = Box::new(Newest);
-    Script::new(settings).run(TWO_IDLE).run(
+    let mut script = Script::new(config(10));
+    script
+        .core
+        .install_policy(Tier::Host, Box::new(Newest))
+        .unwrap();
+    script.run(TWO_IDLE).run(
         "> open 1.3 m3
          resolve op5 m3
          > resolved op5 v3 c:5
@@ -442,22 +449,28 @@ fn the_policy_decides_who_goes() {
     );
 }
 
-/// Returns what it must not: nothing, unknown ids, the same id twice.
+/// Says what it must not: no numbers, and more of them than there are candidates.
 #[derive(Debug)]
 struct Liar;
 
 impl Policy for Liar {
-    fn rank(&self, candidates: &[Candidate], ranked: &mut Vec<SegmentId>) {
-        ranked.extend((1..100).rev().map(SegmentId));
-        ranked.extend(candidates.last().map(|candidate| candidate.segment));
+    fn name(&self) -> &'static str {
+        "liar"
+    }
+
+    fn score(&self, _: &Facts<'_>, _: &[Candidate], scores: &mut Vec<f64>) {
+        scores.extend([f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0].repeat(25));
     }
 }
 
 #[test]
 fn a_policy_that_lies_cannot_reach_what_is_held() {
-    let mut settings = config(10);
-    settings.policy = Box::new(Liar);
-    Script::new(settings).run(TWO_IDLE).run(
+    let mut script = Script::new(config(10));
+    script
+        .core
+        .install_policy(Tier::Host, Box::new(Liar))
+        .unwrap();
+    script.run(TWO_IDLE).run(
         "> open 1.3 m2
          1.3 opened l3 v2 hit [s2]
          > open 1.4 m3

@@ -13,6 +13,7 @@ use mrm_core::id::{
     Tenant, Time, VersionId,
 };
 use mrm_core::ledger::Tier;
+use mrm_core::policy::{Choice, Cost, CremeBrulee, Rule};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -72,6 +73,11 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|(ids, wanted, kind, tier, tenant, on)| {
                 plain(ids, wanted, kind, tier, tenant, on)
             }),
+        (tiers(), policies()).prop_map(|(tier, policy)| Event::SetPolicy { tier, policy }),
+        (id(), id()).prop_map(|(op, took_us)| Event::Took {
+            op: OpId(op),
+            took_us
+        }),
         (any::<u16>(), faults()).prop_map(|(device, fault)| Event::DeviceLost {
             device: DeviceId(device),
             fault
@@ -103,6 +109,27 @@ fn events() -> impl Strategy<Value = Event> {
             leases,
         }),
     ]
+}
+
+fn policies() -> impl Strategy<Value = Choice> {
+    let rule = prop_oneof![
+        Just(Rule::Lru),
+        Just(Rule::Mix),
+        any::<u64>().prop_map(Rule::Random),
+        (any::<u32>(), any::<u32>(), any::<bool>()).prop_map(|(beta, gamma, on)| {
+            Rule::CremeBrulee(CremeBrulee {
+                beta_thousandths: beta,
+                gamma_thousandths: gamma,
+                cost: if on { Cost::Direct } else { Cost::Increase },
+                use_size: on,
+            })
+        }),
+    ];
+    (rule, any::<bool>(), any::<bool>()).prop_map(|(rule, second_use, give_back)| Choice {
+        rule,
+        second_use,
+        give_back,
+    })
 }
 
 fn faults() -> impl Strategy<Value = Fault> {

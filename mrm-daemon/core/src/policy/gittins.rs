@@ -1,0 +1,90 @@
+//! Load seconds saved per byte and second, by when the next use may be expected.
+//!
+//! The index of a model is that of Gittins for the time to its next use: the most uses per second
+//! that keeping it for a time, of the best length, can bring, seen from how long it has not been
+//! used. The times between its own uses count, and those of its kind as much as one of them.
+
+use super::history::{BUCKETS, History, bounds_s, bucket_of};
+use super::{Candidate, Factor, Facts, Policy};
+use crate::id::{ModelId, Time};
+
+/// What its kind counts for, in own uses.
+const CLASS_WEIGHT: f64 = 1.0;
+/// Mass of never being used again.
+const NEVER: f64 = 2.0;
+/// Nothing is expected sooner than this.
+const SOONEST_S: f64 = 0.05;
+
+/// The smallest index of the next use, times reload seconds, by bytes, goes first.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gc;
+
+/// Uses per second to be expected of a model that was last used when it was.
+pub(super) fn index(history: &History, model: Option<ModelId>, now: Time) -> f64 {
+    let Some(subject) = history.get(model) else {
+        return 0.0;
+    };
+    let class = history.class(subject);
+    let idle_s = now.us_since(subject.last) as f64 / 1e6;
+    let first = bucket_of(idle_s);
+    let prior = CLASS_WEIGHT / (class.seen + class.waiting).max(1) as f64;
+    let mut own = subject.gaps.iter().peekable();
+    while own
+        .next_if(|(bucket, _)| usize::from(*bucket) < first)
+        .is_some()
+    {}
+    let mut counts = [0.0; BUCKETS];
+    let mut mass = NEVER + prior * class.waiting as f64;
+    for (bucket, count) in counts.iter_mut().enumerate().skip(first) {
+        *count = prior * class.gaps[bucket] as f64;
+        if let Some((_, times)) = own.next_if(|(of, _)| usize::from(*of) == bucket) {
+            *count += f64::from(*times);
+        }
+        mass += *count;
+    }
+    let (mut best, mut uses, mut waited_s) = (0.0, 0.0, 0.0);
+    for (bucket, count) in counts.iter().enumerate().skip(first) {
+        // Waiting longer without a use in sight never makes it better.
+        if *count == 0.0 {
+            continue;
+        }
+        let (begin, end) = bounds_s(bucket);
+        let middle = f64::midpoint(begin.max(idle_s), end);
+        let until_s = (middle - idle_s).max(SOONEST_S);
+        uses += count;
+        waited_s += count * until_s;
+        best = f64::max(best, uses / (waited_s + (mass - uses) * until_s));
+    }
+    best
+}
+
+/// The utility: the index, times reload seconds, by bytes.
+pub(super) fn utility(facts: &Facts<'_>, candidate: &Candidate) -> f64 {
+    index(facts.history, candidate.subject, facts.now) * candidate.reload_s() / candidate.size()
+}
+
+impl Policy for Gc {
+    fn name(&self) -> &'static str {
+        "gc"
+    }
+
+    fn score(&self, facts: &Facts<'_>, candidates: &[Candidate], scores: &mut Vec<f64>) {
+        let utility = |candidate| utility(facts, candidate);
+        scores.extend(candidates.iter().map(utility));
+    }
+
+    fn factors(&self, facts: &Facts<'_>, candidate: &Candidate) -> Vec<Factor> {
+        let factor = |name, value| Factor { name, value };
+        let index = index(facts.history, candidate.subject, facts.now);
+        vec![
+            factor("index_per_s", index),
+            factor("uses", facts.history.uses(candidate.subject) as f64),
+            factor("reload_s", candidate.reload_s()),
+            factor("bytes", candidate.bytes.0 as f64),
+        ]
+    }
+
+    fn watches(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,234 @@
+//! Who was used when: remembered under the model, also when nothing of it is in memory.
+
+use super::reload::{Route, Sum};
+use crate::id::{Bytes, ModelId, Time};
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+/// Most models whose uses are remembered; beyond that, those used least recently are forgotten.
+pub const SUBJECTS_MAX: usize = 1 << 17;
+
+/// Times between uses are counted in so many buckets: the first is under a second, and each of the
+/// others begins 1.2 times as late as the one before, up to about 21 days.
+pub(super) const BUCKETS: usize = 80;
+const BUCKET_RATIO: f64 = 1.2;
+
+/// Kinds of models: those used once; the others by how often, and how long ago the last time
+/// between two uses was.
+const CLASSES: usize = 37;
+
+/// Where each bucket ends, in seconds. Found by multiplying alone, which is the same everywhere.
+static ENDS_S: LazyLock<[f64; BUCKETS]> = LazyLock::new(|| {
+    let mut end = 1.0;
+    std::array::from_fn(|_| {
+        let this = end;
+        end *= BUCKET_RATIO;
+        this
+    })
+});
+
+/// Where a bucket begins and ends, in seconds.
+pub(super) fn bounds_s(bucket: usize) -> (f64, f64) {
+    let end = |bucket: usize| ENDS_S.get(bucket).copied().unwrap_or(f64::MAX);
+    let begin = bucket.checked_sub(1).map_or(0.0, end);
+    (begin, end(bucket))
+}
+
+/// The bucket of a time between uses.
+pub(super) fn bucket_of(gap_s: f64) -> usize {
+    ENDS_S.partition_point(|end| *end <= gap_s).min(BUCKETS - 1)
+}
+
+/// What is remembered of a model.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    pub(super) uses: u64,
+    pub(super) last: Time,
+    class: usize,
+    /// How often it was used again after about this long: bucket and count, by bucket.
+    pub(super) gaps: Vec<(u8, u32)>,
+    /// Time for which it was leased, and how often.
+    run_us: u64,
+    runs: u64,
+    /// What its loads took.
+    loads: BTreeMap<Route, Sum>,
+}
+
+/// What is known of models of a kind.
+#[derive(Debug, Clone)]
+pub(super) struct Class {
+    /// As [`Subject::gaps`], for all buckets.
+    pub(super) gaps: [u64; BUCKETS],
+    /// Models of the kind now.
+    pub(super) waiting: u64,
+    /// The sum of `gaps`.
+    pub(super) seen: u64,
+}
+
+/// Who was used when, and what their loads took.
+#[derive(Debug, Clone)]
+pub struct History {
+    subjects_max: usize,
+    uses: u64,
+    subjects: BTreeMap<ModelId, Subject>,
+    classes: Vec<Class>,
+    /// Forgotten since this was last asked.
+    forgotten: Vec<ModelId>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self::with_max(SUBJECTS_MAX)
+    }
+}
+
+impl History {
+    /// One that remembers so many models at most, and at least one.
+    #[must_use]
+    pub fn with_max(subjects_max: usize) -> Self {
+        let class = Class {
+            gaps: [0; BUCKETS],
+            waiting: 0,
+            seen: 0,
+        };
+        Self {
+            subjects_max: subjects_max.max(1),
+            uses: 0,
+            subjects: BTreeMap::new(),
+            classes: vec![class; CLASSES],
+            forgotten: Vec::new(),
+        }
+    }
+
+    /// Notes a use.
+    pub fn used(&mut self, model: ModelId, now: Time) {
+        self.uses += 1;
+        let Some(known) = self.subjects.get_mut(&model) else {
+            return self.first_use(model, now);
+        };
+        let gap_s = now.us_since(known.last) as f64 / 1e6;
+        let bucket = bucket_of(gap_s);
+        let class = &mut self.classes[known.class];
+        class.gaps[bucket] += 1;
+        class.seen += 1;
+        class.waiting -= 1;
+        let key = u8::try_from(bucket).unwrap_or(u8::MAX);
+        match known.gaps.binary_search_by_key(&key, |(bucket, _)| *bucket) {
+            Ok(at) => known.gaps[at].1 = known.gaps[at].1.saturating_add(1),
+            Err(at) => known.gaps.insert(at, (key, 1)),
+        }
+        known.uses += 1;
+        known.last = now;
+        known.class = class_of(known.uses, gap_s);
+        self.classes[known.class].waiting += 1;
+    }
+
+    fn first_use(&mut self, model: ModelId, now: Time) {
+        if self.subjects.len() >= self.subjects_max {
+            self.forget_oldest();
+        }
+        let subject = Subject {
+            uses: 1,
+            last: now,
+            class: 0,
+            gaps: Vec::new(),
+            run_us: 0,
+            runs: 0,
+            loads: BTreeMap::new(),
+        };
+        self.subjects.insert(model, subject);
+        self.classes[0].waiting += 1;
+    }
+
+    /// Makes room: an eighth at once, so that it is seldom gone through.
+    fn forget_oldest(&mut self) {
+        let known = self.subjects.iter();
+        let mut by_age: Vec<(Time, ModelId)> = known.map(|(id, known)| (known.last, *id)).collect();
+        by_age.sort_unstable();
+        by_age.truncate((self.subjects_max / 8).max(1));
+        for (_, model) in by_age {
+            if let Some(gone) = self.subjects.remove(&model) {
+                self.classes[gone.class].waiting -= 1;
+                self.forgotten.push(model);
+            }
+        }
+    }
+
+    /// Notes that a lease on it ended after so long.
+    pub(crate) fn ran(&mut self, model: ModelId, took_us: u64) {
+        if let Some(known) = self.subjects.get_mut(&model) {
+            known.run_us = known.run_us.saturating_add(took_us);
+            known.runs += 1;
+        }
+    }
+
+    /// Notes what a load took. What nobody used is not remembered.
+    pub(crate) fn loaded(&mut self, model: ModelId, route: Route, bytes: Bytes, took_us: u64) {
+        if let Some(known) = self.subjects.get_mut(&model) {
+            known.loads.entry(route).or_default().add(bytes, took_us);
+        }
+    }
+
+    /// What loads of this model by this route took, if it was loaded so.
+    pub(crate) fn load(&self, model: ModelId, route: Route) -> Option<Sum> {
+        self.subjects.get(&model)?.loads.get(&route).copied()
+    }
+
+    /// How often a model was used.
+    #[must_use]
+    pub fn uses(&self, model: Option<ModelId>) -> u64 {
+        self.get(model).map_or(0, |known| known.uses)
+    }
+
+    /// How often anything was used.
+    #[must_use]
+    pub const fn all_uses(&self) -> u64 {
+        self.uses
+    }
+
+    /// For how long it was leased on average, in seconds; `None` before the first lease ended.
+    #[must_use]
+    pub fn run_s(&self, model: Option<ModelId>) -> Option<f64> {
+        let known = self.get(model).filter(|known| known.runs > 0)?;
+        Some(known.run_us as f64 / known.runs as f64 / 1e6)
+    }
+
+    /// Whether anything is remembered of a model.
+    #[must_use]
+    pub fn remembers(&self, model: ModelId) -> bool {
+        self.subjects.contains_key(&model)
+    }
+
+    /// How many models are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.subjects.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.subjects.is_empty()
+    }
+
+    /// The models that were forgotten since this was last asked.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<ModelId> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    pub(super) fn get(&self, model: Option<ModelId>) -> Option<&Subject> {
+        self.subjects.get(&model?)
+    }
+
+    pub(super) fn class(&self, of: &Subject) -> &Class {
+        &self.classes[of.class]
+    }
+}
+
+/// The class after so many uses, the last `gap_s` after the one before.
+fn class_of(uses: u64, gap_s: f64) -> usize {
+    let log2 = usize::try_from(uses.max(2).ilog2()).unwrap_or(4);
+    // A power of four is an even power of two.
+    let log4 = (gap_s.clamp(1.0, 1e9) as u64).max(1).ilog2() / 2;
+    1 + 9 * (log2.min(4) - 1) + usize::try_from(log4).unwrap_or(8).min(8)
+}
