@@ -5,6 +5,8 @@ use super::problem::{Place, Problem, Wrong};
 use super::setting::{CATALOGUES_FLAG, CATALOGUES_KEY, GRANULARITIES, MODELS_FLAG, MODELS_KEY};
 use super::values::absolute;
 use super::{CatalogueEntry, GpuEntry, Granularity, ModelEntry};
+use crate::status::WarmOn;
+use crate::status::place::PlaceError;
 use mrm_proto::name::ModelName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ pub(super) struct Entries {
     pub(super) gpus: Vec<(GpuEntry, Place)>,
 }
 
-const MODEL_KEYS: &[&str] = &["name", "path", "pin", "eager", "granularity"];
+const MODEL_KEYS: &[&str] = &["name", "path", "pin", "eager", "granularity", "warm_on"];
 const CATALOGUE_KEYS: &[&str] = &["root", "prefix"];
 
 /// One table of a list, with what it takes to say what is wrong in it.
@@ -115,6 +117,7 @@ pub(super) fn models_of_file(
             let remedy = || format!("give one of {}", GRANULARITIES.join(", "));
             Granularity::from_word(word).ok_or_else(|| Wrong::new("not a known word", remedy()))
         });
+        let warm_on = warm_on(row, pin);
         Some((
             ModelEntry {
                 name: name?,
@@ -122,10 +125,26 @@ pub(super) fn models_of_file(
                 pin,
                 eager,
                 granularity,
+                warm_on,
             },
             row.place_of("name"),
         ))
     })
+}
+
+fn warm_on(row: &mut Row<'_>, pin: bool) -> WarmOn {
+    let read = |text: &str| {
+        let remedy = "give one of host, device, best, or a device's UUID, GPU-...";
+        let wrong = |error: PlaceError| Wrong::new(error.to_string(), remedy);
+        text.parse().map_err(wrong)
+    };
+    let given = row.string("warm_on", false, read);
+    if given.is_some() && !pin {
+        let reason = "is only for a model that is pinned";
+        let wrong = Wrong::new(reason, "add `pin = true`, or remove it");
+        row.problem("warm_on", None, wrong);
+    }
+    given.unwrap_or_default()
 }
 
 /// The catalogues of a file.

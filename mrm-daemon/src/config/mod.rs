@@ -16,6 +16,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use crate::status::WarmOn;
 use mrm_proto::name::ModelName;
 use std::path::PathBuf;
 
@@ -141,6 +142,8 @@ pub struct ModelEntry {
     pub eager: bool,
     /// How its tensors are put together on a device, instead of [`DeviceConfig::granularity`].
     pub granularity: Option<Granularity>,
+    /// Where it is loaded when the daemon starts, and after a reload. Only for a pinned one.
+    pub warm_on: WarmOn,
 }
 
 /// One `[[catalogue]]`.
@@ -267,7 +270,7 @@ impl Default for JournalConfig {
 }
 
 impl ModelEntry {
-    /// An entry that is neither pinned nor eager, and has no granularity of its own.
+    /// An entry that is neither pinned nor eager, and on devices like all others.
     #[must_use]
     pub fn new(name: ModelName, path: PathBuf) -> Self {
         Self {
@@ -276,6 +279,7 @@ impl ModelEntry {
             pin: false,
             eager: false,
             granularity: None,
+            warm_on: WarmOn::Host,
         }
     }
 }

@@ -92,6 +92,11 @@ impl Loaded {
                 let word = quoted(granularity.as_str());
                 line(out, &format!("granularity = {word}"));
             }
+            // Without a pin it may not be said.
+            if model.pin {
+                let word = quoted(&model.warm_on.to_string());
+                line(out, &format!("warm_on = {word}"));
+            }
         }
         if self.config.catalogues.is_empty() {
             line(

@@ -375,6 +375,11 @@ name = 'b'
 path = '/b'
 pin = true
 granularity = 'tensor'
+warm_on = 'GPU-5A3C1B2E0F1D4C9A8A770123456789AB'
+[[model]]
+name = 'c'
+path = '/c'
+pin = true
 [[catalogue]]
 root = '/c'
 [[catalogue]]
@@ -398,6 +403,8 @@ prefix = 'again'
         "[device.gpu.\"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\"]  # from file",
         "reserve_bytes = \"5%\"",
         "granularity = \"tensor\"",
+        "warm_on = \"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\"",
+        "warm_on = \"host\"",
     ] {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }

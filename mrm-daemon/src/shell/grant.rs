@@ -87,26 +87,34 @@ impl State {
     }
 
     fn unknown_device(&self, devices: &Devices) -> ErrorReply {
-        let named: Vec<String> = devices.any_of.iter().map(ToString::to_string).collect();
+        let why = self.not_served(&devices.any_of);
+        let message = why + "; or open it in host memory";
+        ErrorReply::new(ErrorCode::UnknownDevice, message)
+    }
+
+    /// Which devices the daemon has, or why none.
+    pub(super) fn devices_there(&self) -> String {
         let own: Vec<String> = self.tier.all().map(|(id, _)| self.tier.name(id)).collect();
-        let why = match (&self.tier.driver.cause, own.is_empty()) {
-            (_, false) => format!("it has {}", own.join(", ")),
-            (Some(cause), true) => format!("it has no device: {cause}"),
-            (None, true) => "it has no device: see device.enabled and `mrm doctor`".to_owned(),
-        };
+        match (&self.tier.driver.cause, own.is_empty()) {
+            (_, false) => format!("has {}", own.join(", ")),
+            (Some(cause), true) => format!("has no device: {cause}"),
+            (None, true) => "has no device: see device.enabled and `mrm doctor`".to_owned(),
+        }
+    }
+
+    /// Why none of these devices will do.
+    pub(super) fn not_served(&self, any_of: &[ids::DeviceUuid]) -> String {
+        let named: Vec<String> = any_of.iter().map(ToString::to_string).collect();
+        let why = self.devices_there();
         let refused = self.tier.refused.iter().find(|refused| {
             let uuid = ids::DeviceUuid(*refused.uuid.as_bytes());
-            devices.any_of.contains(&uuid)
+            any_of.contains(&uuid)
         });
-        let message = match refused {
+        match refused {
             Some(refused) => format!("{} is not used: {}", refused.uuid, refused.cause),
-            None if named.is_empty() => format!("no device was named; {why}"),
-            None => format!("the daemon does not serve {}; {why}", named.join(", ")),
-        };
-        ErrorReply::new(
-            ErrorCode::UnknownDevice,
-            message + "; or open it in host memory",
-        )
+            None if named.is_empty() => format!("no device was named; the daemon {why}"),
+            None => format!("the daemon does not serve {}; it {why}", named.join(", ")),
+        }
     }
 
     /// Sends what was granted.

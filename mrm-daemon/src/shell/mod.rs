@@ -137,6 +137,8 @@ struct State {
     draining: bool,
     /// Models that are laid out on devices in a way of their own.
     granularities: std::collections::BTreeMap<ModelName, crate::config::Granularity>,
+    /// Where the models of the configuration file are loaded while they are pinned.
+    warm_on: std::collections::BTreeMap<ModelName, crate::status::WarmOn>,
     /// Models of the configuration file, whose wishes a reload may take back.
     configured: std::collections::BTreeMap<ModelName, mrm_core::event::Wishes>,
     completed: mpsc::UnboundedSender<Completed>,
@@ -236,6 +238,7 @@ impl Shell {
             serving: false,
             draining: false,
             granularities: std::collections::BTreeMap::new(),
+            warm_on: std::collections::BTreeMap::new(),
             configured: std::collections::BTreeMap::new(),
             completed,
             followups: VecDeque::new(),

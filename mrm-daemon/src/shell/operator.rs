@@ -3,6 +3,8 @@
 //! A verb that has to wait runs as a session of its own, like a client: warming a model is an open
 //! whose lease is given back at once.
 
+mod places;
+
 use super::answer::error_of_fault;
 use super::listing::Question;
 use super::{Pending, Session, Shell, State, Who};
@@ -11,10 +13,10 @@ use crate::config::ModelEntry;
 use crate::degraded::Degraded;
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::status::view::{Drained, Evicted, OriginView, Pinned, Warmed};
-use crate::status::{Query, ReplyTo, StatusInbox};
+use crate::status::{Place, Query, ReplyTo, StatusInbox, WarmOn};
 use crate::transfer::Hung;
-use mrm_core::effect::{Origin, Reply as CoreReply};
-use mrm_core::event::{Event, Wanted, Wishes};
+use mrm_core::effect::{Origin, Refusal, Reply as CoreReply};
+use mrm_core::event::{Event, Wishes};
 use mrm_core::id::{Bytes, ModelId, RequestId, SessionId, Tenant};
 use mrm_core::ledger::Tier;
 use mrm_proto::error::{ErrorCode, ErrorReply};
@@ -166,10 +168,11 @@ impl State {
             Query::Pin { name, on, reply } => reply.send(self.pin(&name, on)),
             Query::Warm {
                 name,
+                on,
                 wait_ms,
                 reply,
-            } => self.warm(name, wait_ms, Some(reply)),
-            Query::Evict { name, reply } => self.evict(name, reply),
+            } => self.warm(name, on, wait_ms, Some(reply)),
+            Query::Evict { name, from, reply } => self.evict(name, from, reply),
             Query::Drain { reply } => {
                 self.drain();
                 let leases = self.core.view().leases_len() as u64;
@@ -192,6 +195,8 @@ impl State {
     fn apply_wishes(&mut self, models: &[ModelEntry]) {
         let own = |entry: &ModelEntry| Some((entry.name.clone(), entry.granularity?));
         self.granularities = models.iter().filter_map(own).collect();
+        let warm_on = |entry: &ModelEntry| (entry.name.clone(), entry.warm_on);
+        self.warm_on = models.iter().map(warm_on).collect();
         let wishes_of = |entry: &ModelEntry| Wishes {
             pinned: entry.pin,
             eager: entry.eager,
@@ -247,7 +252,7 @@ impl State {
             .map(|(name, _)| name.clone())
             .collect();
         for name in names {
-            self.warm(name, WAIT_MS_MAX, None);
+            self.warm_wished(name);
         }
     }
 
@@ -305,7 +310,7 @@ impl State {
             self.note(LogEvent::of(kind).model(name.as_str()));
         }
         if on {
-            self.warm(name.clone(), WAIT_MS_MAX, None);
+            self.warm_wished(name.clone());
         }
         self.forget_if_unknown(model);
         Ok(Pinned {
@@ -315,7 +320,17 @@ impl State {
         })
     }
 
-    fn warm(&mut self, name: ModelName, wait_ms: u64, reply: Option<ReplyTo<Warmed>>) {
+    /// Loads a pinned model where the configuration wants it.
+    fn warm_wished(&mut self, name: ModelName) {
+        let on = self.warm_on.get(&name).copied().unwrap_or_default();
+        self.warm(name, on, WAIT_MS_MAX, None);
+    }
+
+    fn warm(&mut self, name: ModelName, on: WarmOn, wait_ms: u64, reply: Option<ReplyTo<Warmed>>) {
+        let wanted = match self.wanted_on(on) {
+            Ok(wanted) => wanted,
+            Err(error) => return tell_warmed(&name, reply, Err(error)),
+        };
         let model = self.names.registered(&name);
         let label = Arc::from(name.as_str());
         let session = self.operator_session(Waiting::Warm { name, reply }, model, label);
@@ -324,12 +339,16 @@ impl State {
             session,
             request: THE_REQUEST,
             model,
-            wanted: Wanted::Host,
+            wanted,
             deadline,
         });
     }
 
-    fn evict(&mut self, name: ModelName, reply: ReplyTo<Evicted>) {
+    fn evict(&mut self, name: ModelName, from: Option<Place>, reply: ReplyTo<Evicted>) {
+        let tier = match from.map(|place| self.tier_at(place)).transpose() {
+            Ok(tier) => tier,
+            Err(error) => return reply.send(Err(error)),
+        };
         let Some(version) = self.version_named(&name) else {
             let known = self.is_registered(&name);
             let nothing = Evicted {
@@ -349,7 +368,7 @@ impl State {
             session,
             request: THE_REQUEST,
             version,
-            tier: None,
+            tier,
         });
     }
 
@@ -394,13 +413,7 @@ impl State {
         match waiting {
             Waiting::Warm { name, reply } => {
                 let outcome = self.warmed(session, &name, &pending, answer);
-                match (reply, outcome) {
-                    (Some(reply), outcome) => reply.send(outcome),
-                    (None, Err(error)) => {
-                        tracing::warn!(%name, error = error.message, "a pinned model is not loaded");
-                    }
-                    (None, Ok(_)) => {}
-                }
+                tell_warmed(&name, reply, outcome);
             }
             Waiting::Evict { name, reply } => {
                 let outcome = if let CoreReply::Evicted { freed } = answer {
@@ -409,7 +422,7 @@ impl State {
                         freed_bytes: freed.0,
                     })
                 } else {
-                    Err(self.operator_error(answer, name.as_str()))
+                    Err(self.operator_error(answer, &pending))
                 };
                 reply.send(outcome);
             }
@@ -426,19 +439,26 @@ impl State {
     ) -> Result<Warmed, ErrorReply> {
         let took = pending.began.elapsed();
         let CoreReply::Opened {
-            version, origin, ..
+            version,
+            tier,
+            origin,
+            ..
         } = answer
         else {
-            let error = self.operator_error(answer, name.as_str());
+            let error = self.operator_error(answer, pending);
             self.record_refusal(session, pending, &error);
             return Err(error);
         };
+        if let (Origin::Promoted, Tier::Device(device)) = (origin, tier) {
+            self.metrics.device_promoted(&self.tier.name(device));
+        }
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.record_open(session, pending, origin, took_us);
         let record = self.names.version_of(version);
         let parts = record.map_or(&[][..], |record| &record.parts);
         Ok(Warmed {
             name: name.as_str().to_owned(),
+            tier: self.tier_word(tier),
             origin: match origin {
                 Origin::Hit => OriginView::Hit,
                 Origin::Loaded => OriginView::Loaded,
@@ -450,9 +470,11 @@ impl State {
         })
     }
 
-    fn operator_error(&self, answer: CoreReply, name: &str) -> ErrorReply {
+    fn operator_error(&self, answer: CoreReply, pending: &Pending) -> ErrorReply {
+        let name = &*pending.label;
         match answer {
             CoreReply::Failed(fault) => error_of_fault(&fault),
+            CoreReply::Refused(Refusal::NoImage) => self.no_image(pending),
             CoreReply::Refused(refusal) => self.error_of_refusal(&refusal, Some(name)),
             CoreReply::Opened { .. }
             | CoreReply::Closed
@@ -463,5 +485,20 @@ impl State {
                 format!("`{name}`: an answer to another verb"),
             ),
         }
+    }
+}
+
+/// Tells whoever asked for a model to be loaded; at the start, and after a reload, only the log.
+fn tell_warmed(
+    name: &ModelName,
+    reply: Option<ReplyTo<Warmed>>,
+    outcome: Result<Warmed, ErrorReply>,
+) {
+    match (reply, outcome) {
+        (Some(reply), outcome) => reply.send(outcome),
+        (None, Err(error)) => {
+            tracing::warn!(%name, error = error.message, "a pinned model is not loaded");
+        }
+        (None, Ok(_)) => {}
     }
 }

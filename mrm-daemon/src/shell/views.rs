@@ -323,16 +323,16 @@ impl State {
     }
 
     fn holders_of(&self, version: VersionId) -> Vec<HolderView> {
-        let mut leases: BTreeMap<SessionId, u64> = BTreeMap::new();
+        let mut leases: BTreeMap<(SessionId, Tier), u64> = BTreeMap::new();
         for lease in self
             .core
             .view()
             .leases()
             .filter(|lease| lease.version == version)
         {
-            *leases.entry(lease.session).or_default() += 1;
+            *leases.entry((lease.session, lease.tier)).or_default() += 1;
         }
-        let known = |(id, leases): (SessionId, u64)| {
+        let known = |((id, tier), leases): ((SessionId, Tier), u64)| {
             let Who::Client { peer, name, .. } = &self.sessions.get(&id)?.who else {
                 return None;
             };
@@ -341,6 +341,7 @@ impl State {
                 pid: u32::try_from(peer.pid).unwrap_or(0),
                 uid: peer.uid,
                 client: name.to_string(),
+                tier: self.tier_word(tier),
                 leases,
             })
         };

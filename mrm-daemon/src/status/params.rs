@@ -1,7 +1,9 @@
 //! Query parameters, read strictly: a misspelt one must not be ignored.
 
 use super::fault::{Fault, HttpCode};
+use super::place::PlaceError;
 use super::route::shown;
+use std::str::FromStr;
 
 /// The parameters of one request.
 #[derive(Debug)]
@@ -59,6 +61,24 @@ impl Params {
                 u64::MAX
             ))),
         }
+    }
+
+    /// A parameter that names a place; `words` are the ways to name one.
+    pub(super) fn place<T: FromStr<Err = PlaceError>>(
+        &self,
+        name: &str,
+        words: &str,
+    ) -> Result<Option<T>, Fault> {
+        let Some((_, text)) = self.0.iter().find(|(seen, _)| *seen == name) else {
+            return Ok(None);
+        };
+        let wrong = |why| {
+            bad(format!(
+                "`{name}` is `{}`, {why}; give {words}",
+                shown(text)
+            ))
+        };
+        text.parse().map(Some).map_err(wrong)
     }
 }
 

@@ -23,6 +23,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+use super::place::{Place, WarmOn};
 use super::view::{
     DaemonState, Drained, EventsView, Evicted, ModelDetailView, ModelsView, Pinned, SessionsView,
     StatusView, Warmed,
@@ -99,6 +100,8 @@ pub enum Query {
     Warm {
         /// Which.
         name: ModelName,
+        /// Where.
+        on: WarmOn,
         /// How long the answer may take.
         wait_ms: u64,
         /// Where the answer goes.
@@ -108,6 +111,8 @@ pub enum Query {
     Evict {
         /// Which.
         name: ModelName,
+        /// From where; `None`: from everywhere.
+        from: Option<Place>,
         /// Where the answer goes.
         reply: ReplyTo<Evicted>,
     },

@@ -2,6 +2,7 @@
 
 use super::fault::{Fault, HttpCode};
 use super::params::{Params, decode};
+use super::place::{Place, WarmOn};
 use hyper::Method;
 use mrm_proto::error::ErrorCode;
 use mrm_proto::limits::WAIT_MS_MAX;
@@ -17,6 +18,9 @@ pub(super) const EVENTS_WAIT_MS_MAX: u64 = 30_000;
 /// Every path, for the answer to a wrong one.
 const ROUTES: &str = "GET /v1/status, /v1/models, /v1/models/{name}, /v1/sessions, /v1/events, \
     /v1/journal, /metrics, /healthz, /readyz; POST /v1/models/{name}/pin, /unpin, /warm, /evict, /v1/drain";
+
+const WARM_TIERS: &str = "`host`, `device`, `best` or a device's UUID";
+const EVICT_TIERS: &str = "`host` or a device's UUID";
 
 /// What is wanted.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,10 +57,12 @@ pub(super) enum Verb {
     },
     Warm {
         name: ModelName,
+        on: WarmOn,
         wait_ms: Option<u64>,
     },
     Evict {
         name: ModelName,
+        from: Option<Place>,
         wait_ms: Option<u64>,
     },
     Drain,
@@ -148,7 +154,7 @@ fn model(raw: &str, query: &str) -> Result<Route, Fault> {
 fn verb(rest: &str, query: &str) -> Result<Verb, Fault> {
     let (raw, word) = rest.rsplit_once('/').unwrap_or((rest, ""));
     let allowed: &[&str] = match word {
-        "warm" | "evict" => &["wait_ms"],
+        "warm" | "evict" => &["tier", "wait_ms"],
         "pin" | "unpin" => &[],
         _ => {
             let message = "POST to a model needs a verb: \
@@ -160,8 +166,16 @@ fn verb(rest: &str, query: &str) -> Result<Verb, Fault> {
     let wait_ms = params.number("wait_ms")?.map(|ms| ms.min(WAIT_MS_MAX));
     let name = name(raw)?;
     Ok(match word {
-        "warm" => Verb::Warm { name, wait_ms },
-        "evict" => Verb::Evict { name, wait_ms },
+        "warm" => Verb::Warm {
+            name,
+            on: params.place("tier", WARM_TIERS)?.unwrap_or_default(),
+            wait_ms,
+        },
+        "evict" => Verb::Evict {
+            name,
+            from: params.place("tier", EVICT_TIERS)?,
+            wait_ms,
+        },
         other => Verb::Pin {
             name,
             on: other == "pin",
@@ -292,6 +306,7 @@ mod tests {
         let warm = |wait_ms| {
             Ok(Route::Verb(Verb::Warm {
                 name: named("m"),
+                on: WarmOn::Host,
                 wait_ms,
             }))
         };
@@ -313,6 +328,60 @@ mod tests {
                 "{target}"
             );
         }
+    }
+
+    #[test]
+    fn warming_and_evicting_say_where() {
+        const UUID: &str = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab";
+        let warm = |on| {
+            let (name, wait_ms) = (named("m"), None);
+            Ok(Route::Verb(Verb::Warm { name, on, wait_ms }))
+        };
+        for (tier, on) in [
+            ("host", WarmOn::Host),
+            ("device", WarmOn::Device),
+            ("best", WarmOn::Best),
+            (UUID, WarmOn::Named(UUID.parse().unwrap())),
+        ] {
+            let target = format!("/v1/models/m/warm?tier={tier}");
+            assert_eq!(of(&Method::POST, &target), warm(on), "{tier}");
+        }
+        let evict = |from| {
+            let (name, wait_ms) = (named("m"), Some(7));
+            Ok(Route::Verb(Verb::Evict {
+                name,
+                from,
+                wait_ms,
+            }))
+        };
+        for (tier, from) in [
+            ("", None),
+            ("&tier=host", Some(Place::Host)),
+            (
+                &format!("&tier={UUID}"),
+                Some(Place::Device(UUID.parse().unwrap())),
+            ),
+        ] {
+            let target = format!("/v1/models/m/evict?wait_ms=7{tier}");
+            assert_eq!(of(&Method::POST, &target), evict(from), "{tier}");
+        }
+        for target in [
+            "/v1/models/m/warm?tier=",
+            "/v1/models/m/warm?tier=cuda:0",
+            "/v1/models/m/warm?tier=MIG-5a3c",
+            "/v1/models/m/evict?tier=best",
+            "/v1/models/m/pin?tier=host",
+        ] {
+            let code = of(&Method::POST, target);
+            assert_eq!(code, Err("bad_parameter".into()), "{target}");
+        }
+        let query = format!("tier={}", "é".repeat(5000));
+        let fault = route(&Method::POST, "/v1/models/m/warm", Some(&query)).unwrap_err();
+        let message = fault.view.error.message;
+        assert!(
+            message.len() < 600 && message.contains("`best`"),
+            "{message}"
+        );
     }
 
     #[test]

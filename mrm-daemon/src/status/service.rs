@@ -127,18 +127,23 @@ impl Service {
     async fn verb(&self, verb: Verb) -> Result<Page, Fault> {
         match verb {
             Verb::Pin { name, on } => self.change(0, |reply| Query::Pin { name, on, reply }).await,
-            Verb::Warm { name, wait_ms } => {
+            Verb::Warm { name, on, wait_ms } => {
                 let wait_ms = wait_ms.unwrap_or(self.warm_wait_ms_default);
                 self.change(wait_ms, |reply| Query::Warm {
                     name,
+                    on,
                     wait_ms,
                     reply,
                 })
                 .await
             }
-            Verb::Evict { name, wait_ms } => {
+            Verb::Evict {
+                name,
+                from,
+                wait_ms,
+            } => {
                 let wait_ms = wait_ms.unwrap_or(self.limits.evict_wait_ms);
-                self.change(wait_ms, |reply| Query::Evict { name, reply })
+                self.change(wait_ms, |reply| Query::Evict { name, from, reply })
                     .await
             }
             Verb::Drain => self.change(0, |reply| Query::Drain { reply }).await,

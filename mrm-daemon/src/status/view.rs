@@ -262,7 +262,7 @@ pub enum SegmentStateView {
     Freeing,
 }
 
-/// A session that holds a model.
+/// A session that holds a model in one place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HolderView {
     /// The session's id.
@@ -273,7 +273,9 @@ pub struct HolderView {
     pub uid: u32,
     /// What it calls itself.
     pub client: String,
-    /// Leases that it holds on the model.
+    /// Where it holds the model: `host`, or the UUID of a device.
+    pub tier: String,
+    /// Leases that it holds on the model there.
     pub leases: u64,
 }
 
@@ -362,6 +364,8 @@ pub struct Pinned {
 pub struct Warmed {
     /// The model.
     pub name: String,
+    /// Where it is now: `host`, or the UUID of a device.
+    pub tier: String,
     /// What it took.
     pub origin: OriginView,
     /// Its size, in bytes.

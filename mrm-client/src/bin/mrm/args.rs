@@ -80,20 +80,13 @@ pub(crate) enum Command {
     /// Open a model: report what was lent, or hold it while a command runs
     Open(Open),
     /// Load models before anyone asks for them
-    Warm {
-        /// The models' names
-        #[arg(required = true, value_name = "MODEL")]
-        models: Vec<String>,
-        /// How long to wait for each (30s, 2m, 500ms; 0 asks without waiting)
-        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_wait)]
-        wait: Duration,
-    },
+    Warm(Warm),
     /// Keep models resident, whoever uses them
     Pin(Models),
     /// Let models be evicted again
     Unpin(Models),
     /// Free the memory of models that nobody holds
-    Evict(Models),
+    Evict(Evict),
     /// What happened in the daemon lately
     Events(Events),
     /// Check this node: kernel, limits, huge pages, sockets, GPUs; says what to do
@@ -113,6 +106,32 @@ pub(crate) struct Models {
     /// The models' names
     #[arg(required = true, value_name = "MODEL")]
     pub(crate) models: Vec<String>,
+}
+
+/// `mrm warm`.
+#[derive(Debug, Args)]
+pub(crate) struct Warm {
+    /// The models' names
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// Into the memory of a device instead of the host's: `any` of the daemon's, `GPU-...` (its
+    /// UUID), or `best` (any that can take it now, else the host's memory)
+    #[arg(long, value_name = "DEVICE", value_parser = parse_warm)]
+    pub(crate) device: Option<String>,
+    /// How long to wait for each (30s, 2m, 500ms; 0 asks without waiting)
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_wait)]
+    pub(crate) wait: Duration,
+}
+
+/// `mrm evict`.
+#[derive(Debug, Args)]
+pub(crate) struct Evict {
+    /// The models' names
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// Only from there: `host`, or the UUID of a device, GPU-... [default: everywhere]
+    #[arg(long, value_name = "TIER", value_parser = parse_place)]
+    pub(crate) from: Option<String>,
 }
 
 /// `mrm open`.
@@ -195,6 +214,37 @@ fn parse_tier(text: &str) -> Result<Tier, DevicesParseError> {
     text.parse().map(Tier::Device)
 }
 
+/// Reads a place to load to, as the daemon calls it.
+fn parse_warm(text: &str) -> Result<String, String> {
+    match text {
+        "any" | "cuda" | "device" => Ok("device".into()),
+        "best" => Ok("best".into()),
+        text => parse_uuid(text, "write any, best, or its UUID"),
+    }
+}
+
+/// Reads a place to drop from, as the daemon calls it.
+fn parse_place(text: &str) -> Result<String, String> {
+    match text {
+        "host" => Ok(text.into()),
+        text => parse_uuid(text, "write host, or the UUID of a device"),
+    }
+}
+
+/// Ordinals are each process's own: the daemon's are unknown here, and so are none of them.
+fn parse_uuid(text: &str, cure: &str) -> Result<String, String> {
+    match text.parse() {
+        Ok(Devices::Uuid(uuid)) => Ok(uuid.to_string()),
+        Err(mig @ DevicesParseError::Mig(_)) => Err(mig.to_string()),
+        Ok(Devices::Visible | Devices::Ordinal(_)) | Err(DevicesParseError::Malformed(_)) => {
+            Err(format!(
+                "{text:?} names none of the daemon's devices: {cure}, as `mrm status --json` and \
+                 `nvidia-smi -L` list it"
+            ))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +280,25 @@ mod tests {
         assert_eq!(parse_tier("cuda"), Ok(Tier::Device(Devices::Visible)));
         assert_eq!(parse_tier("1"), Ok(Tier::Device(Devices::Ordinal(1))));
         assert!(parse_tier("gpu").is_err());
+    }
+
+    #[test]
+    fn verbs_name_devices_as_the_daemon_does() {
+        const UUID: &str = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab";
+        for (text, tier) in [("any", "device"), ("cuda", "device"), ("best", "best")] {
+            assert_eq!(parse_warm(text), Ok(tier.to_owned()));
+        }
+        assert_eq!(parse_warm(UUID), Ok(UUID.to_owned()));
+        assert_eq!(parse_place(UUID), Ok(UUID.to_owned()));
+        assert_eq!(parse_place("host"), Ok("host".to_owned()));
+        for bad in ["", "0", "cuda:0", "gpu", "GPU-1", "host"] {
+            let error = parse_warm(bad).unwrap_err();
+            assert!(error.contains("nvidia-smi -L"), "{error}");
+        }
+        for bad in ["any", "best", "cuda"] {
+            assert!(parse_place(bad).unwrap_err().contains("host"), "{bad}");
+        }
+        assert!(parse_place("MIG-1").unwrap_err().contains("MIG slice"));
     }
 
     #[test]

@@ -184,6 +184,8 @@ pub(crate) struct ModelDetail {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(default)]
 pub(crate) struct Warmed {
+    /// Empty when the daemon is of an older release.
+    pub(crate) tier: String,
     pub(crate) origin: String,
     pub(crate) bytes: u64,
     pub(crate) took_ms: f64,
@@ -210,6 +212,8 @@ pub(crate) struct Holder {
     pub(crate) pid: u32,
     pub(crate) uid: u32,
     pub(crate) client: String,
+    /// Empty when the daemon is of an older release.
+    pub(crate) tier: String,
     pub(crate) leases: u64,
 }
 

@@ -28,6 +28,19 @@ reserve_bytes = \"lots\"
 name = \"a\"
 path = \"/a\"
 granularity = \"layer\"
+warm_on = \"best\"
+
+[[model]]
+name = \"b\"
+path = \"/b\"
+pin = true
+warm_on = \"cuda:0\"
+
+[[model]]
+name = \"c\"
+path = \"/c\"
+pin = true
+warm_on = \"MIG-5a3c\"
 ",
     );
     let at = "DIR/mrm.toml";
@@ -53,12 +66,17 @@ granularity = \"layer\"
         "18:13: device.gpu = \"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\": is given twice, first \
          at DIR/mrm.toml:14:13; give each device one table",
         "23:1: model.granularity = \"layer\": not a known word; give one of model, block, tensor",
+        "24:1: model.warm_on: is only for a model that is pinned; add `pin = true`, or remove it",
+        "30:1: model.warm_on = \"cuda:0\": neither a known word nor the UUID of a device, GPU- and 32 \
+         hexadecimal digits; give one of host, device, best, or a device's UUID, GPU-...",
+        "36:1: model.warm_on = \"MIG-5a3c\": a MIG slice, and only a whole device can be named; give \
+         one of host, device, best, or a device's UUID, GPU-...",
     ];
     let expected: String = expected.map(|line| format!("\n  {at}:{line}")).concat();
     let report = host.report([]);
     assert_eq!(
         report,
-        format!("the configuration has 14 problems{expected}")
+        format!("the configuration has 17 problems{expected}")
     );
 }
 

@@ -2,7 +2,7 @@
 
 use crate::status::query::{self, Query, StatusHandle, StatusInbox};
 use crate::status::view::*;
-use crate::status::{Event, EventKind, EventLog};
+use crate::status::{Event, EventKind, EventLog, WarmOn};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -163,22 +163,27 @@ impl Decider {
             }
             Query::Warm {
                 name,
+                on,
                 wait_ms,
                 reply,
             } => {
-                self.note(format!("warm {name} {wait_ms}"));
-                reply.send(warmed(name.as_str()));
+                self.note(format!("warm {name} {on} {wait_ms}"));
+                reply.send(warmed(name.as_str(), on));
             }
-            Query::Evict { name, reply } => match name.as_str() {
+            Query::Evict { name, from, reply } => match name.as_str() {
                 "held" => reply.send(Err(refusal(ErrorCode::InUse))),
                 "stuck" => {
                     self.note("evict stuck");
-                    self.kept.push(Query::Evict { name, reply });
+                    self.kept.push(Query::Evict { name, from, reply });
                 }
-                name => reply.send(Ok(Evicted {
-                    name: name.to_owned(),
-                    freed_bytes: 4096,
-                })),
+                name => {
+                    let from = from.map_or_else(|| "everywhere".to_owned(), |p| p.to_string());
+                    self.note(format!("evict {name} {from}"));
+                    reply.send(Ok(Evicted {
+                        name: name.to_owned(),
+                        freed_bytes: 4096,
+                    }));
+                }
             },
             Query::Drain { reply } => {
                 self.note("drain");
@@ -193,13 +198,14 @@ impl Decider {
     }
 }
 
-fn warmed(name: &str) -> Result<Warmed, ErrorReply> {
+fn warmed(name: &str, on: WarmOn) -> Result<Warmed, ErrorReply> {
     match name {
         "slow" => Err(refusal(ErrorCode::TimedOut).with_effect()),
         "big" => Err(refusal(ErrorCode::NoRoom)),
         "giant" => Err(refusal(ErrorCode::TooLarge)),
         name => Ok(Warmed {
             name: name.to_owned(),
+            tier: on.to_string(),
             origin: OriginView::Loaded,
             bytes: 7,
             took_ms: 1.5,
@@ -360,6 +366,7 @@ fn detail(name: &str) -> Result<ModelDetailView, ErrorReply> {
             pid: 77,
             uid: 1000,
             client: "py".into(),
+            tier: "host".into(),
             leases: 2,
         }],
     })

@@ -96,8 +96,8 @@ fn a_model_has_its_row_and_its_parts_at_one_level() {
     expected["segments"] = json!([{"name": "model.safetensors", "bytes": 91, "state": "resident",
         "huge_bytes": 64, "digest": "ab", "leases": 2}]);
     expected["tensors"] = json!(103);
-    expected["holders"] =
-        json!([{"session": 5, "pid": 77, "uid": 1000, "client": "py", "leases": 2}]);
+    expected["holders"] = json!([{"session": 5, "pid": 77, "uid": 1000, "client": "py", "tier": "host",
+            "leases": 2}]);
     assert_eq!(rig.get("/v1/models/org/bert").json(), expected);
     assert_eq!(rig.get("/v1/models/org%2Fbert").json(), expected);
 }
@@ -118,20 +118,27 @@ fn verbs_answer_what_they_did() {
     assert_eq!(rig.post("/v1/models/org/bert/unpin").json(), pinned(false));
     assert_eq!(
         rig.post("/v1/models/m/warm?wait_ms=9").json(),
-        json!({"ok": true, "name": "m", "origin": "loaded", "bytes": 7, "took_ms": 1.5})
+        json!({"ok": true, "name": "m", "tier": "host", "origin": "loaded", "bytes": 7,
+            "took_ms": 1.5})
     );
     rig.post("/v1/models/m/warm");
+    let on_device = format!("/v1/models/m/warm?wait_ms=9&tier={}", fake::LOST);
+    assert_eq!(rig.post(&on_device).json()["tier"], fake::LOST);
     assert_eq!(
         rig.post("/v1/models/m/evict").json(),
         json!({"ok": true, "name": "m", "freed_bytes": 4096})
     );
+    rig.post(&format!("/v1/models/m/evict?tier={}", fake::LOST));
     let drained = json!({"ok": true, "sessions": 2, "leases": 3});
     assert_eq!(rig.post("/v1/drain").json(), drained);
     let asked = [
         "pin org/bert true",
         "pin org/bert false",
-        "warm m 9",
-        "warm m 30000",
+        "warm m host 9",
+        "warm m host 30000",
+        &format!("warm m {} 9", fake::LOST),
+        "evict m everywhere",
+        &format!("evict m {}", fake::LOST),
         "drain",
     ];
     assert_eq!(rig.fake.asked(), asked);
@@ -144,6 +151,7 @@ fn refusals_have_their_status_and_shape() {
         ("GET", "/v1/models/none", 404, "model_not_found"),
         ("GET", "/v1/models/a%00b", 400, "bad_name"),
         ("GET", "/v1/models?limt=3", 400, "bad_parameter"),
+        ("POST", "/v1/models/m/warm?tier=gpu", 400, "bad_parameter"),
         ("GET", "/nothing", 404, "unknown_route"),
         ("DELETE", "/v1/status", 405, "method_not_allowed"),
         ("POST", "/v1/models/held/evict", 409, "in_use"),

@@ -8,35 +8,44 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// What to change about a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Change {
     Pin,
     Unpin,
-    Evict,
+    Evict {
+        /// `host` or the UUID of a device; `None`: from everywhere.
+        from: Option<String>,
+    },
 }
 
 impl Change {
-    const fn verb(self) -> &'static str {
+    fn target(&self, name: &str) -> String {
         match self {
-            Self::Pin => "pin",
-            Self::Unpin => "unpin",
-            Self::Evict => "evict",
+            Self::Pin => model_target(name, "pin"),
+            Self::Unpin => model_target(name, "unpin"),
+            Self::Evict { from: None } => model_target(name, "evict"),
+            Self::Evict { from: Some(tier) } => {
+                format!("{}?tier={tier}", model_target(name, "evict"))
+            }
         }
     }
 
     /// What happened, in words, by the daemon's answer.
-    fn done(self, answer: &Value) -> String {
+    fn done(&self, answer: &Value) -> String {
         let changed = answer["changed"] != Value::Bool(false);
         match self {
             Self::Pin if changed => "pinned".into(),
             Self::Pin => "already pinned".into(),
             Self::Unpin if changed => "no longer pinned".into(),
             Self::Unpin => "was not pinned".into(),
-            Self::Evict => match answer["freed_bytes"].as_u64() {
-                Some(0) => "was not resident".into(),
-                Some(bytes) => format!("evicted, {} freed", units::bytes(bytes)),
-                None => "evicted".into(),
-            },
+            Self::Evict { from } => {
+                let place = from.as_deref().map(super::warm::place).unwrap_or_default();
+                match answer["freed_bytes"].as_u64() {
+                    Some(0) => format!("was not resident{place}"),
+                    Some(bytes) => format!("evicted, {} freed{place}", units::bytes(bytes)),
+                    None => "evicted".into(),
+                }
+            }
         }
     }
 }
@@ -45,14 +54,12 @@ impl Change {
 pub(super) async fn run(
     api: &Api,
     names: &[String],
-    change: Change,
+    change: &Change,
     out: Out,
 ) -> Result<(), Failure> {
     let mut report = Report::new(out);
     for name in names {
-        let answer = api
-            .post(&model_target(name, change.verb()), Duration::ZERO)
-            .await;
+        let answer = api.post(&change.target(name), Duration::ZERO).await;
         let words = |answer: Value| {
             let words = change.done(&answer);
             (answer, words)

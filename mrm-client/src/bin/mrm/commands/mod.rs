@@ -30,10 +30,13 @@ pub(crate) fn run(cli: Cli, out: Out) -> Result<u8, Failure> {
         Command::Show { model } => block_on(show::run(&api()?, &model, out)),
         Command::Top { once } => block_on(top::run(&api()?, once, out)),
         Command::Open(open) => return open::run(&open, &global, out),
-        Command::Warm { models, wait } => block_on(warm::run(&api()?, &models, wait, out)),
-        Command::Pin(names) => block_on(change::run(&api()?, &names.models, Change::Pin, out)),
-        Command::Unpin(names) => block_on(change::run(&api()?, &names.models, Change::Unpin, out)),
-        Command::Evict(names) => block_on(change::run(&api()?, &names.models, Change::Evict, out)),
+        Command::Warm(warm) => block_on(warm::run(&api()?, &warm, out)),
+        Command::Pin(names) => block_on(change::run(&api()?, &names.models, &Change::Pin, out)),
+        Command::Unpin(names) => block_on(change::run(&api()?, &names.models, &Change::Unpin, out)),
+        Command::Evict(evict) => {
+            let change = Change::Evict { from: evict.from };
+            block_on(change::run(&api()?, &evict.models, &change, out))
+        }
         Command::Events(events) => block_on(events::run(&api()?, &events, out)),
         Command::Doctor => block_on(doctor::run(&global, out)),
         Command::Completions { shell } => manual::completions(shell, out),

@@ -129,6 +129,7 @@ fn holders(holders: &[Holder]) -> Table {
         ("PID", Align::Right),
         ("UID", Align::Right),
         ("SESSION", Align::Right),
+        ("WHERE", Align::Left),
         ("LEASES", Align::Right),
     ]);
     for holder in holders {
@@ -137,6 +138,10 @@ fn holders(holders: &[Holder]) -> Table {
             pid(holder.pid),
             holder.uid.to_string().into(),
             holder.session.to_string().into(),
+            match holder.tier.as_str() {
+                "" => "-".into(),
+                tier => super::status::short(tier).into(),
+            },
             holder.leases.to_string().into(),
         ]);
     }
