@@ -11,6 +11,17 @@ impl State {
     pub(super) fn error_of_refusal(&self, refusal: &Refusal, label: Option<&str>) -> ErrorReply {
         let model = label.map_or_else(String::new, |label| format!("`{label}`: "));
         let (code, text) = match refusal {
+            Refusal::TooLarge { tier, want, limit } if want <= limit => (
+                ErrorCode::TooLarge,
+                format!(
+                    "takes more descriptors than the daemon may keep open for {}: set \
+                     LimitNOFILE=65536 in its unit, or raise `ulimit -Hn` before its start",
+                    match tier {
+                        Tier::Host => "host memory".to_owned(),
+                        Tier::Device(device) => self.tier.name(*device),
+                    }
+                ),
+            ),
             Refusal::TooLarge { tier, want, limit } => (
                 ErrorCode::TooLarge,
                 format!(
