@@ -13,13 +13,15 @@
 
 mod bare;
 mod churn;
+mod floor;
 mod hit;
+mod miss;
 mod report;
 mod share;
 
 use clap::{Parser, Subcommand};
 use report::Row;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -28,7 +30,7 @@ use std::process::ExitCode;
     about = "Measures mrm against floors of the same run"
 )]
 struct Cli {
-    /// What to measure: hit, share, churn.
+    /// What to measure: hit, miss, share, churn.
     benches: Vec<Bench>,
     /// Also write the rows here, as JSON.
     #[arg(long)]
@@ -36,6 +38,9 @@ struct Cli {
     /// Opens of `churn`, in all.
     #[arg(long, default_value_t = 1_000_000)]
     opens: u64,
+    /// A Python that has the `safetensors` package, for `miss` to be compared with it.
+    #[arg(long, env = "MRM_BENCH_PYTHON")]
+    python: Option<PathBuf>,
     /// Only one of its parts, started by the benchmark itself.
     #[command(subcommand)]
     part: Option<Part>,
@@ -45,6 +50,8 @@ struct Cli {
 enum Bench {
     /// Opening what is resident.
     Hit,
+    /// Opening what is on disk or in the page cache.
+    Miss,
     /// Memory of many holders.
     Share,
     /// Opens a second, and what they leave behind.
@@ -90,13 +97,18 @@ fn main() -> ExitCode {
         Some(Part::BareFresh { socket, bytes }) => println!("{}", bare::fresh(&socket, bytes)),
         Some(Part::Fresh { socket, model }) => println!("{}", hit::fresh(&socket, &model)),
         Some(Part::Hold { socket, model }) => share::hold(&socket, &model),
-        None => return measure(&cli.benches, cli.json, cli.opens),
+        None => return measure(&cli.benches, cli.json, cli.opens, cli.python.as_deref()),
     }
     ExitCode::SUCCESS
 }
 
-fn measure(benches: &[Bench], json: Option<PathBuf>, opens: u64) -> ExitCode {
-    let all = [Bench::Hit, Bench::Share, Bench::Churn];
+fn measure(
+    benches: &[Bench],
+    json: Option<PathBuf>,
+    opens: u64,
+    python: Option<&Path>,
+) -> ExitCode {
+    let all = [Bench::Hit, Bench::Miss, Bench::Share, Bench::Churn];
     let benches = if benches.is_empty() {
         &all[..]
     } else {
@@ -106,6 +118,7 @@ fn measure(benches: &[Bench], json: Option<PathBuf>, opens: u64) -> ExitCode {
     for bench in benches {
         let new = match bench {
             Bench::Hit => hit::measure(),
+            Bench::Miss => miss::measure(python),
             Bench::Share => share::measure(),
             Bench::Churn => churn::measure(opens),
         };

@@ -12,6 +12,8 @@ pub(crate) struct Row {
     pub(crate) n: usize,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
     /// What it is compared with, in words.
     pub(crate) floor: String,
     pub(crate) floor_p50: f64,
@@ -33,6 +35,7 @@ impl Row {
         limit: Option<f64>,
     ) -> Self {
         let (p50, p99) = (percentile(samples, 0.5), percentile(samples, 0.99));
+        let (min, max) = (percentile(samples, 0.0), percentile(samples, 1.0));
         let floor_p50 = percentile(floor_samples, 0.5);
         Self {
             bench,
@@ -41,6 +44,8 @@ impl Row {
             n: samples.len(),
             p50,
             p99,
+            min,
+            max,
             floor: floor.into(),
             floor_p50,
             ratio: p50 / floor_p50,
@@ -70,8 +75,8 @@ pub(crate) fn percentile(samples: &mut [f64], q: f64) -> f64 {
 /// A table for people.
 pub(crate) fn print(rows: &[Row]) {
     println!(
-        "{:<6} {:<40} {:>5} {:>8} {:>11} {:>11} {:>11} {:>7} {:>7}  floor",
-        "bench", "case", "unit", "n", "p50", "p99", "floor p50", "ratio", "limit"
+        "{:<6} {:<40} {:>5} {:>8} {:>11} {:>11} {:>11} {:>11} {:>11} {:>7} {:>7}  floor",
+        "bench", "case", "unit", "n", "p50", "p99", "min", "max", "floor p50", "ratio", "limit"
     );
     for row in rows {
         let limit = row
@@ -83,13 +88,15 @@ pub(crate) fn print(rows: &[Row]) {
             "  << over the limit"
         };
         println!(
-            "{:<6} {:<40} {:>5} {:>8} {:>11} {:>11} {:>11} {:>7.2} {:>7}  {}{verdict}",
+            "{:<6} {:<40} {:>5} {:>8} {:>11} {:>11} {:>11} {:>11} {:>11} {:>7.2} {:>7}  {}{verdict}",
             row.bench,
             row.case,
             row.unit,
             row.n,
             figure(row.p50),
             figure(row.p99),
+            figure(row.min),
+            figure(row.max),
             figure(row.floor_p50),
             row.ratio,
             limit,

@@ -1,0 +1,140 @@
+//! `miss`: opening what is not in memory, from a file that is in the page cache or not.
+
+use crate::floor::{copy_mapped, make_cold, make_warm, populated, read_direct};
+use crate::hit::open_cycle;
+use crate::report::Row;
+use mrm_tests::model;
+use mrm_tests::node::{Node, Setup};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+const ROUNDS: usize = 15;
+/// Bytes and tensors.
+const MODELS: [(&str, u64, u64); 3] = [
+    ("1 MB", 1_000_000, 10),
+    ("91 MB", 91_000_000, 103),
+    ("1 GB", 1_000_000_000, 300),
+];
+/// Prints the milliseconds that loading takes, after the imports.
+const PEER: &str = "
+import sys, time
+from safetensors.numpy import load_file
+start = time.perf_counter()
+tensors = load_file(sys.argv[1])
+first = next(iter(tensors.values())).reshape(-1)[0]
+print((time.perf_counter() - start) * 1e3)
+";
+
+/// `python` has the `safetensors` package, if there is one.
+pub(crate) fn measure(python: Option<&Path>) -> Vec<Row> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rows = Vec::new();
+    for (size, bytes, tensors) in MODELS {
+        let (path, image) = model::write(dir.path(), "m/model.safetensors", bytes, tensors, 1);
+        let bytes = image.len() as u64;
+        drop(image);
+        let file = std::fs::File::open(&path).expect("opens");
+        file.sync_all().expect("on disk");
+        let node = Node::start(&Setup::new().model("m", &path));
+        let case = Case {
+            size,
+            path,
+            bytes,
+            node,
+        };
+        for cold in [true, false] {
+            rows.extend(case.measure(cold, python));
+        }
+    }
+    rows
+}
+
+struct Case {
+    size: &'static str,
+    path: PathBuf,
+    bytes: u64,
+    node: Node,
+}
+
+impl Case {
+    fn measure(&self, cold: bool, python: Option<&Path>) -> Vec<Row> {
+        let client = self.node.client();
+        let (mut ours, mut ready, mut fresh, mut peer) = (vec![], vec![], vec![], vec![]);
+        let mut memory = populated(self.bytes);
+        let read = |into: &mut [u8]| match cold {
+            true => read_direct(&self.path, self.bytes, into),
+            false => copy_mapped(&self.path, self.bytes, into),
+        };
+        for _ in 0..ROUNDS {
+            self.prepare(cold);
+            ready.push(milliseconds(|| read(&mut memory)));
+            self.prepare(cold);
+            fresh.push(milliseconds(|| read(&mut populated(self.bytes))));
+            self.prepare(cold);
+            ours.push(open_cycle(&client, "m") / 1e6);
+            if let Some(python) = python {
+                self.prepare(cold);
+                peer.push(self.peer(python));
+            }
+            self.evict();
+        }
+        let state = if cold { "cold" } else { "cached" };
+        let case = format!("first open, {}, {state} file", self.size);
+        let row = |floor: &str, samples: &mut [f64], limit| {
+            Row::of(
+                "miss",
+                &case,
+                "ms",
+                &mut ours.clone(),
+                floor,
+                samples,
+                limit,
+            )
+        };
+        let (how, limit) = match cold {
+            true => ("direct read", 1.10),
+            false => ("copy by two threads", 1.15),
+        };
+        // Below that, messages count for more than bytes.
+        let limit = (self.bytes > 10_000_000).then_some(limit);
+        let mut rows = vec![
+            row(&format!("{how}, prepared memory"), &mut ready, limit),
+            row(&format!("{how}, fresh memory"), &mut fresh, None),
+        ];
+        if !peer.is_empty() {
+            rows.push(row("safetensors.numpy.load_file", &mut peer, Some(1.05)));
+        }
+        rows
+    }
+
+    fn prepare(&self, cold: bool) {
+        match cold {
+            true => make_cold(&self.path, self.bytes),
+            false => make_warm(&self.path),
+        }
+    }
+
+    fn evict(&self) {
+        let (status, body) = self.node.post("/v1/models/m/evict?wait_ms=60000");
+        assert_eq!(status, 200, "{body}");
+    }
+
+    fn peer(&self, python: &Path) -> f64 {
+        let run = Command::new(python)
+            .args(["-c", PEER])
+            .arg(&self.path)
+            .output();
+        let output = run.expect("starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        text.trim().parse().expect("a number")
+    }
+}
+
+fn milliseconds(work: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_secs_f64() * 1e3
+}
