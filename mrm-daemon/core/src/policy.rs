@@ -44,6 +44,8 @@ mod reload;
 mod s3fifo;
 mod shadow;
 mod sieve;
+#[cfg(test)]
+mod tests;
 
 pub use choice::{Choice, Rule, UnknownPolicy};
 pub use cremebrulee::{Cost, CremeBrulee};

@@ -103,8 +103,12 @@ impl History {
     /// Notes a use.
     pub fn used(&mut self, model: ModelId, now: Time) {
         self.uses += 1;
-        let Some(known) = self.subjects.get_mut(&model) else {
-            return self.first_use(model, now);
+        let known = self.subjects.get_mut(&model);
+        let Some(known) = known.filter(|known| known.uses > 0) else {
+            let known = self.known(model, now);
+            (known.uses, known.last) = (1, now);
+            self.classes[0].waiting += 1;
+            return;
         };
         let gap_s = now.us_since(known.last) as f64 / 1e6;
         let bucket = bucket_of(gap_s);
@@ -123,21 +127,21 @@ impl History {
         self.classes[known.class].waiting += 1;
     }
 
-    fn first_use(&mut self, model: ModelId, now: Time) {
-        if self.subjects.len() >= self.subjects_max {
+    /// What is remembered of a model, which is nothing yet if it is new.
+    fn known(&mut self, model: ModelId, now: Time) -> &mut Subject {
+        let new = !self.subjects.contains_key(&model);
+        if new && self.subjects.len() >= self.subjects_max {
             self.forget_oldest();
         }
-        let subject = Subject {
-            uses: 1,
+        self.subjects.entry(model).or_insert_with(|| Subject {
+            uses: 0,
             last: now,
             class: 0,
             gaps: Vec::new(),
             run_us: 0,
             runs: 0,
             loads: BTreeMap::new(),
-        };
-        self.subjects.insert(model, subject);
-        self.classes[0].waiting += 1;
+        })
     }
 
     /// Makes room: an eighth at once, so that it is seldom gone through.
@@ -148,7 +152,7 @@ impl History {
         by_age.truncate((self.subjects_max / 8).max(1));
         for (_, model) in by_age {
             if let Some(gone) = self.subjects.remove(&model) {
-                self.classes[gone.class].waiting -= 1;
+                self.classes[gone.class].waiting -= u64::from(gone.uses > 0);
                 self.forgotten.push(model);
             }
         }
@@ -162,11 +166,16 @@ impl History {
         }
     }
 
-    /// Notes what a load took. What nobody used is not remembered.
-    pub(crate) fn loaded(&mut self, model: ModelId, route: Route, bytes: Bytes, took_us: u64) {
-        if let Some(known) = self.subjects.get_mut(&model) {
-            known.loads.entry(route).or_default().add(bytes, took_us);
-        }
+    /// Notes what a load took, also of what nobody has used yet.
+    pub(crate) fn loaded(
+        &mut self,
+        model: ModelId,
+        route: Route,
+        (bytes, took_us): (Bytes, u64),
+        now: Time,
+    ) {
+        let known = self.known(model, now);
+        known.loads.entry(route).or_default().add(bytes, took_us);
     }
 
     /// What loads of this model by this route took, if it was loaded so.
@@ -216,8 +225,9 @@ impl History {
         std::mem::take(&mut self.forgotten)
     }
 
+    /// What is remembered of a model that was used.
     pub(super) fn get(&self, model: Option<ModelId>) -> Option<&Subject> {
-        self.subjects.get(&model?)
+        self.subjects.get(&model?).filter(|known| known.uses > 0)
     }
 
     pub(super) fn class(&self, of: &Subject) -> &Class {

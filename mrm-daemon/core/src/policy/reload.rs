@@ -151,7 +151,7 @@ impl Reloads {
             start_us + seen.unwrap_or(bytes.0 as f64 / per_us)
         };
         // The cast keeps to the range: there is nothing below zero, and no infinity.
-        own.unwrap_or_else(others) as u64
+        own.unwrap_or_else(others).round() as u64
     }
 
     pub(crate) fn in_flight(&self) -> (usize, usize) {

@@ -64,7 +64,9 @@ impl Core {
         if let Some((version, route, bytes, took_us)) = ended
             && let Some(subject) = self.subject(version)
         {
-            self.policies.history.loaded(subject, route, bytes, took_us);
+            self.policies
+                .history
+                .loaded(subject, route, (bytes, took_us), now);
         }
     }
 

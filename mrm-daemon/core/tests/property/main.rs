@@ -10,6 +10,7 @@
 mod files;
 mod flat;
 mod oracle;
+mod policies;
 mod world;
 
 use proptest::prelude::*;
@@ -51,6 +52,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..6u8).prop_map(Act::Changed),
         2 => (0..6u8, any::<u8>()).prop_map(|(model, version)| Act::Rewrite { model, version }),
         2 => (0..3u8, 0..20u8, 0..4u8).prop_map(|(tier, budget, less)| Act::Limit { tier, budget, less }),
+        1 => (0..3u8, any::<u8>()).prop_map(|(tier, which)| Act::Policy { tier, which }),
         14 => (any::<u8>(), 0..14u8).prop_map(|(which, luck)| Act::Complete { which, luck }),
         4 => (0..20u8).prop_map(Act::Advance),
     ]
@@ -65,8 +67,9 @@ proptest! {
         // Few runs lose a device, or none would have one for long.
         losses in prop::collection::vec((0..500usize, 0..2u8), 0..3),
         drain in any::<bool>(),
+        policies in any::<[u8; 3]>(),
     ) {
-        let mut world = World::new();
+        let mut world = World::new(policies);
         for (nth, act) in acts.iter().enumerate() {
             for (_, device) in losses.iter().filter(|(at, _)| *at == nth) {
                 world.act(&Act::Lose(*device));

@@ -53,6 +53,11 @@ pub(crate) enum Act {
         less: u8,
     },
     Lose(u8),
+    /// One of the policies for a tier.
+    Policy {
+        tier: u8,
+        which: u8,
+    },
     /// Luck 0: fails; 1 and 2: the device has less than was thought, which 1 says before.
     Complete {
         which: u8,
@@ -92,13 +97,20 @@ fn pick<T: Copy>(from: impl Iterator<Item = T>, index: u8) -> Option<T> {
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    /// A host and two devices. Which policies they begin with are three indexes.
+    pub(crate) fn new(policies: [u8; 3]) -> Self {
         let device = |budget, pieces_max| DeviceConfig {
             pieces_max,
             ..DeviceConfig::with_budget(Bytes(budget))
         };
+        let [host, first, second] = policies;
+        let first = DeviceConfig {
+            policy: crate::policies::choice(first),
+            ..device(7, 5)
+        };
         let second = DeviceConfig {
             peers: vec![DEVICES[0]],
+            policy: crate::policies::choice(second),
             ..device(5, 4)
         };
         let config = Config {
@@ -106,7 +118,8 @@ impl World {
             waiting_max: 6,
             leases_per_session_max: 4,
             revalidate_ms: 2,
-            devices: vec![device(7, 5), second],
+            policy: crate::policies::choice(host),
+            devices: vec![first, second],
             ..Config::with_limit(Bytes(12))
         };
         let limits = [
@@ -114,8 +127,12 @@ impl World {
             (Tier::Device(DEVICES[0]), 7),
             (Tier::Device(DEVICES[1]), 5),
         ];
+        let mut core = Core::new(config);
+        for (tier, which) in tiers().into_iter().zip(policies) {
+            crate::policies::install(&mut core, tier, which);
+        }
         Self {
-            core: Core::new(config),
+            core,
             now: Time(0),
             oracle: Oracle {
                 limits: limits.into(),
@@ -212,6 +229,11 @@ impl World {
                 let tier = tiers()[usize::from(tier) % 3];
                 let limit = budget.saturating_sub(less);
                 self.limit(tier, u64::from(budget), u64::from(limit));
+            }
+            Act::Policy { tier, which } => {
+                let tier = tiers()[usize::from(tier) % 3];
+                let policy = crate::policies::choice(which);
+                self.handle(Event::SetPolicy { tier, policy });
             }
             Act::Lose(which) => self.lose(DEVICES[usize::from(which) % 2]),
             Act::Complete { which, luck } => {
@@ -434,6 +456,10 @@ impl World {
                 // What it is filled from is not there yet.
                 return;
             }
+        }
+        if luck % 5 == 4 {
+            let took_us = u64::from(luck) * 1000;
+            self.handle(Event::Took { op, took_us });
         }
         if luck == 1 && tier != Tier::Host {
             let limit = self.oracle.limits[&tier];

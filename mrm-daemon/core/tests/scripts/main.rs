@@ -9,6 +9,7 @@ mod adopt;
 mod device;
 mod opens;
 mod operator;
+mod policies;
 mod room;
 mod show;
 mod support;

@@ -8,13 +8,14 @@
 //! > close 1.8 l1   > close 1 l1  with and without an answer
 //! > cancel 1.8 of 7
 //! > evict 1.7 v2 [on d0]   > wish m2 pinned eager   > changed m2   > drain   > tick
-//! > limit 10   > limit d0 10 [of 20]   > lost d0
+//! > limit 10   > limit d0 10 [of 20]   > lost d0   > policy d0 gc,second-use=yes
 //! > adopt m1 v1 a=1 i@5 has a/c1 i.d0/c2 until 9   the last daemon's; `-` for no model
 //! > resume 1.7 v1 v1.d0          leases of the last daemon
 //! > resolved op1 v1 a:4 b:2      sources are letters, charges are bytes
 //! > resolved op1 v1 t=1 a:4 i@4/2     = is a table, @ an image, / its pieces
 //! > resolved op1 fails 303       > loaded op2 c1   > loaded op2 fails 303   > freed op3
 //! > loaded op2 short             the device had less than was thought
+//! > took op2 500                 in microseconds, by itself
 //! ```
 //! The lines after an event are all of its effects, in order.
 
@@ -254,6 +255,10 @@ fn parse(line: &str) -> Event {
             budget: Bytes(number(after(rest, "of").unwrap_or(bytes), "")),
             limit: Bytes(number(bytes, "")),
         },
+        ["policy", place, choice] => Event::SetPolicy {
+            tier: tier(place),
+            policy: choice.parse().unwrap(),
+        },
         ["lost", what] => Event::DeviceLost {
             device: device(what),
             fault: fault(&["", "404"]),
@@ -328,6 +333,10 @@ fn parse_completion(line: &str, words: &[&str]) -> Event {
         ["loaded", id, content] => Event::Loaded {
             op: op(id),
             outcome: Ok(ContentId(number(content, "c"))),
+        },
+        ["took", id, took_us] => Event::Took {
+            op: op(id),
+            took_us: number(took_us, ""),
         },
         ["freed", id] => Event::Freed { op: op(id) },
         _ => panic!("no such event: {line}"),
