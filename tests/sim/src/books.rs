@@ -34,6 +34,7 @@ enum Asked {
     Close,
     Cancel,
     Evict,
+    Resume,
 }
 
 /// An effect in flight.
@@ -61,6 +62,8 @@ pub(crate) struct Books {
     leases: BTreeMap<(SessionId, LeaseId), Lease>,
     segments: BTreeMap<SegmentId, Segment>,
     ops: BTreeMap<OpId, Op>,
+    /// What was leased that is being asked for again.
+    had: Vec<(Tier, Vec<SegmentId>)>,
     last_op: OpId,
     last_segment: SegmentId,
 }
@@ -87,6 +90,7 @@ impl Books {
             leases: BTreeMap::new(),
             segments: BTreeMap::new(),
             ops: BTreeMap::new(),
+            had: Vec::new(),
             last_op: OpId(0),
             last_segment: SegmentId(0),
         }
@@ -139,6 +143,11 @@ impl Books {
             } => {
                 self.ask(*session, Some(*request), Asked::Evict);
             }
+            Event::Resume {
+                session, request, ..
+            } => {
+                self.ask(*session, Some(*request), Asked::Resume);
+            }
             Event::SetLimit {
                 tier,
                 budget,
@@ -158,7 +167,6 @@ impl Books {
             Event::Configure { .. }
             | Event::ModelChanged { .. }
             | Event::Adopt(_)
-            | Event::Resume { .. }
             | Event::Drain
             | Event::SetPolicy { .. }
             | Event::Took { .. }
@@ -207,8 +215,8 @@ impl Books {
         })
     }
 
-    /// Looks at an effect. `pieces`: in how many pieces what is loaded will be.
-    pub(crate) fn see(&mut self, effect: &Effect, pieces: u64) -> Checked {
+    /// Looks at an effect. `size`: bytes and pieces of what is taken over or loaded.
+    pub(crate) fn see(&mut self, effect: &Effect, size: (u64, u64)) -> Checked {
         match effect {
             Effect::Resolve { op, .. } => self.starts(*op, Op::Resolve),
             Effect::Load {
@@ -219,7 +227,7 @@ impl Books {
                 ..
             } => {
                 self.starts(*op, Op::Load(*segment))?;
-                self.see_load(*segment, *tier, charge.0, pieces)
+                self.see_load(*segment, *tier, charge.0, size.1)
             }
             Effect::Free { op, segment, tier } => {
                 self.starts(*op, Op::Free(*segment))?;
@@ -237,7 +245,8 @@ impl Books {
                 request,
                 reply,
             } => self.see_reply(*session, *request, reply),
-            Effect::Adopted { .. } | Effect::Forget { .. } => Ok(()),
+            Effect::Adopted { segment, tier, .. } => self.adopted(*segment, *tier, size),
+            Effect::Forget { .. } => Ok(()),
         }
     }
 
@@ -246,6 +255,40 @@ impl Books {
         self.last_op = self.last_op.max(id);
         self.ops.insert(id, op);
         ensure(new, Rule::Effects, || format!("{id} starts twice"))
+    }
+
+    fn adopted(&mut self, segment: SegmentId, tier: Tier, (bytes, pieces): (u64, u64)) -> Checked {
+        let new = segment > self.last_segment && !self.is_lost(tier);
+        self.last_segment = self.last_segment.max(segment);
+        let stage = Stage::Resident;
+        let there = Segment {
+            tier,
+            bytes,
+            pieces,
+            stage,
+        };
+        self.segments.insert(segment, there);
+        ensure(new && bytes > 0, Rule::Effects, || {
+            format!("{segment} is taken over on {tier}")
+        })
+    }
+
+    /// What each lease is on that is asked for again.
+    pub(crate) fn resumes(&mut self, had: Vec<(Tier, Vec<SegmentId>)>) {
+        self.had = had;
+    }
+
+    fn see_resumed(&mut self, session: SessionId, leases: &[Option<LeaseId>]) -> Checked {
+        let had = std::mem::take(&mut self.had);
+        ensure(had.len() == leases.len(), Rule::Answers, || {
+            format!("{leases:?} for {had:?}")
+        })?;
+        for (lease, (tier, segments)) in leases.iter().zip(had) {
+            if let Some(lease) = lease {
+                self.see_opened((session, *lease), tier, &segments)?;
+            }
+        }
+        Ok(())
     }
 
     fn see_load(&mut self, segment: SegmentId, tier: Tier, bytes: u64, pieces: u64) -> Checked {
@@ -310,6 +353,9 @@ impl Books {
                 },
             ) => {
                 return self.see_opened((session, *lease), *tier, segments);
+            }
+            (Some(Asked::Resume), Reply::Resumed { leases }) => {
+                return self.see_resumed(session, leases);
             }
             (Some(Asked::Open { .. }), Reply::Failed(_) | Reply::Refused(_))
             | (Some(Asked::Close), Reply::Closed | Reply::Refused(_))
@@ -381,7 +427,7 @@ impl Books {
         })?;
         let late = self.asked.iter().find(|(_, asked)| match asked {
             Asked::Open { deadline } => ticked.is_some_and(|now| *deadline <= now),
-            Asked::Close | Asked::Cancel | Asked::Evict => false,
+            Asked::Close | Asked::Cancel | Asked::Evict | Asked::Resume => false,
         });
         ensure(late.is_none(), Rule::Answers, || {
             format!("{late:?} is late")

@@ -85,6 +85,8 @@ pub(crate) struct Env {
     pub(crate) reads: u64,
     /// What deciders asked for.
     pub(crate) reached: Reached,
+    /// When the last daemon started.
+    pub(crate) started_at: u64,
     /// The run of the daemon that is up, if one is.
     pub(crate) up: Option<Run>,
     /// A device was lost: sessions may end because what they were to be lent is gone.
@@ -111,6 +113,7 @@ impl Env {
             steps: 0,
             reads: 0,
             reached: Reached::default(),
+            started_at: 0,
             up: None,
             device_lost: false,
         }

@@ -5,7 +5,7 @@
 
 use crate::breach::{Breach, Checked, Rule, breach, ensure};
 use mrm_core::ledger::Tier;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +19,8 @@ struct Allocation {
     content: Option<u64>,
     /// The daemon has it.
     kept: bool,
+    /// The keeper has it: its daemon is dead.
+    left: bool,
     /// Mappings, and descriptors on their way to clients.
     refs: u64,
     /// Its device is gone.
@@ -69,6 +71,7 @@ impl Memory {
             bytes,
             content: None,
             kept: true,
+            left: false,
             refs: 0,
             lost: false,
         };
@@ -147,12 +150,29 @@ impl Memory {
         Ok(())
     }
 
-    /// The daemon died. A successor gets nothing of what it had.
-    pub(crate) fn daemon_died(&mut self) {
-        for there in self.there.values_mut() {
+    /// The daemon died. The keeper has this for its successor.
+    pub(crate) fn daemon_died(&mut self, left: &BTreeSet<AllocId>) {
+        for (id, there) in &mut self.there {
             there.kept = false;
+            there.left = left.contains(id);
         }
-        self.there.retain(|_, there| there.refs > 0);
+        self.there.retain(|_, there| there.left || there.refs > 0);
+    }
+
+    /// A daemon takes over what the keeper has.
+    pub(crate) fn take_over(&mut self, id: AllocId) -> Checked {
+        let there = self.get_mut(id)?;
+        let left = std::mem::replace(&mut there.left, false);
+        there.kept = true;
+        ensure(left, Rule::Held, || format!("{id:?} is taken over twice"))
+    }
+
+    /// The keeper lets go of what nobody took over.
+    pub(crate) fn drop_left(&mut self) {
+        for there in self.there.values_mut() {
+            there.left = false;
+        }
+        self.there.retain(|_, there| there.kept || there.refs > 0);
     }
 
     pub(crate) fn add_ref(&mut self, id: AllocId) -> Checked {
@@ -185,7 +205,7 @@ impl Memory {
         if self
             .there
             .get(&id)
-            .is_some_and(|there| !there.kept && there.refs == 0)
+            .is_some_and(|there| !there.kept && !there.left && there.refs == 0)
         {
             self.there.remove(&id);
         }

@@ -10,7 +10,7 @@ pub struct Reached(BTreeMap<&'static str, u64>);
 
 impl Reached {
     /// Everything that a decider may ask for.
-    pub const ALL: [&'static str; 31] = [
+    pub const ALL: [&'static str; 33] = [
         "load",
         "fill from files",
         "fill from host memory",
@@ -20,6 +20,8 @@ impl Reached {
         "free on a device",
         "revoke",
         "forget",
+        "adopted",
+        "resumed",
         "opened: hit",
         "opened: loaded",
         "opened: joined",

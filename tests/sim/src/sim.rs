@@ -217,9 +217,9 @@ impl Sim {
         self.runs += 1;
         let run = Run(self.runs);
         self.env.memory.replace_lost();
-        let left = self.left.take().unwrap_or(Left);
+        let left = self.left.take().unwrap_or_default();
         self.daemon = Some(Daemon::start(&mut self.env, run, &left)?);
-        self.env.up = Some(run);
+        (self.env.up, self.env.started_at) = (Some(run), self.env.now);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What a client does.
 
-use super::{Asked, Client, What};
+use super::{Asked, Client, Lease, What};
 use crate::breach::{Checked, Rule, breach};
 use crate::daemon::{IN_FLIGHT_MAX, uuid_of};
 use crate::env::Env;
@@ -11,9 +11,9 @@ use crate::settings::WAIT_MS_MAX;
 use mrm_core::id::DeviceId;
 use mrm_proto::frame::{self, Message};
 use mrm_proto::hello::ClientHello;
-use mrm_proto::ids::{LeaseId, RequestId};
+use mrm_proto::ids::{InstanceId, LeaseId, RequestId};
 use mrm_proto::name::{FileName, ModelName};
-use mrm_proto::request::{Cancel, Close, Devices, Open, OpenFiles, Request};
+use mrm_proto::request::{Cancel, Close, Devices, HadLease, Open, OpenFiles, Request, Resume};
 
 impl Client {
     /// Does something.
@@ -96,6 +96,26 @@ impl Client {
         }
         let hello = encode(RequestId(u64::MAX), 0, &hello)?;
         self.write(env, &hello, Vec::new());
+        Ok(())
+    }
+
+    /// Takes up what it had leased when the last daemon died.
+    pub(super) fn resume(&mut self, env: &mut Env) -> Checked {
+        if self.had.is_empty() {
+            return Ok(());
+        }
+        let id = self.next_request();
+        self.asked.insert(id, Asked::Resume);
+        let had = |lease: &Lease| HadLease {
+            version: lease.version,
+            device: lease.device,
+        };
+        let resume = Resume {
+            instance: InstanceId(self.had_of),
+            leases: self.had.iter().map(had).collect(),
+        };
+        let bytes = encode(RequestId(id), 0, &Request::Resume(resume))?;
+        self.write(env, &bytes, Vec::new());
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use crate::breach::{Checked, Rule, ensure};
 use crate::env::{Env, Run};
 use crate::link::{FrameBuffer, LinkId, Passed, Reader};
 use crate::memory::AllocId;
-use mrm_proto::ids::LeaseId;
+use mrm_proto::ids::{DeviceUuid, LeaseId, VersionId};
 use std::collections::BTreeMap;
 
 /// One process.
@@ -30,6 +30,9 @@ pub(crate) struct Client {
     /// Allocations of opens whose grant is still to come.
     handed: BTreeMap<u64, Vec<AllocId>>,
     leases: Vec<Lease>,
+    /// What it had leased when the daemon died, and which run that was.
+    had: Vec<Lease>,
+    had_of: u64,
     /// What it has mapped without a lease.
     kept: Vec<Mapping>,
     finishing: bool,
@@ -60,6 +63,7 @@ enum Asked {
     Cancel {
         target: u64,
     },
+    Resume,
 }
 
 #[derive(Debug)]
@@ -67,6 +71,10 @@ struct Lease {
     id: LeaseId,
     mappings: Vec<Mapping>,
     revoked: bool,
+    version: VersionId,
+    device: Option<DeviceUuid>,
+    /// Taken up again: what is mapped may be another allocation than the one that is leased.
+    resumed: bool,
 }
 
 /// Memory, and what is to be read there.
@@ -91,7 +99,7 @@ impl Client {
 
     /// Whether it wants nothing more and has nothing.
     pub(crate) fn is_done(&self) -> bool {
-        self.link.is_none() && self.kept.is_empty()
+        self.link.is_none() && self.kept.is_empty() && self.had.is_empty()
     }
 
     /// What it still waits for.
@@ -121,7 +129,11 @@ impl Client {
         if ended.is_none_or(|pipe| pipe.ended) {
             return Ok(());
         }
-        for lease in self.leases.iter().filter(|lease| !lease.revoked) {
+        for lease in self
+            .leases
+            .iter()
+            .filter(|lease| !lease.revoked && !lease.resumed)
+        {
             let gone = |m: &&Mapping| !env.memory.is_gone(m.alloc) && !env.memory.is_kept(m.alloc);
             let dropped = lease.mappings.iter().find(gone);
             ensure(dropped.is_none(), Rule::Held, || {
@@ -162,10 +174,27 @@ impl Client {
         ensure(!innocent, Rule::Session, || {
             format!("client {} lost its session for nothing", self.id)
         })?;
+        self.forget_had();
+        if env.up != self.run && !self.finishing {
+            let leases = self.leases.drain(..);
+            (self.had, self.leases) = leases.partition(|lease| !lease.revoked);
+            self.had_of = self.run.map_or(0, |run| run.0);
+        }
+        self.forget_leases();
+        self.disconnect(env)
+    }
+
+    /// What is mapped stays mapped, without a lease.
+    fn forget_leases(&mut self) {
         let leases = std::mem::take(&mut self.leases);
         self.kept
             .extend(leases.into_iter().flat_map(|lease| lease.mappings));
-        self.disconnect(env)
+    }
+
+    fn forget_had(&mut self) {
+        let had = std::mem::take(&mut self.had);
+        self.kept
+            .extend(had.into_iter().flat_map(|lease| lease.mappings));
     }
 
     /// Forgets its session.
@@ -193,6 +222,7 @@ impl Client {
 
     /// Unmaps everything.
     fn unmap_all(&mut self, env: &mut Env) -> Checked {
+        self.forget_had();
         let leases = std::mem::take(&mut self.leases);
         self.kept
             .extend(leases.into_iter().flat_map(|lease| lease.mappings));

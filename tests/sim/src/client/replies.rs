@@ -9,11 +9,11 @@ use crate::memory::AllocId;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::frame::{FrameError, Header};
 use mrm_proto::hello::ServerHello;
-use mrm_proto::ids::RequestId;
+use mrm_proto::ids::{LeaseId, RequestId};
 use mrm_proto::reply::{Opened, Reply};
 
 /// How old a look may be that an open gets because it was under way already.
-const LOOK_AGE_US: u64 = 250_000;
+const LOOK_AGE_US: u64 = 125_000;
 
 impl Client {
     pub(super) fn handle_frames(&mut self, env: &mut Env, link: LinkId) -> Checked {
@@ -35,6 +35,7 @@ impl Client {
             if !self.greeted && header.request == RequestId(u64::MAX) {
                 ServerHello::decode(&header, &body).or_else(|error| unreadable(&error))?;
                 self.greeted = true;
+                self.resume(env)?;
                 continue;
             }
             let reply = Reply::decode(&header, &body).or_else(|error| unreadable(&error))?;
@@ -91,11 +92,30 @@ impl Client {
                     format!("{target} is given up, and waits")
                 })
             }
+            (Asked::Resume, Reply::Resumed(resumed)) => self.resumed(&resumed.leases),
             (asked, reply) => {
                 let what = format!("client {}: {reply:?} to {asked:?}", self.id);
                 breach(Rule::Answers, what)
             }
         }
+    }
+
+    /// Leases of the last daemon's are leases of this one's, as far as they could be.
+    fn resumed(&mut self, leases: &[Option<LeaseId>]) -> Checked {
+        let had = std::mem::take(&mut self.had);
+        ensure(had.len() == leases.len(), Rule::Answers, || {
+            format!("{leases:?} for {had:?}")
+        })?;
+        for (lease, mut had) in leases.iter().zip(had) {
+            match lease {
+                Some(id) => {
+                    (had.id, had.resumed) = (*id, true);
+                    self.leases.push(had);
+                }
+                None => self.kept.extend(had.mappings),
+            }
+        }
+        Ok(())
     }
 
     /// An answer too many to one who asked twice by one id.
@@ -180,7 +200,14 @@ impl Client {
         let could_be = match what {
             What::Files(inodes) => env.disk.contained(inodes, from, env.now),
             What::Model(model) => {
-                let from = from.saturating_sub(env.settings.revalidate_ms * 1000);
+                let believed_us = env.settings.revalidate_ms * 1000;
+                // What was taken over counts as looked at then, however old it is.
+                let taken_over = sent_at <= env.started_at + believed_us;
+                let from = if taken_over {
+                    0
+                } else {
+                    from.saturating_sub(believed_us)
+                };
                 env.disk.stood_for(*model, from, env.now)
             }
         };
@@ -210,6 +237,9 @@ impl Client {
             id,
             mappings,
             revoked,
+            version: opened.version,
+            device: opened.device.as_ref().map(|on| on.uuid),
+            resumed: false,
         });
         Ok(())
     }

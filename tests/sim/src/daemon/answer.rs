@@ -16,7 +16,7 @@ use mrm_proto::hello::features;
 use mrm_proto::ids;
 use mrm_proto::layout::Granularity;
 use mrm_proto::reply::{self, Cancelled, Closed, Handed, OnDevice, Opened, Progress, Reply};
-use mrm_proto::reply::{Revoked, Sharing};
+use mrm_proto::reply::{Resumed, Revoked, Sharing};
 
 /// What the decider granted.
 struct Granted<'a> {
@@ -78,9 +78,12 @@ impl Daemon {
             CoreReply::Cancelled { was_pending } => {
                 Some(Reply::Cancelled(Cancelled { was_pending }))
             }
-            CoreReply::Evicted { .. } | CoreReply::Resumed { .. } => {
-                return impossible("an answer that nobody asked for");
+            CoreReply::Resumed { leases } => {
+                let wire = |lease: Option<LeaseId>| lease.map(|lease| ids::LeaseId(lease.0));
+                let leases = leases.into_iter().map(wire).collect();
+                Some(Reply::Resumed(Resumed { leases }))
             }
+            CoreReply::Evicted { .. } => return impossible("a client evicts"),
             CoreReply::Failed(fault) => Some(Reply::Error(error_of_fault(&fault))),
             CoreReply::Refused(refusal) => Some(Reply::Error(error_of_refusal(&refusal))),
         };

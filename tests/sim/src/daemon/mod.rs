@@ -5,24 +5,26 @@ mod fills;
 mod names;
 mod operator;
 mod requests;
+mod restart;
 mod sessions;
 mod work;
 
 use crate::books::Books;
 use crate::breach::{Checked, Rule, breach, ensure};
 use crate::env::{Env, Happening, Job, Run};
-use crate::link::{LinkId, Reader};
+use crate::link::LinkId;
 use crate::memory::AllocId;
 use crate::settings::{DRAIN_US, HEALTH_EVERY_US, PROGRESS_EVERY_US};
 use mrm_core::effect::Effect;
 use mrm_core::event::{Event, Fault};
-use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SessionId};
+use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SessionId, SourceId};
 use mrm_core::ledger::Tier;
 use mrm_core::view::RecordsView;
 use mrm_core::{Config, Core, DeviceConfig, invariants};
 use mrm_proto::error::ErrorCode;
 use names::{Found, Names};
 pub(crate) use requests::{IN_FLIGHT_MAX, uuid_of};
+pub(crate) use restart::Left;
 use sessions::Session;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -41,6 +43,8 @@ pub(crate) struct Daemon {
     segments: BTreeMap<SegmentId, Held>,
     loads: BTreeMap<SegmentId, Load>,
     found: BTreeMap<OpId, Result<Found, Fault>>,
+    /// What the last daemon left of a source on a tier: memory, bytes, pieces.
+    left: BTreeMap<(SourceId, Tier), (AllocId, u64, u64)>,
     /// How many loads each segment is read for.
     feeding: BTreeMap<SegmentId, u64>,
     lost: BTreeSet<DeviceId>,
@@ -63,10 +67,6 @@ struct Held {
     /// It goes as soon as nothing is filled from it.
     freeing: Option<OpId>,
 }
-
-/// What a dead daemon left for its successor.
-#[derive(Debug)]
-pub(crate) struct Left;
 
 impl Daemon {
     /// A daemon that starts.
@@ -96,6 +96,7 @@ impl Daemon {
             segments: BTreeMap::new(),
             loads: BTreeMap::new(),
             found: BTreeMap::new(),
+            left: BTreeMap::new(),
             feeding: BTreeMap::new(),
             lost: BTreeSet::new(),
             budgets: settings
@@ -110,13 +111,10 @@ impl Daemon {
             draining: false,
             ending: false,
         };
-        daemon.adopt(left);
+        daemon.adopt(env, left)?;
         daemon.look_at_devices_later(env);
         Ok(daemon)
     }
-
-    /// Takes over what a predecessor left. Nothing yet: a daemon starts empty.
-    fn adopt(&mut self, _left: &Left) {}
 
     fn plan(&self, env: &mut Env, us: u64, job: Job) {
         env.after(us, Happening::Daemon(self.run, job));
@@ -167,8 +165,8 @@ impl Daemon {
         for effect in &effects {
             env.trace.note(env.now, effect);
             env.reached.see(effect);
-            let pieces = self.pieces_of(effect);
-            self.books.see(effect, pieces)?;
+            let size = self.size_of(effect);
+            self.books.see(effect, size)?;
         }
         self.books
             .compare(&self.core, ticked.then_some(env.time()))?;
@@ -190,8 +188,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// In how many pieces what is loaded will be.
-    fn pieces_of(&self, effect: &Effect) -> u64 {
+    /// Bytes and pieces of what is taken over, and pieces of what is loaded.
+    fn size_of(&self, effect: &Effect) -> (u64, u64) {
         match effect {
             Effect::Load {
                 version,
@@ -200,15 +198,18 @@ impl Daemon {
             } => {
                 let record = self.names.version_of(*version);
                 let image = record.and_then(|record| record.image);
-                image.map_or(0, |image| image.pieces)
+                (0, image.map_or(0, |image| image.pieces))
+            }
+            Effect::Adopted { source, tier, .. } => {
+                let left = self.left.get(&(*source, *tier));
+                left.map_or((0, 0), |(_, bytes, pieces)| (*bytes, *pieces))
             }
             Effect::Load { .. }
             | Effect::Resolve { .. }
             | Effect::Free { .. }
-            | Effect::Adopted { .. }
             | Effect::Revoke { .. }
             | Effect::Reply { .. }
-            | Effect::Forget { .. } => 1,
+            | Effect::Forget { .. } => (0, 1),
         }
     }
 
@@ -232,7 +233,11 @@ impl Daemon {
                 self.load(env, (op, segment), (version, tier, charge), order)
             }
             Effect::Free { op, segment, tier } => self.free(env, op, segment, tier),
-            Effect::Adopted { .. } => impossible("nothing is left to adopt"),
+            Effect::Adopted {
+                segment,
+                source,
+                tier,
+            } => self.adopted(env, segment, source, tier),
             Effect::Revoke {
                 session,
                 lease,
@@ -315,16 +320,6 @@ impl Daemon {
         self.finish(env)
     }
 
-    /// It ends, or is killed. Memory that clients mapped stays theirs.
-    pub(crate) fn die(self, env: &mut Env) -> Checked<Left> {
-        for link in self.of_link.into_keys() {
-            env.end(link, Reader::Client);
-            env.discard(link, Reader::Daemon)?;
-        }
-        env.memory.daemon_died();
-        Ok(Left)
-    }
-
     fn forget_if_unknown(&mut self, model: ModelId) {
         if self.core.view().model(model).is_none() {
             self.names.forget_model(model);
@@ -335,6 +330,7 @@ impl Daemon {
     pub(crate) fn unsettled(&self) -> Option<String> {
         let records = self.core.view().records();
         let waits = records.waiting + records.evictions + records.ops + records.sessions > 0;
+        let waits = waits || self.core.next_deadline().is_some();
         waits.then(|| format!("{records:?}"))
     }
 

@@ -50,6 +50,9 @@ pub(crate) struct VersionRecord {
     pub(crate) parts: Vec<Part>,
     /// What devices get of it.
     pub(crate) image: Option<Image>,
+    /// What it was found to be, and the last name of the catalogue under which.
+    pub(crate) found: Found,
+    pub(crate) label: Option<usize>,
     key: Vec<SourceId>,
 }
 
@@ -121,8 +124,23 @@ impl Names {
         all.map(|(name, model)| (*name, *model)).collect()
     }
 
+    /// Goes on counting where no run before has come to.
+    pub(crate) const fn begin_at(&mut self, made: u64) {
+        self.made = made;
+    }
+
+    /// Takes a version over by its number. Its files are not open.
+    pub(crate) fn adopt(&mut self, id: VersionId, found: &Found, has_devices: bool) {
+        let made = self.version_as(Some(id), found, has_devices);
+        self.drop_supplies_unless(|version| version != made);
+    }
+
     /// The version that was found: known, or new.
     pub(crate) fn version(&mut self, found: &Found, has_devices: bool) -> VersionId {
+        self.version_as(None, found, has_devices)
+    }
+
+    fn version_as(&mut self, id: Option<VersionId>, found: &Found, has_devices: bool) -> VersionId {
         let contents: Vec<u64> = found.files.iter().map(|(_, content)| *content).collect();
         let table = disk::table_of(&contents);
         let mut parts = vec![Part {
@@ -154,14 +172,22 @@ impl Names {
             }
             return version;
         }
-        let version = VersionId(self.next());
+        let version = id.unwrap_or_else(|| VersionId(self.next()));
         for source in &key {
             self.retain(*source, true);
         }
         self.version_ids.insert(key.clone(), version);
         self.supplied.insert(version);
-        self.versions
-            .insert(version, VersionRecord { parts, image, key });
+        self.versions.insert(
+            version,
+            VersionRecord {
+                parts,
+                image,
+                found: found.clone(),
+                label: None,
+                key,
+            },
+        );
         version
     }
 
@@ -191,6 +217,15 @@ impl Names {
         if *count == 0 {
             self.sources.remove(key);
             self.source_keys.remove(&source);
+        }
+    }
+
+    /// Takes note of a name of the catalogue that stands for a version.
+    pub(crate) fn call(&mut self, version: VersionId, model: ModelId) {
+        if let Some(ModelOrigin::Registered(name)) = self.models.get(&model)
+            && let Some(record) = self.versions.get_mut(&version)
+        {
+            record.label = Some(*name);
         }
     }
 
@@ -233,6 +268,17 @@ impl Names {
         let (id, count) = self.content_ids.entry(content).or_insert((fresh, 0));
         *count += 1;
         *id
+    }
+
+    /// The id of a content that is taken over.
+    pub(crate) fn content_id(&mut self, content: u64) -> ContentId {
+        let fresh = ContentId(self.next());
+        self.content_ids.entry(content).or_insert((fresh, 0)).0
+    }
+
+    /// Forgets contents that no segment came to have.
+    pub(crate) fn drop_unused_contents(&mut self) {
+        self.content_ids.retain(|_, (_, count)| *count > 0);
     }
 
     pub(crate) fn forget_segment(&mut self, segment: SegmentId) {

@@ -30,7 +30,7 @@ impl Daemon {
             ErrorReply::new(ErrorCode::VersionMismatch, "no version that both speak")
         })?;
         let served = match self.budgets.is_empty() {
-            true => features::PROGRESS,
+            true => features::PROGRESS | features::RESUME,
             false => features::ALL,
         };
         Ok(ServerHello {
@@ -97,7 +97,8 @@ impl Daemon {
                     },
                 )?;
             }
-            Request::Resume(_) | Request::List(_) | Request::Stat(_) => {
+            Request::Resume(resume) => self.resume(env, key, &resume)?,
+            Request::List(_) | Request::Stat(_) => {
                 let error = ErrorReply::new(ErrorCode::NotPermitted, "not simulated");
                 return self.turned_away(env, key, error);
             }

@@ -12,6 +12,7 @@ use mrm_core::event::{Event, Fault, LoadFailure, Part as CorePart, Resolution, S
 use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_proto::error::ErrorCode;
+use std::collections::BTreeSet;
 
 /// How long a look, a read, a completion and a free take at most, as a rule.
 const LOOK_US: u64 = 4_000;
@@ -97,7 +98,7 @@ impl Daemon {
             return impossible("a look that was not begun has ended");
         };
         let outcome = match (found, self.names.model_mut(model).is_some()) {
-            (Ok(found), true) => self.take_in(env, &found),
+            (Ok(found), true) => self.take_in(env, model, &found),
             (Ok(_), false) => return impossible("a model is forgotten while it is resolved"),
             (Err(fault), _) => Err(fault),
         };
@@ -114,39 +115,44 @@ impl Daemon {
     }
 
     /// Gives what was found its numbers.
-    fn take_in(&mut self, env: &Env, found: &Found) -> Result<Resolution, Fault> {
+    fn take_in(&mut self, env: &Env, model: ModelId, found: &Found) -> Result<Resolution, Fault> {
         if self.names.files_waiting() + found.files.len() > env.settings.files_waiting_max {
             return Err(fault(ErrorCode::Exhausted, "too many opened files wait"));
         }
         let version = self.names.version(found, !self.budgets.is_empty());
+        self.names.call(version, model);
+        let segments = self.facts(version);
+        let sources: BTreeSet<SourceId> = segments.iter().map(|fact| fact.source).collect();
+        if sources.len() < segments.len() {
+            self.names.forget_version(version);
+            return Err(fault(ErrorCode::ShardMismatch, "one file twice"));
+        }
+        Ok(Resolution { version, segments })
+    }
+
+    /// What the decider is told of a version.
+    pub(super) fn facts(&self, version: VersionId) -> Vec<SegmentFact> {
         let Some(record) = self.names.version_of(version) else {
-            return Err(fault(ErrorCode::Internal, "the version was forgotten"));
+            return Vec::new();
         };
-        let mut segments: Vec<SegmentFact> = Vec::new();
-        for part in &record.parts {
-            if segments.iter().any(|fact| fact.source == part.source) {
-                self.names.forget_version(version);
-                return Err(fault(ErrorCode::ShardMismatch, "one file twice"));
-            }
-            let first = segments.is_empty();
-            segments.push(SegmentFact {
+        let kinds = std::iter::once(CorePart::Table).chain(std::iter::repeat(CorePart::File));
+        let parts = record
+            .parts
+            .iter()
+            .zip(kinds)
+            .map(|(part, kind)| SegmentFact {
                 source: part.source,
                 charge: Bytes(part.bytes),
                 pieces: 1,
-                part: if first {
-                    CorePart::Table
-                } else {
-                    CorePart::File
-                },
+                part: kind,
             });
-        }
-        segments.extend(record.image.map(|image| SegmentFact {
+        let image = record.image.map(|image| SegmentFact {
             source: image.source,
             charge: Bytes(image.bytes),
             pieces: image.pieces,
             part: CorePart::Image,
-        }));
-        Ok(Resolution { version, segments })
+        });
+        parts.chain(image).collect()
     }
 
     /// Where the bytes of a load come from.
