@@ -134,7 +134,7 @@ mod planted {
             .and_then(|n| n.parse().ok())
             .unwrap_or(1)
             .max(1);
-        if count(point, order) % every != 0 {
+        if !count(point, order).is_multiple_of(every) {
             return false;
         }
         match action.as_str() {

@@ -143,9 +143,7 @@ async fn serve(
     let decider = shell.clone();
     tokio::task::spawn_local(async move { decider.run(completions).await });
     tokio::task::spawn_local(answer_queries(shell.clone(), inbox));
-    shell
-        .take_over(left.entries, config.keeper.grace_ms)
-        .await;
+    shell.take_over(left.entries, config.keeper.grace_ms).await;
     shell.apply_wishes(&config.models);
     let patience = Patience {
         hello: Duration::from_millis(config.limits.idle_hello_ms),

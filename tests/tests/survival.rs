@@ -106,6 +106,7 @@ fn until_serves(node: &Node, pid: u32) {
 }
 
 #[test]
+#[expect(clippy::zombie_processes, reason = "the family is ended with the test")]
 fn a_newer_daemon_takes_a_running_ones_place() {
     let dir = tempfile::tempdir().unwrap();
     let (path, _) = model::write(dir.path(), "m.safetensors", 3 * MIB, 4, 3);
@@ -125,6 +126,7 @@ fn a_newer_daemon_takes_a_running_ones_place() {
 }
 
 #[test]
+#[expect(clippy::zombie_processes, reason = "the family is ended with the test")]
 fn no_open_is_refused_while_daemons_replace_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let mut setup = Setup::new().budget(8 * MIB);
