@@ -43,7 +43,9 @@ impl State {
         grace_ms: u64,
     ) -> oneshot::Receiver<()> {
         let mut remains = self.sort(entries);
-        let known = self.take_over_instances(std::mem::take(&mut remains.instances));
+        let versions = remains.versions.iter();
+        let highest = versions.map(|(_, version)| version.version.0).max();
+        let known = self.take_over_instances(std::mem::take(&mut remains.instances), highest);
         let until = self.now().after_ms(grace_ms);
         for (key, version) in std::mem::take(&mut remains.versions) {
             failpoint::pass(Point::Adopting);
@@ -125,15 +127,19 @@ impl State {
         self.keeping.keeper.remove(key, None);
     }
 
-    /// Goes on counting where the last run may have come to. Returns what tells when the keeper
-    /// knows of this run.
+    /// Goes on counting where the last run may have come to: also one of which the keeper had no
+    /// room for more than a version, the `highest` of which is given. Returns what tells when the
+    /// keeper knows of this run.
     fn take_over_instances(
         &mut self,
         mut instances: Vec<(Key, Instance)>,
+        highest: Option<u64>,
     ) -> oneshot::Receiver<()> {
         let run = |instance: &Instance| instance.counters.first().copied().unwrap_or(0);
         instances.sort_by_key(|(_, instance)| std::cmp::Reverse(run(instance)));
-        let this_run = instances.first().map_or(0, |(_, last)| run(last)) + 1;
+        let last_run = instances.first().map_or(0, |(_, last)| run(last));
+        let of_versions = highest.map_or(0, |version| version / IDS_PER_RUN + 1);
+        let this_run = last_run.max(of_versions).saturating_add(1);
         self.names
             .begin_at((this_run - 1).saturating_mul(IDS_PER_RUN));
         for (at, (key, instance)) in instances.into_iter().enumerate() {
