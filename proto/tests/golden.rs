@@ -71,6 +71,7 @@ fn row() -> ModelRow {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a vector for each message")]
 fn requests() -> Vec<(&'static str, u8, Request)> {
     vec![
         (
@@ -150,6 +151,7 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a vector for each message")]
 fn replies() -> Vec<(&'static str, u8, Reply)> {
     vec![
         (
