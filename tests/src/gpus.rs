@@ -74,6 +74,11 @@ impl Gpus {
         setup.setting("reserve_bytes = 0").setting(device_lines)
     }
 
+    /// The variables by which a program finds this machine.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.environment.clone()
+    }
+
     /// A program that finds this machine.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);

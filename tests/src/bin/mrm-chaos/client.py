@@ -1,0 +1,55 @@
+"""A client in Python; says what the one in Rust does. Arguments: SOCKET MODELS SEED COUNT."""
+
+import pathlib
+import random
+import select
+import sys
+
+import mrm
+
+HELD_MAX = 1
+
+
+def say(text):
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def is_file(model, path):
+    return model.raw(0) == path.read_bytes()
+
+
+def main():
+    socket, directory, seed, count = sys.argv[1:]
+    paths = [pathlib.Path(directory) / f"m{at:03}.safetensors" for at in range(int(count))]
+    dice = random.Random(int(seed))
+    client, held, rests = None, {}, False
+    while True:
+        ready, _, _ = select.select([0], [], [], None if rests else 0.003)
+        if ready:
+            if not sys.stdin.buffer.raw.read(64):
+                return
+            for at, model in held.items():
+                right = is_file(model, paths[at])
+                say("c" if right else "V a held model is not its file (Python)")
+                model.close()
+            held, rests = {}, True
+            say("holding 0 0")
+            continue
+        try:
+            client = client or mrm.Client(socket)
+            at = dice.randrange(1 + dice.randrange(1 + dice.randrange(len(paths))))
+            if at in held or len(held) >= HELD_MAX:
+                at, model = held.popitem()
+                if not is_file(model, paths[at]):
+                    say("V a held model is not its file (Python)")
+                model.close()
+                continue
+            model = client.open(f"m{at:03}", wait=3.0)
+            say("o" if is_file(model, paths[at]) else "V a model is not its file (Python)")
+            held[at] = model
+        except mrm.MrmError as error:
+            say(f"r {error.code}")
+
+
+main()
