@@ -30,7 +30,6 @@ use crate::status::{self, Access, ServeError, ServeOptions, StatusInbox, StatusS
 use crate::transfer::{Lanes, LanesConfig, LanesError};
 use mrm_core::Core;
 use mrm_core::id::Bytes;
-use mrm_core::policy::Choice;
 use mrm_proto::ids::InstanceId;
 use mrm_proto::limits::{FDS_PER_FRAME_MAX, LEASES_PER_SESSION_MAX, SEGMENTS_PER_MODEL_MAX};
 use std::io;
@@ -216,7 +215,7 @@ fn assemble(
         waiting_max: config.limits.waiting_max,
         leases_per_session_max: LEASES_PER_SESSION_MAX,
         revalidate_ms: config.revalidate_ms,
-        policy: Choice::default(),
+        policy: config.host_policy,
         devices: devices::decider_configs(&tier, (left / 4).max(SEGMENTS_PER_MODEL_MAX) as u64),
     };
     let journal_bytes = usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX);

@@ -2,6 +2,7 @@
 
 use super::Size;
 use crate::device::DeviceSettings;
+use mrm_core::policy::Choice;
 use mrm_cuda::DeviceUuid;
 use mrm_proto::layout;
 
@@ -40,6 +41,8 @@ pub struct DeviceConfig {
     pub granularity: Granularity,
     /// Size of a block, a multiple of [`layout::ALIGNMENT_BYTES`].
     pub block_bytes: u64,
+    /// What leaves each device first when room is needed.
+    pub policy: Choice,
     /// How memory is lent and filled.
     pub settings: DeviceSettings,
 }
@@ -157,6 +160,7 @@ impl Default for DeviceConfig {
             gpus: Vec::new(),
             granularity: Granularity::default(),
             block_bytes: 256 << 20,
+            policy: Choice::default(),
             settings: DeviceSettings::default(),
         }
     }

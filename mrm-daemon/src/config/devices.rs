@@ -43,6 +43,7 @@ pub(super) fn settings(reader: &mut Reader<'_>) -> DeviceConfig {
             values::word(given, GRANULARITIES, Granularity::from_word)
         }),
         block_bytes: reader.read(Key::DeviceBlockBytes, default.block_bytes, block_bytes),
+        policy: reader.read(Key::DevicePolicy, default.policy, values::policy),
         settings,
     }
 }

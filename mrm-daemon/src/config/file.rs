@@ -121,7 +121,8 @@ fn scalar(
         | Kind::DeviceSize
         | Kind::Bytes { .. }
         | Kind::Integer { .. }
-        | Kind::Choice(_) => given(value.get_ref(), place.clone()),
+        | Kind::Choice(_)
+        | Kind::Policy => given(value.get_ref(), place.clone()),
     };
     match read {
         Ok(given) => layer.scalars.push((row.key, given)),

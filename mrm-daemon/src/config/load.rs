@@ -287,6 +287,7 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
         socket_mode: reader.read(Key::SocketMode, default.socket_mode, values::mode),
         socket_group: reader.read(Key::SocketGroup, None, group),
         status_group: reader.read(Key::StatusGroup, None, group),
+        host_policy: reader.read(Key::HostPolicy, default.host_policy, values::policy),
         revalidate_ms: reader.number(Key::RevalidateMs, default.revalidate_ms),
         drain_ms: reader.number(Key::DrainMs, default.drain_ms),
         log_level: reader.read(Key::LogLevel, default.log_level, |given| {

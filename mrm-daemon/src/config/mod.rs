@@ -17,6 +17,7 @@
 //! ```
 
 use crate::status::WarmOn;
+use mrm_core::policy::Choice;
 use mrm_proto::name::ModelName;
 use std::path::PathBuf;
 
@@ -70,6 +71,8 @@ pub struct Config {
     pub status_group: Option<Group>,
     /// Most host memory that segments may be charged.
     pub host_budget_bytes: u64,
+    /// What leaves host memory first when room is needed.
+    pub host_policy: Choice,
     /// How long a registered file is taken to be unchanged before it is looked at again.
     pub revalidate_ms: u64,
     /// How long a drain waits for sessions to end.
@@ -202,6 +205,7 @@ impl Config {
             socket_group: None,
             status_group: None,
             host_budget_bytes,
+            host_policy: Choice::default(),
             revalidate_ms: 1_000,
             drain_ms: 30_000,
             log_level: LogLevel::Info,

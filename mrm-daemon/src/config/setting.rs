@@ -10,6 +10,7 @@ pub(super) enum Key {
     SocketGroup,
     StatusGroup,
     HostBudgetBytes,
+    HostPolicy,
     RevalidateMs,
     DrainMs,
     LogLevel,
@@ -39,6 +40,7 @@ pub(super) enum Key {
     DeviceStageBytes,
     DeviceStageSlots,
     DeviceFillThreads,
+    DevicePolicy,
 }
 
 /// What values a setting takes.
@@ -61,6 +63,8 @@ pub(super) enum Kind {
     },
     Uuids,
     Choice(&'static [&'static str]),
+    /// What goes first when room is needed.
+    Policy,
 }
 
 /// One scalar setting.
@@ -120,7 +124,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 34] = [
+pub(super) const SETTINGS: [Setting; 36] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -157,6 +161,13 @@ pub(super) const SETTINGS: [Setting; 34] = [
         Kind::Size,
         "Most host memory for models: bytes, \"8GiB\", or \"50%\" of what this process may use \
          [default: 50%]",
+    ),
+    setting(
+        Key::HostPolicy,
+        ["host_policy", "host-policy", "MRM_HOST_POLICY"],
+        Kind::Policy,
+        "What leaves host memory first when room is needed: lru, lfu, fifo, random, gdsf, sieve, \
+         s3-fifo, cremebrulee, gc or mix, with settings as in \"random,seed=7\" [default: lru]",
     ),
     setting(
         Key::RevalidateMs,
@@ -437,6 +448,13 @@ pub(super) const SETTINGS: [Setting; 34] = [
         "Threads that fill each device from registered files, and as many again from passed ones \
          [default: 2]",
     ),
+    setting(
+        Key::DevicePolicy,
+        ["device.policy", "device-policy", "MRM_DEVICE_POLICY"],
+        Kind::Policy,
+        "What leaves device memory first, likewise; with \",second-use=yes\", an open that would do \
+         with host memory gets a model from there the first time [default: lru]",
+    ),
 ];
 
 impl Key {
@@ -462,6 +480,7 @@ impl Setting {
             Kind::Integer { .. } if self.path.contains("_ms") => "MS",
             Kind::Integer { .. } => "N",
             Kind::Choice(_) => "WORD",
+            Kind::Policy => "POLICY",
         }
     }
 }

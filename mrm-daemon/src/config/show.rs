@@ -123,6 +123,7 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::SocketGroup => quoted(&config.socket_group.as_ref()?.name),
         Key::StatusGroup => quoted(&config.status_group.as_ref()?.name),
         Key::HostBudgetBytes => config.host_budget_bytes.to_string(),
+        Key::HostPolicy => quoted(&config.host_policy.to_string()),
         Key::RevalidateMs => config.revalidate_ms.to_string(),
         Key::DrainMs => config.drain_ms.to_string(),
         Key::LogLevel => quoted(config.log_level.as_str()),
@@ -155,6 +156,7 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::DeviceStageBytes => fill.stage_bytes.to_string(),
         Key::DeviceStageSlots => fill.stage_slots.to_string(),
         Key::DeviceFillThreads => fill.fill_threads.to_string(),
+        Key::DevicePolicy => quoted(&device.policy.to_string()),
     })
 }
 

@@ -94,6 +94,7 @@ fn samples(kind: Kind) -> [(String, String); 3] {
             let printed: Vec<String> = uuids.iter().map(|uuid| format!("{uuid:?}")).collect();
             (uuids.join(","), format!("[{}]", printed.join(", ")))
         }),
+        Kind::Policy => ["gc", "random,seed=7", "mix,second-use=yes"].map(quoted),
         Kind::Choice(words) => [words[0], words[1], words[0]].map(quoted),
     }
 }
@@ -466,7 +467,7 @@ fn help_states_the_defaults_in_force() {
             .trim_end_matches(']');
         match row.kind {
             Kind::Integer { .. } => assert_printed(&defaults, row, stated, Origin::Default),
-            Kind::Choice(_) | Kind::Mode => {
+            Kind::Choice(_) | Kind::Policy | Kind::Mode => {
                 assert_printed(&defaults, row, &format!("{stated:?}"), Origin::Default);
             }
             Kind::DeviceSize => {

@@ -3,6 +3,7 @@
 use super::problem::{Place, Problem, Wrong};
 use super::setting::{Key, Kind, Setting};
 use super::{Group, Size, SocketMode};
+use mrm_core::policy::{Choice, Rule};
 use std::path::{Path, PathBuf};
 
 /// A value as it was written.
@@ -78,7 +79,8 @@ fn integer(row: &Setting, given: &Given) -> Result<u64, Wrong> {
         | Kind::DeviceSize
         | Kind::Bytes { .. }
         | Kind::Uuids
-        | Kind::Choice(_) => (0, u64::MAX),
+        | Kind::Choice(_)
+        | Kind::Policy => (0, u64::MAX),
     };
     let remedy = format!("give a whole number from {min} to {max}");
     let radix = match given.form {
@@ -105,7 +107,8 @@ pub(super) fn bytes(row: &Setting, given: &Given) -> Result<u64, Wrong> {
         | Kind::DeviceSize
         | Kind::Integer { .. }
         | Kind::Uuids
-        | Kind::Choice(_) => (0, u64::MAX),
+        | Kind::Choice(_)
+        | Kind::Policy => (0, u64::MAX),
     };
     let remedy = || format!("give from {} to {}", Size::Bytes(min), Size::Bytes(max));
     match size(given)? {
@@ -177,6 +180,16 @@ pub(super) fn word<T>(
     let remedy = format!("give one of {}", words.join(", "));
     let found = parse(text(given, &remedy)?);
     found.ok_or_else(|| Wrong::new("not a known word", remedy))
+}
+
+/// `host_policy` and `device.policy`.
+pub(super) fn policy(given: &Given) -> Result<Choice, Wrong> {
+    let remedy = format!(
+        "give one of {}, and its settings as in \"random,seed=7\"",
+        Rule::names().join(", ")
+    );
+    let choice = text(given, &remedy)?.parse();
+    choice.map_err(|_| Wrong::new("not a known policy", remedy))
 }
 
 /// `text` as a path that does not depend on the working directory.

@@ -13,6 +13,7 @@ use mrm_core::id::{
     Tenant, Time, VersionId,
 };
 use mrm_core::ledger::Tier;
+use mrm_core::policy::Choice;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -84,20 +85,14 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
         Event::Loaded { op, outcome } => put_loaded(out, *op, outcome)?,
         Event::Freed { op } => put(out, 15, &[op.0])?,
         Event::Tick => put(out, 16, &[])?,
-        Event::SetPolicy { tier, policy } => {
-            put(out, 19, &[tier_number(*tier)])?;
-            out.str(&policy.to_string())?;
-        }
+        Event::SetPolicy { tier, policy } => put_policy(out, *tier, *policy)?,
         Event::Took { op, took_us } => put(out, 20, &[op.0, *took_us])?,
         Event::Adopt(adoption) => put_adoption(out, adoption)?,
         Event::Resume {
             session,
             request,
             leases,
-        } => {
-            put(out, 18, &[session.0, request.0])?;
-            put_resumed(out, leases)?;
-        }
+        } => put_resumed(out, [session.0, request.0], leases)?,
     }
     Ok(())
 }
@@ -111,7 +106,14 @@ fn put(out: &mut Out<'_>, kind: u8, numbers: &[u64]) -> Written {
     Ok(())
 }
 
-fn put_resumed(out: &mut Out<'_>, leases: &[ResumedLease]) -> Written {
+fn put_policy(out: &mut Out<'_>, tier: Tier, policy: Choice) -> Written {
+    put(out, 19, &[tier_number(tier)])?;
+    out.str(&policy.to_string())?;
+    Ok(())
+}
+
+fn put_resumed(out: &mut Out<'_>, key: [u64; 2], leases: &[ResumedLease]) -> Written {
+    put(out, 18, &key)?;
     out.u64(leases.len() as u64)?;
     for lease in leases {
         out.u64(lease.model.0)?.u64(lease.copy.version.0)?;

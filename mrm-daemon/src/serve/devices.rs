@@ -7,7 +7,6 @@ use crate::device::{DeviceReport, Found, Refused, SelfTest, Started, Usable, sta
 use crate::shell::{DeviceTier, Managed};
 use crate::status::view::DriverView;
 use mrm_core::id::{Bytes, DeviceId};
-use mrm_core::policy::Choice;
 
 /// Looks for devices, and proves that their memory can be shared. Blocks, for seconds.
 ///
@@ -64,7 +63,7 @@ pub(super) fn decider_configs(tier: &DeviceTier, pieces: u64) -> Vec<mrm_core::D
         budget: Bytes(managed.budget().budget_bytes),
         pieces_max: each,
         peers: peers(managed.report()),
-        policy: Choice::default(),
+        policy: tier.config.policy,
     });
     told.collect()
 }
