@@ -17,6 +17,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What is left free when memory for a segment is taken: the kernel's and other processes' needs
 /// of the moment.
@@ -218,6 +220,46 @@ fn sysinfo() -> (u64, u64) {
         info.totalram.saturating_mul(unit),
         info.freeram.saturating_mul(unit),
     )
+}
+
+/// How long what was found free is believed. Asking the kernel takes some sixty calls, which is more
+/// than all else that a small segment takes.
+const BELIEVED: Duration = Duration::from_millis(100);
+/// It is believed only if it is so many times what is wanted, with the reserve.
+const AMPLE: u64 = 16;
+
+static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
+
+/// What was found free, less what was taken since.
+struct Seen {
+    at: Instant,
+    free: Amount,
+}
+
+impl Seen {
+    /// What is free beside what was taken before, if there is no doubt that it suffices.
+    fn take(&mut self, bytes: u64, now: Instant) -> Option<Amount> {
+        let ample = bytes.saturating_add(RESERVE_BYTES).saturating_mul(AMPLE);
+        let is_fresh = now.saturating_duration_since(self.at) < BELIEVED;
+        (is_fresh && self.free.bytes >= ample).then(|| {
+            let free = self.free.clone();
+            self.free.bytes -= bytes;
+            free
+        })
+    }
+}
+
+/// What this process can take now, for a segment that takes `bytes` bytes of it.
+pub(super) fn free_for(bytes: u64) -> Amount {
+    let seen = || SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(free) = seen().as_mut().and_then(|s| s.take(bytes, Instant::now())) {
+        return free;
+    }
+    let (at, free) = (Instant::now(), Probe::default().free());
+    let mut rest = free.clone();
+    rest.bytes = rest.bytes.saturating_sub(bytes);
+    *seen() = Some(Seen { at, free: rest });
+    free
 }
 
 /// What segments in the making of this process were promised and may not have taken yet. Global

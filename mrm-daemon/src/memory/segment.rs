@@ -1,6 +1,6 @@
 //! A segment before and after it is sealed.
 
-use super::available::{Amount, Probe, Promise};
+use super::available::{self, Amount, Probe, Promise};
 use super::error::MemoryError;
 use super::host::Mapping;
 use super::pages::{self, HugePages};
@@ -83,7 +83,8 @@ impl Unsealed {
         charge_bytes: u64,
         degraded: &Degraded,
     ) -> Result<Self, MemoryError> {
-        Self::allocate_within(bytes, charge_bytes, &Probe::default().free(), degraded)
+        let free = available::free_for(super::charge_for(bytes));
+        Self::allocate_within(bytes, charge_bytes, &free, degraded)
     }
 
     /// As [`allocate`](Self::allocate), with what is free already known.
@@ -113,7 +114,7 @@ impl Unsealed {
     ) -> Result<Self, MemoryError> {
         let length = addressable(bytes)?;
         let lacks = super::charge_for(bytes).saturating_sub(blank.bytes);
-        let promise = Promise::of(lacks, &Probe::default().free())?;
+        let promise = Promise::of(lacks, &available::free_for(lacks))?;
         fs::ftruncate(&blank.fd, bytes)
             .map_err(|e| MemoryError::from_errno("setting the length", bytes, e))?;
         fix_length(blank.fd.as_fd(), bytes)?;

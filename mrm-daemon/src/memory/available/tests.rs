@@ -136,3 +136,25 @@ fn promises_add_up_and_are_given_back() {
     drop(second);
     assert_eq!(ACCOUNT.load(Ordering::Relaxed), 0);
 }
+
+#[test]
+fn what_was_found_free_is_believed_while_it_is_fresh_and_ample() {
+    let at = Instant::now();
+    let bytes = AMPLE * (RESERVE_BYTES + 4096) + 4096;
+    let free = Amount {
+        bytes,
+        bound: Bound::Machine,
+    };
+    let mut seen = Seen { at, free };
+    let mut take = |bytes, after| seen.take(bytes, at + after).map(|free| free.bytes);
+    assert_eq!(take(4096, BELIEVED), None, "too old");
+    assert_eq!(take(8192, Duration::ZERO), None, "too much");
+    assert_eq!(take(4096, Duration::ZERO), Some(bytes));
+    assert_eq!(take(4096, Duration::ZERO), Some(bytes - 4096));
+    assert_eq!(
+        take(4096, Duration::ZERO),
+        None,
+        "what is left is not ample"
+    );
+    assert_eq!(take(u64::MAX, Duration::ZERO), None);
+}
