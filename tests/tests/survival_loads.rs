@@ -1,0 +1,47 @@
+//! A daemon that dies in the middle of a load.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
+
+use mrm_tests::node::{Node, Setup};
+use mrm_tests::survival::{Family, kept, segments};
+use mrm_tests::{Random, model, seed};
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn an_open_survives_a_daemon_that_is_killed_at_any_moment_of_its_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(seed());
+    let mut setup = Setup::new().budget(20 * MIB);
+    let mut images = Vec::new();
+    for i in 0..6 {
+        let (path, image) = model::write(dir.path(), &format!("{i}"), 6 * MIB, 3, i);
+        setup = setup.model(&format!("m{i}"), &path);
+        images.push(image);
+    }
+    let setup = kept(setup);
+    let mut node = Node::start(&setup);
+    let _family = Family::of(node.dir.path());
+    for round in 0..18 {
+        let at = round % images.len();
+        let client = node.client();
+        let moment = Duration::from_micros(random.below(60_000));
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| client.open(&format!("m{at}")).unwrap());
+            // Not to wait for anything: the moment is what is tried.
+            std::thread::park_timeout(moment);
+            node.kill();
+            node.restart(&setup);
+            let (charged, limit) = (
+                node.number("/host/charged_bytes"),
+                node.number("/host/limit_bytes"),
+            );
+            assert!(charged <= limit, "{charged} of {limit}");
+            let model = opened.join().unwrap();
+            assert!(model.segment(0).unwrap().bytes() == images[at], "m{at}");
+        });
+        let there: u64 = segments(node.pid()).values().sum();
+        assert!(there <= 20 * MIB, "{there} bytes are in memory");
+    }
+}
