@@ -24,7 +24,6 @@ pub(super) type Out<'a> = Encoder<&'a mut Vec<u8>>;
 pub(super) type Written = Result<(), minicbor::encode::Error<Infallible>>;
 pub(super) type Read<T> = Result<T, DecodeError>;
 
-#[expect(clippy::too_many_lines, reason = "one arm for each kind of event")]
 pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
     match event {
         Event::SessionOpened { session, tenant } => {
