@@ -47,6 +47,8 @@ pub(crate) struct Version {
     pub(crate) pins: usize,
     /// The last model that stood for it wished for eager eviction.
     pub(crate) orphan_eager: bool,
+    /// The model under which its uses were remembered last.
+    pub(crate) subject: Option<ModelId>,
     /// Segments of it that are being freed.
     pub(crate) evicting: BTreeSet<SegmentId>,
 }
@@ -216,6 +218,7 @@ impl Catalogue {
             models: BTreeSet::new(),
             pins: 0,
             orphan_eager: false,
+            subject: None,
             evicting: BTreeSet::new(),
         };
         if version.has(Part::Image) {

@@ -72,8 +72,8 @@ use std::collections::BTreeSet;
 pub struct Candidate {
     /// The version.
     pub version: VersionId,
-    /// Under which model its uses are remembered; `None` if no model stands for it any more, so
-    /// that nobody can open it.
+    /// Under which model its uses are remembered; `None` if what it was opened as stands for
+    /// another version now.
     pub subject: Option<ModelId>,
     /// The first segment of it that may go: decides between equals.
     pub first: SegmentId,

@@ -153,7 +153,10 @@ impl History {
         for (_, model) in by_age {
             if let Some(gone) = self.subjects.remove(&model) {
                 self.classes[gone.class].waiting -= u64::from(gone.uses > 0);
-                self.forgotten.push(model);
+                // Nobody may ask.
+                if self.forgotten.len() < self.subjects_max {
+                    self.forgotten.push(model);
+                }
             }
         }
     }
@@ -220,7 +223,8 @@ impl History {
         self.subjects.is_empty()
     }
 
-    /// The models that were forgotten since this was last asked.
+    /// The models that were forgotten since this was last asked; the first, if they are more than
+    /// are remembered.
     pub(crate) fn take_forgotten(&mut self) -> Vec<ModelId> {
         std::mem::take(&mut self.forgotten)
     }

@@ -17,10 +17,18 @@ pub(super) struct Idle {
 }
 
 impl Core {
-    /// The model under which the uses of a version are remembered: the first that stands for it.
-    pub(crate) fn subject(&self, version: VersionId) -> Option<ModelId> {
-        let known = self.catalogue.versions.get(&version)?;
-        known.models.first().copied()
+    /// The model under which the uses of a version are remembered: the first that it was opened
+    /// as, unless that stands for another now; then the first that stands for it. A model that
+    /// nobody knows any more still counts: passed files have a new one for each open.
+    pub(crate) fn subject(&self, id: VersionId) -> Option<ModelId> {
+        let version = self.catalogue.versions.get(&id)?;
+        let still = |model: &ModelId| {
+            let known = self.catalogue.models.get(model);
+            let current = known.and_then(|known| known.current);
+            current.is_none_or(|current| current.version == id)
+        };
+        let first = version.subject.filter(still);
+        first.or_else(|| version.models.first().copied())
     }
 
     /// Takes note of a grant.
@@ -31,6 +39,7 @@ impl Core {
         now: Time,
     ) -> Result<(), Violation> {
         let subject = self.subject(copy.version).unwrap_or(model);
+        self.catalogue.version_mut(copy.version)?.subject = Some(subject);
         self.policies.history.used(subject, now);
         self.tell_policy(copy, now)
     }

@@ -244,3 +244,60 @@ fn cremebrulee_keeps_the_fewest_and_largest_victims() {
     let mut largest = Script::new(settings);
     largest.run(&format!("{resident} free op8 s3\nfree op9 s2"));
 }
+
+/// How often a version counts as used.
+fn uses(script: &Script, version: u64) -> f64 {
+    let view = script.core.view();
+    let utility = view.utility(VersionId(version), Tier::Host, script.now);
+    utility.unwrap().utility
+}
+
+#[test]
+fn files_that_are_passed_again_under_another_number_are_the_same_model() {
+    let mut settings = config(10);
+    settings.policy = "lfu".parse().unwrap();
+    let mut script = Script::new(settings);
+    script.run(
+        "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 a:4
+         load op2 s1 a:4 v1
+         > loaded op2 c1
+         1.1 opened l1 v1 loaded [s1]
+         > changed m1
+         > open 1.2 m2
+         resolve op3 m2
+         > resolved op3 v1 a:4
+         1.2 opened l2 v1 hit [s1]
+         > changed m2
+         > close 1 l1
+         > close 1 l2",
+    );
+    assert_eq!(uses(&script, 1), 2.0);
+    assert!(!script.core.view().remembers(ModelId(2)));
+}
+
+#[test]
+fn an_old_version_has_no_part_in_what_its_model_stands_for_now() {
+    let mut settings = config(10);
+    settings.policy = "lfu".parse().unwrap();
+    let mut script = Script::new(settings);
+    script.run(
+        "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 a:4
+         load op2 s1 a:4 v1
+         > loaded op2 c1
+         1.1 opened l1 v1 loaded [s1]
+         > changed m1
+         > open 1.2 m1
+         resolve op3 m1
+         > resolved op3 v2 b:4
+         load op4 s2 b:4 v2
+         > loaded op4 c2
+         1.2 opened l2 v2 loaded [s2]",
+    );
+    assert_eq!((uses(&script, 1), uses(&script, 2)), (0.0, 2.0));
+}
