@@ -1,7 +1,7 @@
 //! Versions in the order in which they came to a tier.
 
 use crate::id::VersionId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The oldest first, each with something about it.
 #[derive(Debug, Clone)]
@@ -37,6 +37,27 @@ impl<T> Order<T> {
     pub(super) fn restore(&mut self, place: u64, version: VersionId, about: T) {
         self.queue.insert(place, (version, about));
         self.places.insert(version, place);
+    }
+
+    /// Takes out those of `versions`, in their places.
+    pub(super) fn split(&mut self, versions: &BTreeSet<VersionId>) -> Self {
+        let mut taken = Self {
+            came: self.came,
+            ..Self::default()
+        };
+        for version in versions {
+            if let Some((place, about)) = self.remove(*version) {
+                taken.restore(place, *version, about);
+            }
+        }
+        taken
+    }
+
+    /// Puts back what was split off.
+    pub(super) fn join(&mut self, other: Self) {
+        self.came = self.came.max(other.came);
+        self.queue.extend(other.queue);
+        self.places.extend(other.places);
     }
 
     pub(super) fn remove(&mut self, version: VersionId) -> Option<(u64, T)> {

@@ -67,12 +67,28 @@ struct Queues {
 }
 
 impl Queues {
-    /// The next to go of those that may, taken out. `true`: it leaves from the small queue.
-    fn take(&mut self, may: &BTreeSet<VersionId>) -> Option<(VersionId, u64, Entry, bool)> {
+    /// Splits off those that may go. The bytes of all still count.
+    fn split(&mut self, may: &BTreeSet<VersionId>) -> Self {
+        Self {
+            small: self.small.split(may),
+            main: self.main.split(may),
+            small_bytes: self.small_bytes,
+            main_bytes: self.main_bytes,
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.small.join(other.small);
+        self.main.join(other.main);
+        (self.small_bytes, self.main_bytes) = (other.small_bytes, other.main_bytes);
+    }
+
+    /// The next to go, taken out. `true`: it leaves from the small queue.
+    fn take(&mut self) -> Option<(VersionId, u64, Entry, bool)> {
         loop {
             let first = |order: &Order<Entry>| {
-                let mut may_go = order.iter().filter(|(_, version, _)| may.contains(version));
-                may_go.next().map(|(_, version, entry)| (version, *entry))
+                let first = order.iter().next();
+                first.map(|(_, version, entry)| (version, *entry))
             };
             let all = self.small_bytes.saturating_add(self.main_bytes);
             let full = self.small_bytes >= all / SMALL_SHARE;
@@ -148,9 +164,9 @@ impl Policy for S3Fifo {
 
     fn score(&self, _facts: &Facts<'_>, candidates: &[Candidate], scores: &mut Vec<f64>) {
         let may = versions(candidates.iter());
-        let mut queues = self.queues.clone();
+        let mut queues = self.queues.clone().split(&may);
         let mut turns = BTreeMap::new();
-        while let Some((version, ..)) = queues.take(&may) {
+        while let Some((version, ..)) = queues.take() {
             turns.insert(version, turns.len() + 1);
         }
         let turn = |candidate: &Candidate| turns.get(&candidate.version).copied().unwrap_or(0);
@@ -183,9 +199,10 @@ impl Policy for S3Fifo {
             self.queues.small.contains(**version) || self.queues.main.contains(**version)
         };
         let mut left = decision.victims.iter().filter(tracked).count();
+        let mut queues = self.queues.split(&may);
         let mut spared = Vec::new();
         while left > 0 {
-            let Some(taken) = self.queues.take(&may) else {
+            let Some(taken) = queues.take() else {
                 break;
             };
             let (version, _, entry, small) = taken;
@@ -197,13 +214,14 @@ impl Policy for S3Fifo {
             if let Some(subject) = entry.subject
                 && small
             {
-                let kept = self.queues.main_bytes.max(self.queues.small_bytes);
+                let kept = queues.main_bytes.max(queues.small_bytes);
                 self.ghosts.add(subject, entry.bytes, kept);
             }
         }
         for taken in spared {
-            self.queues.put_back(taken);
+            queues.put_back(taken);
         }
+        self.queues.join(queues);
     }
 
     fn dropped(&mut self, version: VersionId) {
