@@ -47,6 +47,8 @@ impl State {
         let highest = versions.map(|(_, version)| version.version.0).max();
         let known = self.take_over_instances(std::mem::take(&mut remains.instances), highest);
         let until = self.now().after_ms(grace_ms);
+        // Of several versions of one name the last is what it stands for.
+        remains.versions.sort_by_key(|(_, version)| version.version);
         for (key, version) in std::mem::take(&mut remains.versions) {
             failpoint::pass(Point::Adopting);
             if let Some(adoption) = self.adoption(&mut remains, &version, until) {
