@@ -45,7 +45,7 @@ impl Model {
     }
 }
 
-/// Name and bytes of each tensor of a file that [`write`] wrote.
+/// Name and bytes of each tensor of a file that [`write()`] wrote.
 pub(crate) fn parse(file: &[u8]) -> Vec<(String, &[u8])> {
     let header = u64::from_le_bytes(file[..8].try_into().expect("eight bytes"));
     let data = 8 + usize::try_from(header).expect("fits");
