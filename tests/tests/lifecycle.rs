@@ -7,7 +7,7 @@
     reason = "tests"
 )]
 
-use mrm_client::{Client, Fault};
+use mrm_client::{Client, Fault, OpenOptions};
 use mrm_tests::node::{Node, Setup, command, program};
 use mrm_tests::{DEADLINE, eventually, http, model};
 use nix::sys::signal::Signal::{self, SIGHUP, SIGTERM};
@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -168,8 +169,10 @@ fn a_drain_refuses_opens_and_waits_for_the_last_lease() {
     eventually("it drains", || {
         (node.get("/v1/status")["daemon"]["state"] == "draining").then_some(())
     });
+    // A client asks again until its wait is over: another daemon may come.
+    let soon = OpenOptions::new().wait(Duration::from_millis(100));
     for name in ["a", "b"] {
-        let refused = other.open(name).unwrap_err();
+        let refused = other.open_with(name, &soon).unwrap_err();
         assert_eq!(refused.name(), "draining", "{refused}");
     }
     let (ready, _) = http::request(&node.status_socket(), "GET", "/readyz");
