@@ -81,6 +81,8 @@ fn once(source: &FileSource, degraded: &Degraded) -> Result<(f64, u64)> {
         progress: &progress,
         cancel: &cancel,
         feed: None,
+        onlooker: None,
+        first: &[],
     };
     let loaded = load(&order, degraded)?;
     Ok((loaded.took_us as f64 / 1e6, loaded.segment.huge_bytes()))

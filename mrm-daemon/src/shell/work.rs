@@ -504,6 +504,8 @@ fn supply_segment(
                 progress,
                 cancel: &AtomicBool::new(false),
                 feed,
+                onlooker: None,
+                first: &[],
             };
             let Loaded {
                 segment, digest, ..

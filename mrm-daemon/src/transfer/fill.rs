@@ -5,12 +5,13 @@ use super::error::LoadError;
 use super::hash::{Chunk, PartHash, Subtree, digest};
 use super::lanes::message;
 use super::load::Order;
-use super::piece::{Next, Piece, pieces};
+use super::piece::{Next, Piece, pieces_from};
 use super::read::{Buffered, CHUNK_BYTES, Reader};
 use super::ring::{Ring, Then};
 use crate::degraded::Degraded;
 use crate::source::{Source, SourceError};
 use rustix::io::Errno;
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
@@ -39,7 +40,7 @@ pub(super) fn fill(
     match way {
         Way::Buffered => {
             let mut reader = Buffered::new(order.source, order.cancel);
-            one_reader(order, &mut reader, &mut pages[..bytes])
+            one_reader(order, &mut reader, pages, bytes)
         }
         Way::Cached => {
             let threads = available_parallelism().map_or(1, usize::from);
@@ -56,21 +57,25 @@ pub(super) fn fill(
 fn one_reader(
     order: &Order<'_>,
     reader: &mut dyn Reader,
-    image: &mut [u8],
+    pages: &mut [u8],
+    bytes: usize,
 ) -> Result<[u8; 32], LoadError> {
-    if image.len() <= CHUNK_BYTES {
+    let filled = Filled::new(order, bytes);
+    if bytes <= CHUNK_BYTES {
+        let image = &mut pages[..bytes];
         reader.read(0, image)?;
-        order.filled(image.len() as u64);
+        filled.add(0, 0..bytes as u64);
         return Ok(*blake3::hash(image).as_bytes());
     }
-    let chunks = image.len().div_ceil(CHUNK_BYTES);
-    hashed_behind(order, chunks, |sender| {
+    hashed_behind(order, bytes.div_ceil(CHUNK_BYTES), |sender| {
         let mut own = Vec::new();
-        let mut offset = 0;
-        for (index, bytes) in image.chunks_mut(CHUNK_BYTES).enumerate() {
+        for mut piece in pieces_from(pages, bytes, order.first) {
+            let (index, range, offset) = (piece.index, piece.range(), piece.offset());
+            let bytes = piece.rest(usize::MAX);
             reader.read(offset, bytes)?;
-            offset += bytes.len() as u64;
-            order.filled(offset);
+            piece.took(usize::MAX, 1);
+            filled.add(index, range);
+            let bytes = piece.into_bytes();
             hash_later(&sender, Chunk { index, bytes }, &mut own);
         }
         Ok(own)
@@ -91,25 +96,29 @@ fn one_ring(
     hashed_behind(order, chunks, |sender| {
         let mut own = Vec::new();
         let mut failed = None;
-        let ran = ring.run(file.fd(), pieces(pages, bytes), |mut piece, read| {
-            let next =
-                cancelled(order).and_then(|()| note(order, file, &mut piece, read, degraded));
-            let ended = match next {
-                Ok(Next::On) => return Then::Again(piece),
-                Ok(Next::Nothing) => Ok(()),
-                Ok(Next::Rest) => finish(order, &mut piece),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended {
-                failed = Some(error);
-                return Then::Stop;
-            }
-            let index = piece.index;
-            filled.add(index);
-            let bytes = piece.into_bytes();
-            hash_later(&sender, Chunk { index, bytes }, &mut own);
-            Then::Kept
-        });
+        let ran = ring.run(
+            file.fd(),
+            pieces_from(pages, bytes, order.first),
+            |mut piece, read| {
+                let next =
+                    cancelled(order).and_then(|()| note(order, file, &mut piece, read, degraded));
+                let ended = match next {
+                    Ok(Next::On) => return Then::Again(piece),
+                    Ok(Next::Nothing) => Ok(()),
+                    Ok(Next::Rest) => finish(order, &mut piece),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = ended {
+                    failed = Some(error);
+                    return Then::Stop;
+                }
+                let index = piece.index;
+                filled.add(index, piece.range());
+                let bytes = piece.into_bytes();
+                hash_later(&sender, Chunk { index, bytes }, &mut own);
+                Then::Kept
+            },
+        );
         match (failed, ran) {
             (Some(error), _) => Err(error),
             (None, Err(error)) => Err(unreadable(order.source, Errno::from_io_error(&error))),
@@ -128,7 +137,7 @@ fn readers(
 ) -> Result<[u8; 32], LoadError> {
     let chunks = bytes.div_ceil(CHUNK_BYTES);
     let filled = Filled::new(order, bytes);
-    let pieces = Mutex::new(pieces(pages, bytes));
+    let pieces = Mutex::new(pieces_from(pages, bytes, order.first));
     let stop = AtomicBool::new(false);
     if chunks == 1 {
         let mut whole = blake3::Hasher::new();
@@ -136,7 +145,7 @@ fn readers(
             fetch_all(order, fetch, &mut piece, |bytes| {
                 whole.update(bytes);
             })?;
-            filled.add(piece.index);
+            filled.add(piece.index, piece.range());
         }
         return Ok(*whole.finalize().as_bytes());
     }
@@ -149,7 +158,7 @@ fn readers(
             };
             let mut part = PartHash::of(piece.index);
             fetch_all(order, fetch, &mut piece, |bytes| part.update(bytes))?;
-            filled.add(piece.index);
+            filled.add(piece.index, piece.range());
             own.push(part.finish());
         }
         Ok(own)
@@ -350,7 +359,8 @@ impl<'a> Filled<'a> {
         }
     }
 
-    fn add(&self, index: usize) {
+    fn add(&self, index: usize, range: Range<u64>) {
+        self.order.there(range);
         let mut state = lock(&self.state);
         let (there, next) = &mut *state;
         if let Some(there) = there.get_mut(index) {

@@ -9,6 +9,8 @@ use crate::format::HeaderCheck;
 use crate::memory::stock::Stock;
 use crate::memory::{HostSegment, Unsealed};
 use crate::source::{Identity, Source};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -28,6 +30,21 @@ pub struct Order<'a> {
     pub cancel: &'a AtomicBool,
     /// Who reads what is there before all of it is, if anybody may.
     pub feed: Option<&'a FeedWriter>,
+    /// Who is told of each piece that is there, if anybody wants to know.
+    pub onlooker: Option<&'a dyn Onlooker>,
+    /// The numbers of the pieces of [`PIECE_BYTES`] that are read before the others, in this order.
+    /// Those that are named twice or not there are passed over.
+    pub first: &'a [u32],
+}
+
+/// Who looks on while a file is loaded. Called on the threads that read: it must not block.
+pub trait Onlooker: Sync {
+    /// The memory is there, all zero, its length sealed, and is about to be filled through `fd`,
+    /// which is open for writing. What was told by an earlier attempt is void.
+    fn begun(&self, fd: BorrowedFd<'_>);
+    /// These bytes of the file are in place: whole pieces, each told once, in any order. They were
+    /// not compared with the file's identity yet; the load may still fail.
+    fn filled(&self, bytes: Range<u64>);
 }
 
 /// A file in memory.
@@ -105,6 +122,9 @@ fn load_and_feed(
     if let Some(feed) = order.feed {
         feed.begin(unsealed.fd());
     }
+    if let Some(onlooker) = order.onlooker {
+        onlooker.begun(unsealed.fd());
+    }
     let pages = unsealed.as_mut_pages().map_err(memory)?;
     let length = usize::try_from(bytes)
         .unwrap_or(usize::MAX)
@@ -170,6 +190,13 @@ impl Order<'_> {
         self.progress.store(bytes, Ordering::Relaxed);
         if let Some(feed) = self.feed {
             feed.filled(bytes);
+        }
+    }
+
+    /// A piece is there.
+    pub(super) fn there(&self, bytes: Range<u64>) {
+        if let Some(onlooker) = self.onlooker {
+            onlooker.filled(bytes);
         }
     }
 }

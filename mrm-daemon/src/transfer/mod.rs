@@ -43,6 +43,8 @@
 //!     progress: &progress,
 //!     cancel: &cancel,
 //!     feed: None,
+//!     onlooker: None,
+//!     first: &[],
 //! };
 //! let loaded = load(&order, &Degraded::new())?;
 //! assert_eq!(loaded.digest, *blake3::hash(b"weights").as_bytes());
@@ -67,6 +69,9 @@ pub use direct::ReadWay;
 pub use error::LoadError;
 pub(crate) use lanes::Threads;
 pub use lanes::{Hung, Job, Lane, Lanes, LanesConfig, LanesError};
-pub use load::{Loaded, Order, load, load_from};
+pub use load::{Loaded, Onlooker, Order, load, load_from};
 pub(crate) use load::{ended, other_header, unchanged};
+/// The size of the pieces that a file is read in, in bytes; the last may be shorter.
+pub const PIECE_BYTES: u64 = read::CHUNK_BYTES as u64;
+
 pub(crate) use read::{Buffered, Reader};

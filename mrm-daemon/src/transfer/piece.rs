@@ -38,7 +38,29 @@ pub(super) fn pieces(pages: &mut [u8], bytes: usize) -> impl Iterator<Item = Pie
     })
 }
 
+/// As [`pieces`], but those numbered in `first` before all others.
+pub(super) fn pieces_from<'i>(
+    pages: &'i mut [u8],
+    bytes: usize,
+    first: &[u32],
+) -> Box<dyn Iterator<Item = Piece<'i>> + Send + 'i> {
+    if first.is_empty() {
+        return Box::new(pieces(pages, bytes));
+    }
+    let mut all: Vec<Option<Piece<'i>>> = pieces(pages, bytes).map(Some).collect();
+    let numbers = first.iter().filter_map(|&n| usize::try_from(n).ok());
+    let mut ahead: Vec<Piece<'i>> = numbers.filter_map(|n| all.get_mut(n)?.take()).collect();
+    ahead.extend(all.into_iter().flatten());
+    Box::new(ahead.into_iter())
+}
+
 impl<'i> Piece<'i> {
+    /// The part of the file that it is.
+    pub(super) const fn range(&self) -> std::ops::Range<u64> {
+        let start = self.index as u64 * CHUNK_BYTES as u64;
+        start..start + self.wanted as u64
+    }
+
     /// Where in the file the next read begins.
     pub(super) const fn offset(&self) -> u64 {
         self.index as u64 * CHUNK_BYTES as u64 + self.done as u64
@@ -108,6 +130,20 @@ mod tests {
             }
             assert_eq!((wanted, room), (bytes, length));
         }
+    }
+
+    #[test]
+    fn pieces_named_first_come_first_and_each_comes_once() {
+        let mut pages = vec![0; 5 * CHUNK_BYTES];
+        let bytes = pages.len() - 7;
+        let mut order = |first: &[u32]| -> Vec<usize> {
+            let pieces = pieces_from(&mut pages, bytes, first);
+            pieces.map(|piece| piece.index).collect()
+        };
+        assert_eq!(order(&[]), [0, 1, 2, 3, 4]);
+        assert_eq!(order(&[3, 1, 3, 99]), [3, 1, 0, 2, 4]);
+        let last = pieces_from(&mut pages, bytes, &[4]).next().expect("one");
+        assert_eq!(last.range(), (4 * CHUNK_BYTES) as u64..bytes as u64);
     }
 
     #[test]

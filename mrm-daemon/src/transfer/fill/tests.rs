@@ -1,13 +1,13 @@
 //! Every way to read, on real files and with what can happen to them.
 
 use super::super::direct::{Means, ReadWay};
-use super::super::load::{Loaded, load_by};
+use super::super::load::{Loaded, Onlooker, load_by};
 use super::*;
 use crate::memory::charge_for;
 use crate::source::{FileSource, Identity};
 use mrm_proto::error::ErrorCode;
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
@@ -103,6 +103,8 @@ impl Odd {
             progress: &progress,
             cancel,
             feed: None,
+            onlooker: None,
+            first: &[],
         };
         let loaded = load_by(&order, means, None, &degraded);
         let told = degraded.list().into_iter().map(|path| path.id);
@@ -191,6 +193,68 @@ fn every_way_gives_the_exact_image_and_digest() {
     }
 }
 
+/// Notes what it is told, and reads each piece as it comes.
+#[derive(Default)]
+struct Watcher {
+    fd: Mutex<Option<OwnedFd>>,
+    told: Mutex<Vec<(Range<u64>, Vec<u8>)>>,
+}
+
+impl Onlooker for Watcher {
+    fn begun(&self, fd: BorrowedFd<'_>) {
+        *lock(&self.fd) = Some(fd.try_clone_to_owned().expect("a duplicate"));
+    }
+
+    fn filled(&self, bytes: Range<u64>) {
+        let mut piece = vec![0; usize::try_from(bytes.end - bytes.start).expect("small")];
+        let fd = lock(&self.fd);
+        let fd = fd.as_ref().expect("begun before");
+        let count = rustix::io::pread(fd, &mut piece, bytes.start).expect("reads");
+        assert_eq!(count, piece.len());
+        lock(&self.told).push((bytes, piece));
+    }
+}
+
+#[test]
+fn an_onlooker_hears_of_each_piece_once_when_it_is_there_and_in_the_order_asked_for() {
+    let bytes = 5 * CHUNK_BYTES + 12_345;
+    let odd = odd(bytes);
+    for (name, means) in &WAYS {
+        let watcher = Watcher::default();
+        let (progress, degraded) = (AtomicU64::new(0), Degraded::new());
+        let order = Order {
+            source: &odd,
+            identity: odd.was,
+            charge_bytes: charge_for(odd.was.bytes),
+            header: None,
+            progress: &progress,
+            cancel: &AtomicBool::new(false),
+            feed: None,
+            onlooker: Some(&watcher),
+            first: &[5, 3],
+        };
+        let loaded = load_by(&order, means, None, &degraded).expect("loads");
+        assert_eq!(
+            loaded.digest,
+            *blake3::hash(&odd.content).as_bytes(),
+            "{name}"
+        );
+        let mut told = std::mem::take(&mut *lock(&watcher.told));
+        if *name == "buffered" {
+            let starts = told
+                .iter()
+                .map(|(range, _)| range.start / CHUNK_BYTES as u64);
+            assert_eq!(starts.collect::<Vec<_>>(), [5, 3, 0, 1, 2, 4]);
+        }
+        told.sort_unstable_by_key(|(range, _)| range.start);
+        let seen: Vec<u8> = told.into_iter().flat_map(|(_, piece)| piece).collect();
+        assert!(
+            seen == odd.content,
+            "{name}: pieces were told of before they were there"
+        );
+    }
+}
+
 #[test]
 fn memory_that_was_made_ready_is_filled_like_any() {
     let degraded = Degraded::new();
@@ -206,6 +270,8 @@ fn memory_that_was_made_ready_is_filled_like_any() {
         progress: &progress,
         cancel: &cancel,
         feed: None,
+        onlooker: None,
+        first: &[],
     };
     for _ in 0..3 {
         let loaded = super::super::load::load_from(&order, &stock, &degraded).expect("loaded");
@@ -285,6 +351,8 @@ fn what_direct_reads_refuse_is_read_through_the_page_cache() {
         progress: &progress,
         cancel: &cancel,
         feed: None,
+        onlooker: None,
+        first: &[],
     };
     let own = odd
         .fd()
@@ -301,7 +369,9 @@ fn what_direct_reads_refuse_is_read_through_the_page_cache() {
         let degraded = Degraded::new();
         let mut pages = vec![0; 2 * MIB];
         pages[..777].copy_from_slice(&odd.content[..777]);
-        let mut piece = pieces(&mut pages, odd.content.len()).next().expect("one");
+        let mut piece = pieces_from(&mut pages, odd.content.len(), &[])
+            .next()
+            .expect("one");
         let next = note(&order, &file, &mut piece, refusal, &degraded);
         assert_eq!(next.expect("no error"), Next::Rest, "{refusal:?}");
         assert_eq!(degraded.list().len(), says, "{refusal:?}");
@@ -309,7 +379,9 @@ fn what_direct_reads_refuse_is_read_through_the_page_cache() {
         assert!(piece.into_bytes() == &odd.content[..], "{refusal:?}");
     }
     let mut pages = vec![0; 2 * MIB];
-    let mut piece = pieces(&mut pages, odd.content.len()).next().expect("one");
+    let mut piece = pieces_from(&mut pages, odd.content.len(), &[])
+        .next()
+        .expect("one");
     let next = note(&order, &file, &mut piece, Err(Errno::INTR), &degraded);
     assert_eq!(next.expect("no error"), Next::On);
     let broken = note(&order, &file, &mut piece, Err(Errno::IO), &degraded);
@@ -365,11 +437,13 @@ fn progress_has_no_gap_before_it() {
         progress: &progress,
         cancel: &cancel,
         feed: None,
+        onlooker: None,
+        first: &[],
     };
     let bytes = 3 * CHUNK_BYTES + 5;
     let filled = Filled::new(&order, bytes);
     let after = |index| {
-        filled.add(index);
+        filled.add(index, 0..0);
         progress.load(Ordering::Relaxed)
     };
     assert_eq!([after(1), after(3)], [0, 0]);

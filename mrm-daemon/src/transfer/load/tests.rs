@@ -181,6 +181,8 @@ fn load_as_it_was(source: &FaultSource, watch: &Watch) -> Result<Loaded, LoadErr
         progress: &watch.progress,
         cancel: &watch.cancel,
         feed: None,
+        onlooker: None,
+        first: &[],
     };
     load(&order, &Degraded::new())
 }
@@ -387,6 +389,8 @@ fn a_real_file_is_loaded_until_it_is_written_to() {
         progress: &watch.progress,
         cancel: &watch.cancel,
         feed: None,
+        onlooker: None,
+        first: &[],
     };
     let loaded = load(&order, &Degraded::new()).expect("loaded");
     assert_eq!(loaded.digest, *blake3::hash(&content).as_bytes());
@@ -427,6 +431,8 @@ fn load_feeding(source: &FaultSource, feed: &FeedWriter) -> Result<Loaded, LoadE
         progress: &watch.progress,
         cancel: &watch.cancel,
         feed: Some(feed),
+        onlooker: None,
+        first: &[],
     };
     load(&order, &Degraded::new())
 }
