@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
 pub use mrm_cuda::RawStream;
-pub use mrm_proto::ids::DeviceUuid;
+pub use mrm_proto::ids::{DeviceUuid, UuidError};
 pub use mrm_proto::layout::Granularity;
 pub use mrm_proto::reply::Sharing;
 
@@ -252,11 +252,11 @@ impl FromStr for Devices {
         if text == "cuda" {
             return Ok(Self::Visible);
         }
-        if text.starts_with("MIG-") {
-            return Err(DevicesParseError::Mig(text.to_owned()));
-        }
-        if let Some(digits) = text.strip_prefix("GPU-") {
-            return uuid(digits).map(Self::Uuid).ok_or_else(malformed);
+        if text.starts_with("MIG-") || text.starts_with("GPU-") {
+            return text.parse().map(Self::Uuid).map_err(|error| match error {
+                UuidError::Mig(text) => DevicesParseError::Mig(text),
+                UuidError::Malformed(_) => malformed(),
+            });
         }
         let number = text.strip_prefix("cuda:").unwrap_or(text);
         // Not what the number's own parser takes beside digits: a sign.
@@ -265,22 +265,6 @@ impl FromStr for Devices {
         }
         number.parse().map(Self::Ordinal).map_err(|_| malformed())
     }
-}
-
-fn uuid(digits: &str) -> Option<DeviceUuid> {
-    let digits: Vec<u8> = digits
-        .chars()
-        .filter(|digit| *digit != '-')
-        .map(|digit| u8::try_from(digit.to_digit(16)?).ok())
-        .collect::<Option<_>>()?;
-    if digits.len() != 32 {
-        return None;
-    }
-    let mut bytes = [0; 16];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = pair.iter().fold(0, |byte, digit| byte << 4 | digit);
-    }
-    Some(DeviceUuid(bytes))
 }
 
 impl fmt::Display for Devices {

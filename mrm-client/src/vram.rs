@@ -46,7 +46,7 @@ pub(crate) fn visible() -> Result<Vec<Device>, DeviceError> {
         source: Arc::new(error),
     })?;
     let device = |info: &DeviceInfo| Device {
-        uuid: DeviceUuid(*info.uuid.as_bytes()),
+        uuid: info.uuid,
         ordinal: info.ordinal,
     };
     let devices: Vec<Device> = found.iter().map(device).collect();
@@ -101,7 +101,6 @@ impl Contexts {
     }
 
     fn of(&mut self, uuid: DeviceUuid) -> Result<&Context, Reason> {
-        let uuid = mrm_cuda::DeviceUuid::from_bytes(uuid.0);
         let at = match self.0.iter().position(|one| one.device().uuid == uuid) {
             Some(at) => at,
             None => {

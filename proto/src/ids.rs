@@ -52,7 +52,14 @@ impl RequestId {
 }
 
 /// The name of a device that every process agrees on: the 16 bytes of the driver's UUID, never an
-/// ordinal.
+/// ordinal. Reads and writes as `nvidia-smi -L` has it.
+///
+/// ```
+/// use mrm_proto::ids::{DeviceUuid, UuidError};
+/// let uuid: DeviceUuid = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab".parse()?;
+/// assert_eq!(uuid.0[0], 0x5a);
+/// # Ok::<(), UuidError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub struct DeviceUuid(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 16]);
@@ -73,6 +80,45 @@ impl std::fmt::Display for DeviceUuid {
 impl std::fmt::Debug for DeviceUuid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is not the UUID of a device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UuidError {
+    /// It names a slice.
+    #[error("{0} is a MIG slice: name a whole device, its UUID is in `nvidia-smi -L`")]
+    Mig(String),
+    /// It is none.
+    #[error("{0:?} is not the UUID of a device: it reads GPU-, then 32 hexadecimal digits")]
+    Malformed(String),
+}
+
+impl std::str::FromStr for DeviceUuid {
+    type Err = UuidError;
+
+    fn from_str(text: &str) -> Result<Self, UuidError> {
+        if text.starts_with("MIG-") {
+            return Err(UuidError::Mig(text.to_owned()));
+        }
+        let malformed = || UuidError::Malformed(text.to_owned());
+        let digits: Vec<u32> = text
+            .strip_prefix("GPU-")
+            .unwrap_or(text)
+            .chars()
+            .filter(|digit| *digit != '-')
+            .map(|digit| digit.to_digit(16).ok_or_else(malformed))
+            .collect::<Result<_, _>>()?;
+        if digits.len() != 32 {
+            return Err(malformed());
+        }
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = pair
+                .iter()
+                .fold(0, |byte, digit| byte << 4 | (*digit & 15) as u8);
+        }
+        Ok(Self(bytes))
     }
 }
 

@@ -1,95 +1,17 @@
 //! Which devices there are, and which of them is meant.
 //!
-//! ```
-//! use mrm_cuda::DeviceUuid;
-//!
-//! let uuid: DeviceUuid = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab".parse()?;
-//! assert_eq!(uuid.as_bytes()[0], 0x5a);
-//! # Ok::<(), mrm_cuda::device::UuidError>(())
+//! ```no_run
+//! let driver = mrm_cuda::probe()?;
+//! for device in driver.devices()? {
+//!     println!("{}: {} ({} bytes)", device.ordinal, device.uuid, device.total_bytes);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 use crate::driver::Attribute;
 use crate::error::{CallError, DeviceError};
 use crate::probe::Driver;
-use std::fmt;
-use std::str::FromStr;
-use thiserror::Error;
-
-/// The name of a device that every process agrees on, whatever it sees.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceUuid([u8; 16]);
-
-impl DeviceUuid {
-    /// From the driver's 16 bytes.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// The driver's 16 bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-impl fmt::Display for DeviceUuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GPU")?;
-        for (at, byte) in self.0.iter().enumerate() {
-            if matches!(at, 0 | 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
-            }
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for DeviceUuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// Why a text is not the UUID of a device.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum UuidError {
-    /// It names a slice.
-    #[error("{0} is a MIG slice: name a whole device, its UUID is in `nvidia-smi -L`")]
-    Mig(String),
-    /// It is none.
-    #[error("{0:?} is not the UUID of a device: it reads GPU-, then 32 hexadecimal digits")]
-    Malformed(String),
-}
-
-impl FromStr for DeviceUuid {
-    type Err = UuidError;
-
-    fn from_str(text: &str) -> Result<Self, UuidError> {
-        if text.starts_with("MIG-") {
-            return Err(UuidError::Mig(text.to_owned()));
-        }
-        let malformed = || UuidError::Malformed(text.to_owned());
-        let digits: Vec<u32> = text
-            .strip_prefix("GPU-")
-            .unwrap_or(text)
-            .chars()
-            .filter(|digit| *digit != '-')
-            .map(|digit| digit.to_digit(16).ok_or_else(malformed))
-            .collect::<Result<_, _>>()?;
-        if digits.len() != 32 {
-            return Err(malformed());
-        }
-        let mut bytes = [0; 16];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = pair
-                .iter()
-                .fold(0, |byte, digit| byte << 4 | (*digit & 15) as u8);
-        }
-        Ok(Self(bytes))
-    }
-}
+pub use mrm_proto::ids::{DeviceUuid, UuidError};
 
 /// A device, as this process sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,22 +64,30 @@ impl Driver {
     /// # Errors
     /// [`DeviceError::NotVisible`] names the devices that are visible.
     pub fn device(self, uuid: DeviceUuid) -> Result<DeviceInfo, DeviceError> {
-        let devices = self.devices()?;
-        let visible: Vec<DeviceUuid> = devices.iter().map(|device| device.uuid).collect();
-        devices
-            .into_iter()
-            .find(|device| device.uuid == uuid)
-            .ok_or_else(|| {
-                let setting = match std::env::var("CUDA_VISIBLE_DEVICES") {
-                    Ok(value) => format!("CUDA_VISIBLE_DEVICES is {value:?}"),
-                    Err(_) => "CUDA_VISIBLE_DEVICES is not set".to_owned(),
-                };
-                DeviceError::NotVisible {
-                    uuid,
-                    visible,
-                    setting,
-                }
-            })
+        self.usable()?;
+        let count = self.table().device_count()?;
+        let mut visible = Vec::new();
+        for ordinal in 0..count {
+            let seen = self.uuid(ordinal)?;
+            if seen == uuid {
+                return self.describe(ordinal).map_err(DeviceError::Call);
+            }
+            visible.push(seen);
+        }
+        let setting = match std::env::var("CUDA_VISIBLE_DEVICES") {
+            Ok(value) => format!("CUDA_VISIBLE_DEVICES is {value:?}"),
+            Err(_) => "CUDA_VISIBLE_DEVICES is not set".to_owned(),
+        };
+        Err(DeviceError::NotVisible {
+            uuid,
+            visible,
+            setting,
+        })
+    }
+
+    fn uuid(self, ordinal: i32) -> Result<DeviceUuid, CallError> {
+        let table = self.table();
+        table.device_uuid(table.device(ordinal)?).map(DeviceUuid)
     }
 
     fn describe(self, ordinal: i32) -> Result<DeviceInfo, CallError> {

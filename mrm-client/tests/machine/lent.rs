@@ -11,7 +11,7 @@
 use crate::fake::{Content, Session};
 use mrm_cuda::{Context, Export, Mechanism, Sealed, Stream, probe};
 use mrm_proto::dtype::DType;
-use mrm_proto::ids::{DeviceUuid, LeaseId, RequestId, VersionId};
+use mrm_proto::ids::{LeaseId, RequestId, VersionId};
 use mrm_proto::layout::{Granularity, Layout};
 use mrm_proto::reply::{Handed, IpcHandle, OnDevice, Opened, Origin, Reply, Sharing};
 use mrm_proto::table::{ModelKind, Table, TableBuilder};
@@ -92,7 +92,7 @@ impl Lent {
             memory.push(sealed);
         }
         let on_device = OnDevice {
-            uuid: DeviceUuid(*device.uuid.as_bytes()),
+            uuid: device.uuid,
             sharing: match how {
                 Mechanism::Vmm => Sharing::Vmm,
                 Mechanism::Legacy => Sharing::Legacy,

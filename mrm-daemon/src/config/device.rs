@@ -285,7 +285,7 @@ mod tests {
     fn uuid(last: u8) -> DeviceUuid {
         let mut bytes = [0; 16];
         bytes[15] = last;
-        DeviceUuid::from_bytes(bytes)
+        DeviceUuid(bytes)
     }
 
     #[test]

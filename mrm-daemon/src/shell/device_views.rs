@@ -164,7 +164,7 @@ impl State {
         let states = copies.filter_map(|copy| {
             image_state(copy)?;
             Some(DeviceState {
-                uuid: self.tier.get(device_of(copy)?)?.wire_uuid(),
+                uuid: self.tier.get(device_of(copy)?)?.report().uuid,
                 state: match copy.presence {
                     Presence::Absent => ModelState::Absent,
                     Presence::Loading => ModelState::Loading,

@@ -95,10 +95,6 @@ impl Managed {
     pub(crate) const fn budget(&self) -> &DeviceBudget {
         &self.budget
     }
-
-    pub(super) fn wire_uuid(&self) -> ids::DeviceUuid {
-        ids::DeviceUuid(*self.report.uuid.as_bytes())
-    }
 }
 
 impl HeldImage {
@@ -127,7 +123,7 @@ impl DeviceTier {
 
     pub(super) fn find(&self, uuid: ids::DeviceUuid) -> Option<DeviceId> {
         let mut all = self.all();
-        all.find(|(_, managed)| managed.wire_uuid() == uuid)
+        all.find(|(_, managed)| managed.report.uuid == uuid)
             .map(|(id, _)| id)
     }
 
@@ -348,7 +344,6 @@ impl State {
                 LoadFailure::Fault(told)
             }
             FillError::Peer { peer, .. } => {
-                let peer = ids::DeviceUuid(*peer.as_bytes());
                 if let Some(peer) = self.tier.find(peer) {
                     self.check_device(peer);
                 }

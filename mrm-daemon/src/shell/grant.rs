@@ -107,8 +107,7 @@ impl State {
         let named: Vec<String> = any_of.iter().map(ToString::to_string).collect();
         let why = self.devices_there();
         let refused = self.tier.refused.iter().find(|refused| {
-            let uuid = ids::DeviceUuid(*refused.uuid.as_bytes());
-            any_of.contains(&uuid)
+            any_of.contains(&refused.uuid)
         });
         match refused {
             Some(refused) => format!("{} is not used: {}", refused.uuid, refused.cause),
@@ -202,7 +201,7 @@ impl State {
         lent.fds.append(&mut fds);
         let allocations = image.allocations().iter();
         lent.opened.device = Some(OnDevice {
-            uuid: ids::DeviceUuid(*image.uuid().as_bytes()),
+            uuid: image.uuid(),
             sharing: match image.mechanism() {
                 Mechanism::Vmm => Sharing::Vmm,
                 Mechanism::Legacy => Sharing::Legacy,

@@ -14,7 +14,7 @@ use crate::memory::HostSegment;
 use mrm_core::id::{ContentId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_cuda::Mechanism;
-use mrm_proto::ids::{self, Digest, InstanceId};
+use mrm_proto::ids::{Digest, InstanceId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -178,7 +178,7 @@ impl State {
             return None;
         }
         let description = Description::Image(Image {
-            device: ids::DeviceUuid(*image.uuid().as_bytes()),
+            device: image.uuid(),
             mechanism: ImageMechanism::Vmm,
             granularity: image.granularity(),
             allocations_bytes: image.allocations().iter().map(|one| one.bytes()).collect(),

@@ -39,7 +39,7 @@ fn devices_are_found_and_described() {
 #[test]
 fn only_what_is_wanted_is_taken() {
     on_machine(&[("NO_PEER", "1")], || {
-        let nowhere = DeviceUuid::from_bytes([7; 16]);
+        let nowhere = DeviceUuid([7; 16]);
         let found = look(&[uuid(1), nowhere], &self_test(), &Degraded::new());
         let taken: Vec<_> = found
             .devices

@@ -237,7 +237,6 @@ fn uuids_read_as_they_are_written() {
     let text = "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab";
     let uuid: DeviceUuid = text.parse().expect("a UUID");
     assert_eq!(uuid.to_string(), text);
-    assert_eq!(DeviceUuid::from_bytes(*uuid.as_bytes()), uuid);
     for text in [
         "",
         "GPU-",

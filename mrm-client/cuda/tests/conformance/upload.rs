@@ -433,7 +433,7 @@ fn codes_that_lose_the_device_are_told_apart() {
     assert_eq!(lost, expected);
     assert_eq!(ShareError::Empty.cuda(), None);
     assert_eq!(RegisterError::Empty.cuda(), None);
-    let uuid = mrm_cuda::DeviceUuid::from_bytes([0; 16]);
+    let uuid = mrm_cuda::DeviceUuid([0; 16]);
     let source = mrm_cuda::CallError::Driver {
         call: "cuMemcpyHtoDAsync_v2",
         error: CudaError::new(700),

@@ -7,7 +7,6 @@ use mrm_core::id::DeviceId;
 use mrm_core::ledger::Tier;
 use mrm_cuda::DeviceUuid;
 use mrm_proto::error::{ErrorCode, ErrorReply};
-use mrm_proto::ids;
 use std::sync::Arc;
 
 impl State {
@@ -43,7 +42,6 @@ impl State {
     }
 
     fn served(&self, uuid: DeviceUuid) -> Result<DeviceId, ErrorReply> {
-        let uuid = ids::DeviceUuid(*uuid.as_bytes());
         let known = self.tier.find(uuid);
         known.ok_or_else(|| unknown_device(self.not_served(&[uuid])))
     }
