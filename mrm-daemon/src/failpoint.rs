@@ -10,7 +10,8 @@
 //! | `error`: the step fails, where it can | each N-th pass, as long as the file is there |
 //! | `stall`: 100 ms | each N-th pass, as long as the file is there |
 //!
-//! Passes are counted from when the process found the file as it is.
+//! Passes are counted from when the process found the file as it is. The first step that fails or
+//! stalls leaves a file `POINT.done` there.
 
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub(crate) use planted::{fails, impossible_event, pass};
@@ -140,8 +141,14 @@ mod planted {
         match action.as_str() {
             "kill" => strike(&file, Signal::KILL),
             "stop" => strike(&file, Signal::STOP),
-            "error" => return true,
-            "stall" => std::thread::sleep(STALL),
+            "error" => {
+                mark(&file);
+                return true;
+            }
+            "stall" => {
+                mark(&file);
+                std::thread::sleep(STALL);
+            }
             other => tracing::error!(other, "no such action at a failpoint"),
         }
         false
@@ -163,6 +170,11 @@ mod planted {
         if std::fs::remove_file(file).is_ok() {
             let _ = kill_process(getpid(), signal);
         }
+    }
+
+    fn mark(file: &Path) {
+        // A test that wants to know it will miss it.
+        let _ = std::fs::write(file.with_extension("done"), "");
     }
 
     /// The completion of what was never started, if it is time for it.

@@ -9,6 +9,7 @@ use super::piece::{Next, Piece, pieces_from};
 use super::read::{Buffered, CHUNK_BYTES, Reader};
 use super::ring::{Ring, Then};
 use crate::degraded::Degraded;
+use crate::failpoint::{self, Point};
 use crate::source::{Source, SourceError};
 use rustix::io::Errno;
 use std::ops::Range;
@@ -237,6 +238,10 @@ fn note(
     read: Result<usize, Errno>,
     degraded: &Degraded,
 ) -> Result<Next, LoadError> {
+    let read = match failpoint::fails(Point::Read) {
+        true => Err(Errno::IO),
+        false => read,
+    };
     match read {
         Ok(count) => Ok(piece.took(count, file.block())),
         Err(Errno::INTR) => Ok(Next::On),
