@@ -11,10 +11,13 @@ use crate::keeper::describe::{
 };
 use crate::keeper::{Adopted, Done, Entry, KeepError, Keeper, Key, SharedFd};
 use crate::memory::HostSegment;
+use mrm_core::event::ResumedLease;
 use mrm_core::id::{ContentId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
+use mrm_core::view::Presence;
 use mrm_cuda::Mechanism;
 use mrm_proto::ids::{Digest, InstanceId};
+use mrm_proto::request::Resume;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -188,6 +191,23 @@ impl State {
             files: files.to_vec(),
         });
         Some((key, description, exported(image)))
+    }
+
+    /// Says which leases of a client that came back cannot be taken up, and why: it reads on, but
+    /// what it reads is in no books.
+    pub(super) fn note_lost_leases(&self, resume: &Resume, known: bool, asked: &[ResumedLease]) {
+        for (had, ResumedLease { copy, .. }) in resume.leases.iter().zip(asked) {
+            let version = self.core.view().version(copy.version);
+            let there = version.as_ref().and_then(|version| version.copy(copy.tier));
+            let why = match (known, there) {
+                (false, _) => "its daemon is not one whose models were taken over",
+                (true, None) => "what it was on was not taken over",
+                (true, Some(copy)) if copy.presence == Presence::Resident => continue,
+                (true, Some(_)) => "what it was on has gone since",
+            };
+            let version = had.version.0;
+            tracing::warn!(version, why, "a lease was not taken up again");
+        }
     }
 
     /// Tells the keeper of a version that the decider has learnt of.

@@ -256,7 +256,8 @@ impl State {
             model: self.model_of(copy.version),
             copy,
         });
-        let leases = leases.collect();
+        let leases: Vec<ResumedLease> = leases.collect();
+        self.note_lost_leases(resume, known, &leases);
         self.step(Event::Resume {
             session,
             request: RequestId(request.0),
