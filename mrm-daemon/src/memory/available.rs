@@ -15,6 +15,7 @@
 use super::error::MemoryError;
 use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -50,6 +51,9 @@ impl fmt::Display for Bound {
         }
     }
 }
+
+/// More than most of the kernel's accounts take.
+const ACCOUNT_BYTES: usize = 4096;
 
 /// Where the kernel's accounts are.
 #[derive(Debug, Clone)]
@@ -92,12 +96,23 @@ impl Probe {
         })
     }
 
+    /// No more than [`free`](Self::free), for a fraction of what that costs: what others would give
+    /// back first is not counted. The kernel adds up a group's page cache anew for each who asks.
+    fn free_at_least(&self, (total, free): (u64, u64)) -> Amount {
+        let groups = self.groups(Look::Used { below_bytes: total });
+        Self::least(free, groups, |group| group.limit.saturating_sub(group.used))
+    }
+
     fn tightest(&self, machine: u64, of: impl Fn(&Group) -> u64) -> Amount {
+        Self::least(machine, self.groups(Look::All), of)
+    }
+
+    fn least(machine: u64, groups: Vec<Group>, of: impl Fn(&Group) -> u64) -> Amount {
         let machine = Amount {
             bytes: machine,
             bound: Bound::Machine,
         };
-        self.groups().into_iter().fold(machine, |least, group| {
+        groups.into_iter().fold(machine, |least, group| {
             let bytes = of(&group);
             if bytes < least.bytes {
                 Amount {
@@ -111,7 +126,7 @@ impl Probe {
     }
 
     fn meminfo(&self, key: &str) -> Option<u64> {
-        let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
+        let text = read_text(&self.proc.join("meminfo"))?;
         let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
         rest.trim()
             .strip_suffix(" kB")?
@@ -121,8 +136,8 @@ impl Probe {
     }
 
     /// The groups that limit memory, from this process's own up.
-    fn groups(&self) -> Vec<Group> {
-        let text = fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();
+    fn groups(&self, look: Look) -> Vec<Group> {
+        let text = read_text(&self.proc.join("self/cgroup")).unwrap_or_default();
         let mut groups = Vec::new();
         for line in text.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -132,11 +147,12 @@ impl Probe {
             if controllers.is_empty() {
                 // Version 2 alone, or beside version 1.
                 for root in [self.groups.clone(), self.groups.join("unified")] {
-                    groups.extend(levels(&root, path).filter_map(|dir| Group::read(dir, &V2)));
+                    groups
+                        .extend(levels(&root, path).filter_map(|dir| Group::read(dir, &V2, look)));
                 }
             } else if controllers.split(',').any(|name| name == "memory") {
                 let root = self.groups.join("memory");
-                groups.extend(levels(&root, path).filter_map(|dir| Group::read(dir, &V1)));
+                groups.extend(levels(&root, path).filter_map(|dir| Group::read(dir, &V1, look)));
             }
         }
         groups
@@ -162,6 +178,7 @@ fn levels(root: &Path, path: &str) -> impl Iterator<Item = PathBuf> {
 struct Files {
     limit: &'static str,
     used: &'static str,
+    stat: &'static str,
     /// Page cache, which the kernel takes back before it kills anything.
     cache: [&'static str; 2],
 }
@@ -169,13 +186,25 @@ struct Files {
 const V2: Files = Files {
     limit: "memory.max",
     used: "memory.current",
+    stat: "memory.stat",
     cache: ["inactive_file ", "active_file "],
 };
 const V1: Files = Files {
     limit: "memory.limit_in_bytes",
     used: "memory.usage_in_bytes",
+    stat: "memory.stat",
     cache: ["total_inactive_file ", "total_active_file "],
 };
+
+/// What is read of a group.
+#[derive(Debug, Clone, Copy)]
+enum Look {
+    All,
+    /// Not what could be reclaimed, and nothing of a group that may use `below_bytes`.
+    Used {
+        below_bytes: u64,
+    },
+}
 
 /// A control group with a memory limit.
 struct Group {
@@ -187,28 +216,42 @@ struct Group {
 
 impl Group {
     /// `None` if the group does not exist or has no limit.
-    fn read(path: PathBuf, files: &Files) -> Option<Self> {
-        let number = |name: &str| -> Option<u64> {
-            fs::read_to_string(path.join(name))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()
-        };
+    fn read(path: PathBuf, files: &Files, look: Look) -> Option<Self> {
+        let number =
+            |name: &str| -> Option<u64> { read_text(&path.join(name))?.trim().parse().ok() };
         let limit = number(files.limit)?;
+        let reclaimable = match look {
+            Look::Used { below_bytes } if limit >= below_bytes => return None,
+            Look::Used { .. } => 0,
+            Look::All => read_text(&path.join(files.stat))
+                .unwrap_or_default()
+                .lines()
+                .filter_map(|line| files.cache.iter().find_map(|key| line.strip_prefix(key)))
+                .filter_map(|value| value.parse::<u64>().ok())
+                .fold(0, u64::saturating_add),
+        };
         let used = number(files.used)?;
-        let stat = fs::read_to_string(path.join("memory.stat")).unwrap_or_default();
-        let reclaimable = stat
-            .lines()
-            .filter_map(|line| files.cache.iter().find_map(|key| line.strip_prefix(key)))
-            .filter_map(|value| value.parse::<u64>().ok())
-            .fold(0, u64::saturating_add);
         Some(Self {
             path,
             limit,
             used,
             reclaimable,
         })
+    }
+}
+
+/// What one of the kernel's accounts says, in as few calls as can be.
+fn read_text(path: &Path) -> Option<String> {
+    let mut file = fs::File::open(path).ok()?;
+    let mut text = Vec::with_capacity(ACCOUNT_BYTES);
+    let mut part = [0; ACCOUNT_BYTES];
+    loop {
+        match file.read(&mut part) {
+            Ok(0) => return String::from_utf8(text).ok(),
+            Ok(count) => text.extend_from_slice(part.get(..count)?),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
     }
 }
 
@@ -237,11 +280,14 @@ struct Seen {
 }
 
 impl Seen {
+    const fn is_ample(free_bytes: u64, bytes: u64) -> bool {
+        free_bytes >= bytes.saturating_add(RESERVE_BYTES).saturating_mul(AMPLE)
+    }
+
     /// What is free beside what was taken before, if there is no doubt that it suffices.
     fn take(&mut self, bytes: u64, now: Instant) -> Option<Amount> {
-        let ample = bytes.saturating_add(RESERVE_BYTES).saturating_mul(AMPLE);
         let is_fresh = now.saturating_duration_since(self.at) < BELIEVED;
-        (is_fresh && self.free.bytes >= ample).then(|| {
+        (is_fresh && Self::is_ample(self.free.bytes, bytes)).then(|| {
             let free = self.free.clone();
             self.free.bytes -= bytes;
             free
@@ -255,7 +301,13 @@ pub(super) fn free_for(bytes: u64) -> Amount {
     if let Some(free) = seen().as_mut().and_then(|s| s.take(bytes, Instant::now())) {
         return free;
     }
-    let (at, free) = (Instant::now(), Probe::default().free());
+    let at = Instant::now();
+    let probe = Probe::default();
+    let few = probe.free_at_least(sysinfo());
+    let free = match Seen::is_ample(few.bytes, bytes) {
+        true => few,
+        false => probe.free(),
+    };
     let mut rest = free.clone();
     rest.bytes = rest.bytes.saturating_sub(bytes);
     *seen() = Some(Seen { at, free: rest });

@@ -113,7 +113,12 @@ pub(super) fn populate(
     bytes: usize,
     degraded: &Degraded,
 ) -> Result<HugePages, MemoryError> {
-    populate_by(&Policy::read(), mapping, fd, bytes, degraded)
+    let policy = match bytes < HUGE {
+        // No part of it can be huge.
+        true => Policy::Absent,
+        false => Policy::read(),
+    };
+    populate_by(&policy, mapping, fd, bytes, degraded)
 }
 
 fn populate_by(

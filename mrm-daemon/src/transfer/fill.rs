@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, available_parallelism};
 
 /// How many chunks the hash may be behind: beyond that they leave the processor's cache.
@@ -44,13 +44,19 @@ pub(super) fn fill(
             one_reader(order, &mut reader, pages, bytes)
         }
         Way::Cached => {
-            let threads = available_parallelism().map_or(1, usize::from);
+            let threads = processors();
             let fetch = |piece: &mut Piece<'_>| read_rest(order, piece, COPY_BYTES);
             readers(order, &fetch, pages, bytes, threads.min(COPIERS_MAX))
         }
         Way::Direct(file, None) => readers(order, &direct(file), pages, bytes, DIRECT_READERS),
         Way::Direct(file, Some(ring)) => one_ring(order, &file, *ring, pages, bytes, degraded),
     }
+}
+
+/// How many processors this process may use. Asked once: each time takes twenty calls.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| available_parallelism().map_or(1, usize::from))
 }
 
 /// One thread reads from the first byte to the last. A large image is hashed by a second thread, a

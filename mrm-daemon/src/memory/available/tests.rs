@@ -75,6 +75,29 @@ fn tightest_group_up_the_tree_is_the_bound() {
 }
 
 #[test]
+fn the_quick_look_counts_no_page_cache_and_reads_only_groups_that_bind() {
+    let (dir, probe) = machine(
+        "0::/pod/c1\n",
+        &[
+            ("pod/c1/memory.max", "4294967296\n"),
+            ("pod/c1/memory.current", "3221225472\n"),
+            ("pod/c1/memory.stat", "inactive_file 1073741824\n"),
+            // May use more than there is: nothing else of it is looked at.
+            ("pod/memory.max", "34359738368\n"),
+        ],
+    );
+    let bound = Bound::Group(dir.path().join("cgroup/pod/c1"));
+    let quick = |total, free| probe.free_at_least((total, free));
+    assert_eq!(quick(16 * GIB, 8 * GIB), Amount { bytes: GIB, bound });
+    assert_eq!(quick(16 * GIB, 7).bytes, 7);
+    assert_eq!(
+        quick(4 * GIB, 3 * GIB).bound,
+        Bound::Machine,
+        "its limit binds nobody"
+    );
+}
+
+#[test]
 fn version_1_counts_too_and_its_unlimited_value_does_not() {
     let (dir, probe) = machine(
         "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/\n",
