@@ -11,7 +11,7 @@
 use crate::desk::{Desk, Found, Left};
 use crate::error::{ConnectError, SessionError};
 use crate::fork;
-use crate::handshake;
+use crate::handshake::{self, RECEIVE_AT_ONCE};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::request::{Incoming, Replied, decode};
@@ -384,6 +384,9 @@ struct Turn<'a> {
 impl Turn<'_> {
     /// Waits for the socket once, sends what it takes, and reads what it has.
     fn read(&mut self, wait: Duration, backlog: bool) -> Result<(), SessionError> {
+        if !backlog && wait >= 2 * RECEIVE_AT_ONCE && self.await_some()? {
+            return Ok(());
+        }
         let wanted = if backlog {
             PollFlags::IN | PollFlags::OUT
         } else {
@@ -401,10 +404,22 @@ impl Turn<'_> {
 
     /// Reads what the socket has; whether there was anything.
     fn receive(&mut self) -> Result<bool, SessionError> {
+        self.receive_by(Inbox::receive)
+    }
+
+    /// The same, but waits for it a little.
+    fn await_some(&mut self) -> Result<bool, SessionError> {
+        self.receive_by(Inbox::await_some)
+    }
+
+    fn receive_by(
+        &mut self,
+        read: impl FnOnce(&mut Inbox, BorrowedFd<'_>) -> Result<bool, SessionError>,
+    ) -> Result<bool, SessionError> {
         let Some(inbox) = self.inbox.as_mut() else {
             return Ok(false);
         };
-        let any = inbox.receive(self.connection.socket.as_fd())?;
+        let any = read(inbox, self.connection.socket.as_fd())?;
         while let Some(frame) = inbox.next()? {
             self.arrived.push(decode(frame)?);
         }

@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 /// The request id of the hello. Requests count on from here.
 pub(crate) const HELLO: RequestId = RequestId(1);
 
+/// How long one read of a session may block. A reader that may wait much longer reads without
+/// asking first whether there is anything: one system call for most replies instead of two.
+pub(crate) const RECEIVE_AT_ONCE: Duration = Duration::from_millis(100);
+
 /// Connects to `path` and says hello, within `timeout`.
 pub(crate) fn connect(
     path: &Path,
@@ -86,6 +90,8 @@ fn dial(path: &Path, timeout: Duration) -> Result<OwnedFd, ConnectError> {
     // On a Unix socket this also bounds `connect`; a zero would mean forever.
     let bound = Some(timeout.max(Duration::from_millis(1)));
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, bound).map_err(failed)?;
+    let at_once = Some(RECEIVE_AT_ONCE);
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, at_once).map_err(failed)?;
     rustix::io::retry_on_intr(|| connect_socket(&socket, &address)).map_err(failed)?;
     Ok(socket)
 }

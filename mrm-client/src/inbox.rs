@@ -58,24 +58,37 @@ impl Inbox {
 
     /// Reads what is there, without blocking; whether there was anything.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<bool, SessionError> {
-        match self.fill(socket) {
+        self.receive_with(socket, RecvFlags::DONTWAIT)
+    }
+
+    /// As [`receive`](Self::receive), but blocks for as long as the socket is set to, or until a
+    /// signal comes.
+    pub(crate) fn await_some(&mut self, socket: BorrowedFd<'_>) -> Result<bool, SessionError> {
+        self.receive_with(socket, RecvFlags::empty())
+    }
+
+    fn receive_with(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        flags: RecvFlags,
+    ) -> Result<bool, SessionError> {
+        match self.fill(socket, flags) {
             Ok(0) => Err(SessionError::Disconnected),
             Ok(_) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) if is_for_later(&e) => Ok(false),
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(SessionError::Disconnected),
             Err(e) => Err(SessionError::Io(Arc::new(e))),
         }
     }
 
-    /// Reads once, without blocking; the number of bytes, 0 at the end of the stream.
-    fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    /// Reads once; the number of bytes, 0 at the end of the stream.
+    fn fill(&mut self, socket: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<usize> {
         self.make_room();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_FRAME_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut self.buffer[self.held.end..])];
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let got =
-            rustix::io::retry_on_intr(|| recvmsg(socket, &mut slices, &mut ancillary, flags))?;
+        let flags = RecvFlags::CMSG_CLOEXEC | flags;
+        let got = recvmsg(socket, &mut slices, &mut ancillary, flags)?;
         let from = self.position + self.held.len() as u64;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
@@ -163,6 +176,14 @@ impl Inbox {
     }
 }
 
+/// Whether nothing came, and reading may go on.
+fn is_for_later(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,7 +231,12 @@ mod tests {
         let mut inbox = Inbox::new();
         let mut seen = Vec::new();
         while seen.len() < 4 {
-            assert!(inbox.fill(ours.as_fd()).expect("data is there") > 0);
+            assert!(
+                inbox
+                    .fill(ours.as_fd(), RecvFlags::DONTWAIT)
+                    .expect("data is there")
+                    > 0
+            );
             while let Some(frame) = inbox.next().expect("well formed") {
                 seen.push((frame.header.request.0, frame.body.to_vec(), frame.fds.len()));
             }
@@ -230,7 +256,12 @@ mod tests {
         for (i, byte) in bytes.iter().enumerate() {
             assert!(inbox.next().expect("no error").is_none());
             send(&theirs, &[*byte], if i == 0 { 3 } else { 0 });
-            assert_eq!(inbox.fill(ours.as_fd()).expect("a byte"), 1);
+            assert_eq!(
+                inbox
+                    .fill(ours.as_fd(), RecvFlags::DONTWAIT)
+                    .expect("a byte"),
+                1
+            );
         }
         let frame = inbox.next().expect("no error").expect("whole");
         assert_eq!((frame.body.len(), frame.fds.len()), (5000, 3));
@@ -242,17 +273,23 @@ mod tests {
             let (ours, theirs) = UnixStream::pair().expect("a pair");
             send(&theirs, &frame(1, announced, b""), sent);
             let mut inbox = Inbox::new();
-            inbox.fill(ours.as_fd()).expect("data is there");
+            inbox
+                .fill(ours.as_fd(), RecvFlags::DONTWAIT)
+                .expect("data is there");
             assert!(matches!(inbox.next(), Err(SessionError::OutOfPlace(_))));
         }
         // Not announced at all: noticed at the next frame, when no frame can claim them.
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let mut inbox = Inbox::new();
         send(&theirs, &frame(1, 0, b""), 2);
-        inbox.fill(ours.as_fd()).expect("data is there");
+        inbox
+            .fill(ours.as_fd(), RecvFlags::DONTWAIT)
+            .expect("data is there");
         assert!(inbox.next().expect("no error yet").is_some());
         send(&theirs, &frame(2, 0, b""), 0);
-        inbox.fill(ours.as_fd()).expect("data is there");
+        inbox
+            .fill(ours.as_fd(), RecvFlags::DONTWAIT)
+            .expect("data is there");
         assert!(matches!(inbox.next(), Err(SessionError::OutOfPlace(_))));
     }
 
@@ -261,7 +298,9 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         send(&theirs, &[b'x'; 24], 0);
         let mut inbox = Inbox::new();
-        inbox.fill(ours.as_fd()).expect("data is there");
+        inbox
+            .fill(ours.as_fd(), RecvFlags::DONTWAIT)
+            .expect("data is there");
         assert!(matches!(
             inbox.next(),
             Err(SessionError::Frame(FrameError::Magic))

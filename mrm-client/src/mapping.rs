@@ -22,7 +22,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -39,56 +39,45 @@ const ARENA_BYTES: usize = 1 << 40;
 pub(crate) enum Mapping {
     /// Nothing to map.
     Empty,
-    /// Smaller than a huge page: alignment does not matter.
-    Small(memmap2::Mmap),
-    /// At a 2 MiB boundary, if the address space has room for that.
-    Large(Large),
+    /// At a 2 MiB boundary, if it is as large as a huge page and the address space has room for
+    /// that.
+    Mapped(Mapped),
 }
 
 /// An owned read-only shared mapping.
 #[derive(Debug)]
-pub(crate) struct Large {
+pub(crate) struct Mapped {
     start: ptr::NonNull<c_void>,
     bytes: usize,
 }
 
 // SAFETY: the mapping is immutable (see the module's text) and not bound to a thread.
-unsafe impl Send for Large {}
+unsafe impl Send for Mapped {}
 // SAFETY: as above; all access is by shared reference to immutable bytes.
-unsafe impl Sync for Large {}
+unsafe impl Sync for Mapped {}
 
 impl Mapping {
     /// Checks that `fd` is sealed and has exactly `bytes` bytes, and maps them.
     pub(crate) fn new(fd: BorrowedFd<'_>, bytes: u64, what: What) -> Result<Self, SegmentError> {
         check(fd, bytes, what)?;
-        let failed = |e: std::io::Error| SegmentError::Map {
+        let failed = |e: Errno| SegmentError::Map {
             what,
-            source: e.into(),
+            source: Arc::new(e.into()),
         };
-        let len = usize::try_from(bytes).map_err(|_| failed(Errno::NOMEM.into()))?;
-        if len == 0 {
-            return Ok(Self::Empty);
-        }
-        if len >= HUGE_BYTES {
-            return map_large(fd, len)
-                .map(Self::Large)
-                .map_err(|e| failed(e.into()));
-        }
-        match memmap2::MmapOptions::new()
-            .len(len)
-            .map_if_safe(fd.as_raw_fd())
-        {
-            Ok(map) => Ok(Self::Small(map)),
-            Err(e) => Err(failed(std::io::Error::other(e))),
-        }
+        let len = usize::try_from(bytes).map_err(|_| failed(Errno::NOMEM))?;
+        let mapped = match len {
+            0 => return Ok(Self::Empty),
+            small if small < HUGE_BYTES => map_small(fd, small),
+            large => map_large(fd, large),
+        };
+        mapped.map(Self::Mapped).map_err(failed)
     }
 
     /// The bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Empty => &[],
-            Self::Small(map) => map,
-            Self::Large(Large { start, bytes }) => {
+            Self::Mapped(Mapped { start, bytes }) => {
                 // SAFETY: `start` is a live mapping of at least `bytes` readable bytes, owned by
                 // `self`; `check` made sure that they neither change nor vanish.
                 unsafe { std::slice::from_raw_parts(start.as_ptr().cast(), *bytes) }
@@ -97,13 +86,13 @@ impl Mapping {
     }
 }
 
-impl Drop for Large {
+impl Drop for Mapped {
     fn drop(&mut self) {
         // Give the place back when it is the last proposed, so that a loop of open and close
         // goes on using the same page tables.
         let start = self.start.as_ptr() as usize;
         let end = start + self.bytes.next_multiple_of(HUGE_BYTES);
-        // SAFETY: the range was mapped by `map_large`, is owned, and no borrow outlives `self`.
+        // SAFETY: the range was mapped by `map_small` or `map_large`, is owned, and no borrow outlives `self`.
         if unsafe { munmap(self.start.as_ptr(), self.bytes) }.is_ok() {
             let _ = NEXT.compare_exchange(end, start, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -158,7 +147,13 @@ fn check(fd: BorrowedFd<'_>, bytes: u64, what: What) -> Result<(), SegmentError>
 /// The next address to propose; 0 before the first mapping.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-fn map_large(fd: BorrowedFd<'_>, len: usize) -> Result<Large, Errno> {
+fn map_small(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errno> {
+    // SAFETY: without MAP_FIXED the kernel chooses a free range.
+    let start = unsafe { map_at(ptr::null_mut(), len, fd, MapFlags::SHARED) }?;
+    owned(start, len)
+}
+
+fn map_large(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errno> {
     let hint = propose(len);
     // SAFETY: without MAP_FIXED the kernel chooses a free range, so no memory of anybody is
     // touched; the hint is only a wish.
@@ -178,7 +173,7 @@ fn map_large(fd: BorrowedFd<'_>, len: usize) -> Result<Large, Errno> {
 }
 
 /// Maps at the first boundary inside a reserved range, and frees the rest of the range.
-fn map_within_reservation(fd: BorrowedFd<'_>, len: usize) -> Result<Large, Errno> {
+fn map_within_reservation(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errno> {
     let rounded = len
         .checked_next_multiple_of(HUGE_BYTES)
         .ok_or(Errno::NOMEM)?;
@@ -217,9 +212,9 @@ unsafe fn map_at(
     unsafe { mmap(at, len, ProtFlags::READ, flags, fd, 0) }
 }
 
-fn owned(start: *mut c_void, bytes: usize) -> Result<Large, Errno> {
+fn owned(start: *mut c_void, bytes: usize) -> Result<Mapped, Errno> {
     let start = ptr::NonNull::new(start).ok_or(Errno::NOMEM)?;
-    Ok(Large { start, bytes })
+    Ok(Mapped { start, bytes })
 }
 
 fn reserve(len: usize) -> Result<*mut c_void, Errno> {
@@ -311,7 +306,7 @@ mod tests {
         let fd = memfd(3 << 20, SEALED);
         let aligned = map_within_reservation(fd.as_fd(), 3 << 20).expect("maps");
         assert!((aligned.start.as_ptr() as usize).is_multiple_of(HUGE_BYTES));
-        assert_eq!(Mapping::Large(aligned).bytes()[(3 << 20) - 1], 0x2a);
+        assert_eq!(Mapping::Mapped(aligned).bytes()[(3 << 20) - 1], 0x2a);
     }
 
     #[test]

@@ -68,7 +68,8 @@ pub(crate) struct Retry {
     persists: bool,
     failures: usize,
     resends: usize,
-    backoff: Backoff,
+    /// Made at the first failure: chance costs more than a hit may.
+    backoff: Option<Backoff>,
 }
 
 /// What an error says about asking again.
@@ -89,7 +90,7 @@ impl Retry {
             persists,
             failures: 0,
             resends: 0,
-            backoff: Backoff::new(PAUSE_WAITING, random_seed()),
+            backoff: None,
         }
     }
 
@@ -128,7 +129,9 @@ impl Retry {
             Again::Now | Again::Later => {}
         }
         let left = self.left();
-        (self.persists && !left.is_zero()).then(|| self.backoff.pause().min(left))
+        let fresh = || Backoff::new(PAUSE_WAITING, random_seed());
+        let backoff = self.backoff.get_or_insert_with(fresh);
+        (self.persists && !left.is_zero()).then(|| backoff.pause().min(left))
     }
 }
 
