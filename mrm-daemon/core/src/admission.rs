@@ -5,7 +5,7 @@
 
 use crate::effect::Origin;
 use crate::event::Wanted;
-use crate::id::{CopyId, DeviceId, ModelId, RequestId, SessionId, Time, VersionId};
+use crate::id::{CopyId, DeviceId, ModelId, RequestId, SessionId, Tenant, Time, VersionId};
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +29,7 @@ pub(crate) struct Waiter {
     pub(crate) deadline: Time,
     pub(crate) target: Target,
     pub(crate) origin: Origin,
+    pub(crate) tenant: Tenant,
     seq: u64,
 }
 
@@ -58,8 +59,30 @@ pub(crate) struct Admission {
     by_deadline: BTreeSet<(Time, u64, Key)>,
     wants: BTreeMap<CopyId, Want>,
     queue: BTreeMap<u64, CopyId>,
-    /// Opens that wait for a copy rather than for a look at what a model stands for.
-    for_copies: usize,
+    /// Of all tenants.
+    waiting: Waiting,
+    /// Of each that has any.
+    of_tenant: BTreeMap<Tenant, Waiting>,
+}
+
+/// How many opens wait.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub(crate) all: usize,
+    /// Those that wait for a copy rather than for a look at what a model stands for.
+    pub(crate) for_copies: usize,
+}
+
+impl Waiting {
+    fn add(&mut self, target: Target) {
+        self.all += 1;
+        self.for_copies += usize::from(matches!(target, Target::Copy(_)));
+    }
+
+    fn take(&mut self, target: Target) {
+        self.all -= 1;
+        self.for_copies -= usize::from(matches!(target, Target::Copy(_)));
+    }
 }
 
 impl Admission {
@@ -72,16 +95,17 @@ impl Admission {
         self.waiters.get(&key)
     }
 
-    /// Lets an open wait.
+    /// Lets an open of `tenant` wait.
     pub(crate) fn wait(
         &mut self,
-        key: Key,
+        (key, tenant): (Key, Tenant),
         (model, wanted): (ModelId, Wanted),
         deadline: Time,
         target: Target,
     ) {
         let seq = self.next_seq();
-        self.for_copies += usize::from(matches!(target, Target::Copy(_)));
+        self.waiting.add(target);
+        self.of_tenant.entry(tenant).or_default().add(target);
         self.waiters.insert(
             key,
             Waiter {
@@ -90,6 +114,7 @@ impl Admission {
                 deadline,
                 target,
                 origin: Origin::Joined,
+                tenant,
                 seq,
             },
         );
@@ -100,15 +125,33 @@ impl Admission {
     /// Takes an open out; its want stays, even if nobody waits for it any more.
     pub(crate) fn remove(&mut self, key: Key) -> Option<Waiter> {
         let waiter = self.waiters.remove(&key)?;
-        self.for_copies -= usize::from(matches!(waiter.target, Target::Copy(_)));
+        self.waiting.take(waiter.target);
+        if let Some(of_tenant) = self.of_tenant.get_mut(&waiter.tenant) {
+            of_tenant.take(waiter.target);
+            if of_tenant.all == 0 {
+                self.of_tenant.remove(&waiter.tenant);
+            }
+        }
         self.by_target.remove(&(waiter.target, waiter.seq));
         self.by_deadline.remove(&(waiter.deadline, waiter.seq, key));
         Some(waiter)
     }
 
-    /// How many opens wait for what is not in memory yet.
-    pub(crate) const fn waiting_for_copies(&self) -> usize {
-        self.for_copies
+    /// How many opens wait, of all tenants.
+    pub(crate) const fn waiting(&self) -> Waiting {
+        self.waiting
+    }
+
+    /// How many opens of a tenant wait.
+    pub(crate) fn waiting_of(&self, tenant: Tenant) -> Waiting {
+        self.of_tenant.get(&tenant).copied().unwrap_or_default()
+    }
+
+    /// The tenants of which opens wait.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = (Tenant, Waiting)> {
+        self.of_tenant
+            .iter()
+            .map(|(tenant, waiting)| (*tenant, *waiting))
     }
 
     /// The opens that wait for `target`, oldest first.

@@ -188,10 +188,12 @@ pub enum Refusal {
     #[error("the load did not end in time")]
     TimedOut,
     /// Too many requests wait.
-    #[error("{waiting} requests wait already")]
+    #[error("{waiting} requests {}wait already", if *.of_tenant { "of this tenant " } else { "" })]
     QueueFull {
         /// How many.
         waiting: usize,
+        /// Whether these are the tenant's, and the places that are left are for others.
+        of_tenant: bool,
     },
     /// No new leases are given.
     #[error("draining")]

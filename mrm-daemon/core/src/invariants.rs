@@ -10,7 +10,7 @@
 //! ```
 
 use crate::Core;
-use crate::admission::{Stage, Target};
+use crate::admission::{Stage, Target, Waiting};
 use crate::catalogue::Copy;
 use crate::event::{Part, SegmentFact};
 use crate::id::{CopyId, VersionId};
@@ -262,16 +262,23 @@ fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
 
 fn i8_waiters_are_bounded_and_have_a_target(core: &Core) -> Result<(), Violation> {
     let len = core.admission.len();
-    let bounded = core.admission.waiting_for_copies();
-    let counted = core
-        .admission
-        .all()
-        .filter(|(_, w)| matches!(w.target, Target::Copy(_)));
-    ensure(bounded == counted.count(), 8, || {
-        "the count of waiting".to_owned()
+    let Waiting { all, for_copies } = core.admission.waiting();
+    let mut counted = BTreeMap::new();
+    for (_, waiter) in core.admission.all() {
+        let of: &mut (usize, usize) = counted.entry(waiter.tenant).or_default();
+        of.0 += 1;
+        of.1 += usize::from(matches!(waiter.target, Target::Copy(_)));
+    }
+    let noted = core.admission.tenants();
+    let noted: BTreeMap<_, _> = noted.map(|(t, w)| (t, (w.all, w.for_copies))).collect();
+    let sum = counted
+        .values()
+        .fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+    ensure(counted == noted && sum == (all, for_copies), 8, || {
+        format!("the counts of waiting are {noted:?}, not {counted:?}")
     })?;
-    ensure(bounded <= core.waiting_max, 8, || {
-        format!("{bounded} opens wait")
+    ensure(for_copies <= core.waiting_max, 8, || {
+        format!("{for_copies} opens wait")
     })?;
     ensure(core.admission.index_lens() == (len, len), 8, || {
         "indexes of waiting".to_owned()

@@ -160,8 +160,10 @@ impl Core {
         deadline: Time,
         target: Target,
     ) -> Result<(), Violation> {
-        self.leases.session_mut(key.0)?.waiting += 1;
-        self.admission.wait(key, what, deadline, target);
+        let session = self.leases.session_mut(key.0)?;
+        session.waiting += 1;
+        self.admission
+            .wait((key, session.tenant), what, deadline, target);
         Ok(())
     }
 

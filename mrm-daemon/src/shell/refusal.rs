@@ -51,9 +51,18 @@ impl State {
                 ErrorCode::TimedOut,
                 "the load did not end within the wait and goes on: open again".to_owned(),
             ),
-            Refusal::QueueFull { waiting } => (
+            Refusal::QueueFull { waiting, of_tenant } => (
                 ErrorCode::QueueFull,
-                format!("{waiting} requests wait for room already: try again later"),
+                match of_tenant {
+                    false => format!(
+                        "{waiting} requests wait for room already, which is limits.waiting_max: \
+                         try again later"
+                    ),
+                    true => format!(
+                        "{waiting} requests of this user wait for room already, and the places \
+                         that are left are for others: try again later"
+                    ),
+                },
             ),
             Refusal::Draining => (
                 ErrorCode::Draining,

@@ -3,10 +3,10 @@
 use super::Turn;
 use super::plan::Claims;
 use crate::Core;
-use crate::admission::{Key, Stage, Target};
+use crate::admission::{Key, Stage, Target, Waiting};
 use crate::effect::{Origin, Refusal, Reply};
 use crate::event::{Part, Wanted};
-use crate::id::{Bytes, CopyId, DeviceId, ModelId, Time, VersionId};
+use crate::id::{Bytes, CopyId, DeviceId, ModelId, SessionId, Time, VersionId};
 use crate::lease::Lease;
 use crate::ledger::Tier;
 use crate::violation::Violation;
@@ -31,9 +31,8 @@ impl Core {
             let lease = Lease { model, copy, since };
             return self.grant(turn, key, lease, Origin::Hit, segments);
         }
-        let waiting = self.admission.waiting_for_copies();
-        if waiting >= self.waiting_max {
-            return self.turn_away(turn, key, version, Refusal::QueueFull { waiting });
+        if let Some(full) = self.queue_full(key.0, |waiting| waiting.for_copies)? {
+            return self.turn_away(turn, key, version, full);
         }
         if self.admission.stage(copy).is_none() {
             if let Some(refusal) = self.too_large(copy)? {
@@ -43,6 +42,25 @@ impl Core {
             self.room_changed = true;
         }
         self.wait(key, (model, wanted), deadline, Target::Copy(copy))
+    }
+
+    /// Why no further open of a session may wait, if so. One tenant may have as many waiting as
+    /// there are places left, so that there always are some for another.
+    pub(super) fn queue_full(
+        &self,
+        session: SessionId,
+        count: impl Fn(Waiting) -> usize,
+    ) -> Result<Option<Refusal>, Violation> {
+        let tenant = self.leases.session(session)?.tenant;
+        let waiting = count(self.admission.waiting());
+        let of_tenant = count(self.admission.waiting_of(tenant));
+        let left = self.waiting_max.saturating_sub(waiting);
+        let full = |waiting, of_tenant| Some(Refusal::QueueFull { waiting, of_tenant });
+        Ok(match left {
+            0 => full(waiting, false),
+            _ if of_tenant > left => full(of_tenant, true),
+            _ => None,
+        })
     }
 
     fn turn_away(

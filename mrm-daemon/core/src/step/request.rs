@@ -56,9 +56,8 @@ impl Core {
             // must not be able to keep others from what needs none.
             (_, Some(_)) => {}
             (_, None) => {
-                let waiting = self.admission.len();
-                if waiting >= self.waiting_max {
-                    turn.reply(key, Reply::Refused(Refusal::QueueFull { waiting }));
+                if let Some(full) = self.queue_full(key.0, |waiting| waiting.all)? {
+                    turn.reply(key, Reply::Refused(full));
                     return Ok(());
                 }
             }

@@ -419,6 +419,64 @@ fn the_queue_is_bounded() {
     );
 }
 
+#[test]
+fn one_tenant_leaves_room_in_the_queue_for_others() {
+    let mut settings = config(10);
+    settings.waiting_max = 5;
+    Script::new(settings).run(
+        "> session 1 of 7
+         > session 2 of 7
+         > session 3 of 8
+         > open 1.1 m1
+         resolve op1 m1
+         > open 1.2 m1
+         > open 2.1 m1
+         > open 2.2 m1
+         2.2 refused share_full 3
+         > open 3.1 m1
+         > open 2.3 m1
+         2.3 refused share_full 3
+         > open 3.2 m1
+         > open 3.3 m1
+         3.3 refused queue_full 5
+         > gone 1
+         > open 2.4 m1
+         > open 2.5 m1
+         2.5 refused share_full 2",
+    );
+}
+
+#[test]
+fn a_share_is_of_what_is_not_in_memory() {
+    let mut settings = config(10);
+    settings.waiting_max = 2;
+    settings.revalidate_ms = 1;
+    Script::new(settings).run(
+        "> session 1 of 7
+         > session 2 of 8
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 a:6
+         load op2 s1 a:6 v1
+         > loaded op2 c1
+         1.1 opened l1 v1 loaded [s1]
+         > open 1.2 m2
+         resolve op3 m2
+         > resolved op3 v2 b:6
+         at 5000
+         > open 1.3 m1
+         resolve op4 m1
+         > open 1.4 m1
+         > open 1.5 m1
+         > open 1.6 m3
+         1.6 refused queue_full 4
+         > resolved op4 v1 a:6
+         1.3 opened l2 v1 hit [s1]
+         1.4 opened l3 v1 hit [s1]
+         1.5 opened l4 v1 hit [s1]",
+    );
+}
+
 /// The most recently used first.
 #[derive(Debug)]
 struct Newest;

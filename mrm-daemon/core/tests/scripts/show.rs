@@ -141,7 +141,14 @@ fn show_refusal(refusal: &Refusal) -> String {
         Refusal::DeviceLost { device } => format!("device_lost d{}", device.0),
         Refusal::NoImage => "no_image".to_owned(),
         Refusal::TimedOut => "timed_out".to_owned(),
-        Refusal::QueueFull { waiting } => format!("queue_full {waiting}"),
+        Refusal::QueueFull {
+            waiting,
+            of_tenant: false,
+        } => format!("queue_full {waiting}"),
+        Refusal::QueueFull {
+            waiting,
+            of_tenant: true,
+        } => format!("share_full {waiting}"),
         Refusal::Draining => "draining".to_owned(),
         Refusal::TooManyLeases { held } => format!("too_many_leases {held}"),
         Refusal::UnknownLease => "unknown_lease".to_owned(),

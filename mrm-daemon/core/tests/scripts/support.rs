@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! at 100                         the time from here on, in microseconds
-//! > session 1                    > gone 1
+//! > session 1 [of 7]             > gone 1          of tenant 7
 //! > open 1.7 m2 [on WHERE] [by 500]   session 1, request 7, model 2, deadline
 //!                                WHERE: host, d0, d0,d1, best:d0, best:d0,d1, best:
 //! > close 1.8 l1   > close 1 l1  with and without an answer
@@ -207,9 +207,12 @@ fn parse(line: &str) -> Event {
     let words: Vec<&str> = line.split_whitespace().collect();
     let model = |word: &str| ModelId(number(word, "m"));
     match words.as_slice() {
-        ["session", id] => Event::SessionOpened {
+        ["session", id, of @ ..] => Event::SessionOpened {
             session: SessionId(number(id, "")),
-            tenant: Tenant(0),
+            tenant: Tenant(match of {
+                ["of", tenant] => tenant.parse().unwrap(),
+                _ => 0,
+            }),
         },
         ["gone", id] => Event::SessionClosed {
             session: SessionId(number(id, "")),
