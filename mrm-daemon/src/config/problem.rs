@@ -130,14 +130,32 @@ impl fmt::Display for Place {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        // Keys, and what is told about values, come from the file: none of it may move the cursor
+        // of the terminal on which the report is read.
+        write!(f, "{}: ", plain(&self.place.to_string()))?;
         match (&self.value, self.key.as_str()) {
             (_, "") => {}
-            (Some(value), key) => write!(f, "{key} = {}: ", shown(value))?,
-            (None, key) => write!(f, "{key}: ")?,
+            (Some(value), key) => write!(f, "{} = {}: ", plain(key), shown(value))?,
+            (None, key) => write!(f, "{}: ", plain(key))?,
         }
-        write!(f, "{}; {}", self.reason, self.remedy)
+        write!(f, "{}; {}", plain(&self.reason), plain(&self.remedy))
     }
+}
+
+/// `text` in one line of bounded length, with what a terminal would obey or hide written out.
+fn plain(text: &str) -> String {
+    const CHARS_MAX: usize = 8 << 10;
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars().take(CHARS_MAX) {
+        match c {
+            '"' | '\'' | '\\' => plain.push(c),
+            _ => plain.extend(c.escape_debug()),
+        }
+    }
+    if text.chars().nth(CHARS_MAX).is_some() {
+        plain.push('…');
+    }
+    plain
 }
 
 /// `wrong` when it is close enough to one of `known` to be a slip of the fingers.
@@ -222,6 +240,24 @@ mod tests {
         ] {
             assert_eq!(distance(a, b), n, "{a} {b}");
         }
+    }
+
+    #[test]
+    fn nothing_in_a_report_moves_a_cursor() {
+        let evil = "\x1b]0;owned\x07\n\u{9b}2J\u{202e}";
+        let wrong = Wrong::new(format!("not {evil}"), format!("leave `{evil}` out"));
+        let place = Place::WholeFile(PathBuf::from(format!("/etc/{evil}")));
+        let problem = wrong.at(place, &format!("limits.{evil}"), Some(evil.to_owned()));
+        let said = problem.to_string();
+        assert!(
+            said.contains("owned") && said.contains("\\u{1b}"),
+            "{said:?}"
+        );
+        assert!(!said.chars().any(char::is_control), "{said:?}");
+        assert!(!said.contains('\u{202e}'), "{said:?}");
+        let quoted = Wrong::new("is a path", r#"write "C:\x" or 'y'"#);
+        let said = quoted.at(Place::Default, "é", None).to_string();
+        assert_eq!(said, r#"default: é: is a path; write "C:\x" or 'y'"#);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use mrm_proto::frame::{Header, Kind};
 use mrm_proto::ids::RequestId;
 use mrm_proto::table::{ModelKind, TableBuilder};
 
+mod kept;
 mod text;
 
 /// A name and an input.
@@ -36,6 +37,7 @@ pub fn of(target: &Target) -> Vec<Seed> {
         "config" => text::config(),
         "frame" => frame(),
         "hello" => messages(&[Kind::ClientHello, Kind::ServerHello]),
+        "keeper" => kept::seeds(),
         "reply" => messages(&REPLIES),
         "request" => messages(&REQUESTS),
         "safetensors_header" => text::safetensors_header(),
@@ -45,21 +47,23 @@ pub fn of(target: &Target) -> Vec<Seed> {
     }
 }
 
-const REQUESTS: [Kind; 6] = [
+const REQUESTS: [Kind; 7] = [
     Kind::Open,
     Kind::OpenFiles,
     Kind::Close,
     Kind::Cancel,
+    Kind::Resume,
     Kind::List,
     Kind::Stat,
 ];
-const REPLIES: [Kind; 9] = [
+const REPLIES: [Kind; 10] = [
     Kind::Opened,
     Kind::Closed,
     Kind::Cancelled,
     Kind::Progress,
     Kind::Handed,
     Kind::Revoked,
+    Kind::Resumed,
     Kind::Listed,
     Kind::Stated,
     Kind::Error,

@@ -14,6 +14,7 @@
 pub mod client;
 pub mod config;
 pub mod frame;
+pub mod keeper;
 pub mod message;
 pub mod safetensors;
 pub mod table;

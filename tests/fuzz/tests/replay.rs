@@ -77,7 +77,7 @@ macro_rules! replays {
 }
 
 replays! {
-    client_reply config frame hello reply request safetensors_header safetensors_index table
+    client_reply config frame hello keeper reply request safetensors_header safetensors_index table
 }
 
 #[test]

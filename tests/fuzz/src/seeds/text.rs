@@ -167,6 +167,10 @@ root = "/srv/./models"
             "bad-key",
             "drain = 5\n[limits]\ndrain_ms = 5\n[extra]\nx = 1\n",
         ),
+        (
+            "bad-control",
+            "\"\\u001b]0;owned\\u0007\" = 1\nsocket_group = \"\\u001b[2J\"\n[limits]\n\"a\\nb\" = 2\n",
+        ),
         ("bad-type", "drain_ms = 1.5\nlimits = 3\nmodel = \"x\"\n"),
         ("bad-range", "[load]\nthreads = 0\nforeign_threads = 257\n"),
         ("bad-budget", "host_budget_bytes = \"1TiB\"\n"),

@@ -144,6 +144,13 @@ fn says_where(error: &ConfigError, input: &[u8]) {
             }
             Place::WholeFile(_) | Place::Environment(_) | Place::Flag(_) | Place::Default => {}
         }
+        // It is read on a terminal.
+        let said = problem.to_string();
+        assert!(!said.chars().any(char::is_control), "{said:?}");
     }
-    assert!(!error.to_string().is_empty());
+    assert_eq!(
+        error.to_string().lines().count(),
+        1 + error.problems.len(),
+        "one line for each, after the first"
+    );
 }
