@@ -209,6 +209,7 @@ fn assemble(
         .saturating_sub(FILES_RESERVED)
         .saturating_sub(config.limits.sessions_max.saturating_mul(2));
     let files_waiting_max = (left / 4).max(SEGMENTS_PER_MODEL_MAX);
+    let files_unknown_max = files_waiting_max / 2 + 2 * FDS_PER_FRAME_MAX;
     let decider = mrm_core::Config {
         limit: Bytes(config.host_budget_bytes),
         segments_max: (left / 2).max(SEGMENTS_PER_MODEL_MAX + 1) as u64,
@@ -237,7 +238,7 @@ fn assemble(
         metrics,
         instance,
         announcer: inbox.announcer(),
-        closer: Closer::start()?.at_most(files_waiting_max / 2 + 2 * FDS_PER_FRAME_MAX),
+        closer: Closer::new().at_most(files_unknown_max, files_waiting_max + files_unknown_max),
         tier,
         keeper,
     })

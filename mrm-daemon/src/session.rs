@@ -141,6 +141,7 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, patience: Patience) 
         }
     };
     let pidfd = peer.take_exit();
+    let uid = peer.uid;
     let session = match shell.connected(peer, Rc::clone(&io)) {
         Ok(session) => session,
         Err(error) => {
@@ -150,7 +151,7 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, patience: Patience) 
     };
     let mut task = Task {
         io,
-        reader: FrameReader::new(shell.closer()),
+        reader: FrameReader::new(shell.closer(uid)),
         shell,
         session,
         frames: 0,

@@ -11,7 +11,7 @@
 //! let (mut client, daemon) = std::os::unix::net::UnixStream::pair()?;
 //! let close = Request::Close(Close { lease: LeaseId(1) });
 //! client.write_all(&frame::encode(RequestId(7), 0, &close)?)?;
-//! let mut reader = FrameReader::new(Closer::start()?);
+//! let mut reader = FrameReader::new(Closer::new());
 //! assert!(reader.fill(&daemon)? > 0);
 //! let ReadStep::Frame(header, body, fds) = reader.next()? else { panic!("one whole frame") };
 //! assert_eq!((header.request, fds.len()), (RequestId(7), 0));
@@ -347,7 +347,7 @@ mod tests {
         send(&client, &close_frame(1, 0), 0);
         send(&client, &close_frame(2, 2), 2);
         send(&client, &close_frame(3, 0), 0);
-        let mut reader = FrameReader::new(Closer::start().expect("threads"));
+        let mut reader = FrameReader::new(Closer::new());
         let mut seen = Vec::new();
         while seen.len() < 3 {
             match reader.next().expect("frames") {
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn a_frame_may_arrive_byte_by_byte() {
         let (mut client, daemon) = UnixStream::pair().expect("a pair");
-        let mut reader = FrameReader::new(Closer::start().expect("threads"));
+        let mut reader = FrameReader::new(Closer::new());
         let bytes = close_frame(9, 0);
         for (i, byte) in bytes.iter().enumerate() {
             assert!(
@@ -381,7 +381,7 @@ mod tests {
     fn announced_but_missing_and_unannounced_descriptors_end_the_session() {
         let (client, daemon) = UnixStream::pair().expect("a pair");
         send(&client, &close_frame(1, 2), 1);
-        let mut reader = FrameReader::new(Closer::start().expect("threads"));
+        let mut reader = FrameReader::new(Closer::new());
         reader.fill(&daemon).expect("reads");
         assert!(matches!(
             reader.next(),
@@ -391,7 +391,7 @@ mod tests {
             })
         ));
 
-        let mut reader = FrameReader::new(Closer::start().expect("threads"));
+        let mut reader = FrameReader::new(Closer::new());
         send(&client, &close_frame(1, 0), 1);
         reader.fill(&daemon).expect("reads");
         assert!(matches!(reader.next(), Ok(ReadStep::Frame(..))));
@@ -420,7 +420,7 @@ mod tests {
             client.write_all(&bytes).expect("writes");
             client
         });
-        let mut reader = FrameReader::new(Closer::start().expect("threads"));
+        let mut reader = FrameReader::new(Closer::new());
         loop {
             match reader.next().expect("no error") {
                 ReadStep::Frame(_, body, _) => {

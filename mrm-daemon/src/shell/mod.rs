@@ -270,9 +270,9 @@ impl Shell {
         }
     }
 
-    /// What closes descriptors that nobody takes.
-    pub(crate) fn closer(&self) -> Closer {
-        self.0.state.borrow().closer.clone()
+    /// What closes descriptors that nobody takes, and counts those of the user `uid`.
+    pub(crate) fn closer(&self, uid: u32) -> Closer {
+        self.0.state.borrow().closer.of_user(uid)
     }
 
     /// A client connected.

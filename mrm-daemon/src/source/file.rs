@@ -1,7 +1,7 @@
 //! A regular file, opened for reading.
 
 use super::beneath::{Resolution, RootDir, kind_name};
-use super::{Identity, PassedFd, Source, SourceError, filesystem};
+use super::{Held, Identity, PassedFd, Source, SourceError, filesystem};
 use crate::failpoint::{self, Point};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::io::Errno;
@@ -14,6 +14,8 @@ pub struct FileSource {
     fd: OwnedFd,
     label: String,
     resolution: Resolution,
+    /// Counts it for the user who passed it, for as long as it is open.
+    _held: Option<Held>,
 }
 
 impl FileSource {
@@ -35,6 +37,7 @@ impl FileSource {
             fd,
             label: root.path().join(rel).display().to_string(),
             resolution,
+            _held: None,
         })
     }
 
@@ -49,11 +52,12 @@ impl FileSource {
             Some(borrowed) => check_foreign(borrowed, label)?,
             None => return Err(taken(label)),
         }
-        let fd = fd.into_known().ok_or_else(|| taken(label))?;
+        let (fd, held) = fd.into_known().ok_or_else(|| taken(label))?;
         Ok(Self {
             fd,
             label: label.to_owned(),
             resolution: Resolution::Kernel,
+            _held: held,
         })
     }
 

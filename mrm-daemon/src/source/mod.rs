@@ -30,7 +30,7 @@ mod tests;
 pub use beneath::{Resolution, RootDir};
 pub use error::SourceError;
 pub use file::FileSource;
-pub use passed::{Closer, PassedFd};
+pub use passed::{Closer, Held, PassedFd};
 pub use settle::{SETTLE_MS, SETTLE_ROUNDS_MAX, settle};
 
 use std::os::fd::BorrowedFd;

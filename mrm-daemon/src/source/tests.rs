@@ -38,7 +38,7 @@ fn registered(root: &Path, rel: &str) -> Result<FileSource, SourceError> {
 }
 
 fn foreign(fd: OwnedFd) -> Result<FileSource, SourceError> {
-    let fd = PassedFd::new(fd, &Closer::start().expect("threads"));
+    let fd = PassedFd::new(fd, &Closer::new());
     without_blocking(move || FileSource::foreign(fd, "weights"))
 }
 
