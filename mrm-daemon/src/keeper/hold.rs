@@ -95,7 +95,7 @@ impl Holdings {
         if lost {
             at.refuse(RefusedBy::Lost);
         }
-        if self.fds.saturating_add(at.fds.len()) > self.fds_max {
+        if self.fds.saturating_add(at.fds.len()) > key.fds_max(self.fds_max) {
             at.refuse(RefusedBy::Descriptors);
         }
         if at.arrived < at.total {

@@ -65,6 +65,13 @@ pub const KEY_BYTES_MAX: usize = 64;
 pub const ENTRY_FDS_MAX: usize = 1 + mrm_proto::limits::ALLOCATIONS_PER_MODEL_MAX;
 /// Most entries. Descriptors run out before, as a rule.
 pub const ENTRIES_MAX: usize = 65_536;
+/// What keys of listening sockets begin with, before a `-`.
+pub const SOCKET_KEYS: &str = "l";
+/// What keys of a daemon's run begin with, before a `-`.
+pub const RUN_KEYS: &str = "r";
+/// Descriptors that only [`SOCKET_KEYS`] and [`RUN_KEYS`] can have, where there are many more:
+/// two sockets and some runs. Without them the next daemon could take up no lease of what is kept.
+const VITAL_FDS_MAX: usize = 16;
 /// Name of the keeper's socket in the runtime directory.
 pub const KEEPER_SOCKET: &str = "keeper.sock";
 /// The first argument of a process that is to be the keeper.
@@ -136,6 +143,15 @@ impl Key {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// How many of `fds_max` descriptors entries of this key may bring those in use to.
+    fn fds_max(&self, fds_max: usize) -> usize {
+        let kind = self.0.split('-').next().unwrap_or_default();
+        match [SOCKET_KEYS, RUN_KEYS].contains(&kind) {
+            true => fds_max,
+            false => fds_max - VITAL_FDS_MAX.min(fds_max / 8),
+        }
     }
 }
 

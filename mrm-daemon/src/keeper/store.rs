@@ -137,7 +137,7 @@ impl Transport for Store {
         };
         // A description is there twice for a moment.
         let more = before.map_or(fds.len(), |_| 0) + 1;
-        if self.fds + more > self.store.capacity() {
+        if self.fds + more > key.fds_max(self.store.capacity()) {
             return Err(LinkError::Refused(RefusedBy::Descriptors));
         }
         let generation = before.map_or(0, |before| before.generation + 1);

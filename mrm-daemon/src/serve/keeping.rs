@@ -3,7 +3,9 @@
 use crate::config::{KeeperConfig, KeeperKind};
 use crate::degraded::Degraded;
 use crate::keeper::describe::{Description, Which};
-use crate::keeper::{Adopted, Entry, Keeper, Key, ProcessKeeper, Respawn, SharedFd, StartError};
+use crate::keeper::{
+    Adopted, Entry, Keeper, Key, ProcessKeeper, Respawn, SOCKET_KEYS, SharedFd, StartError,
+};
 use crate::runtime::{FdStore, RuntimeDir};
 use mrm_proto::ids::InstanceId;
 use std::ffi::OsString;
@@ -79,12 +81,12 @@ impl Left {
         };
         let known = self.sockets.iter().find(|(_, other)| *other == which);
         let name = match which {
-            Which::Client => "l-client",
-            Which::Status => "l-status",
+            Which::Client => "client",
+            Which::Status => "status",
         };
         let key = match known {
             Some((key, _)) => Ok(key.clone()),
-            None => Key::new(format!("{name}-{:016x}", instance.0)),
+            None => Key::new(format!("{SOCKET_KEYS}-{name}-{:016x}", instance.0)),
         };
         let entry = key.map(|key| {
             let fds = vec![Arc::new(fd) as SharedFd];

@@ -26,6 +26,8 @@ pub(super) struct Worker {
     delay_ms: u64,
     /// Since the keeper last lived for long.
     restarts: u32,
+    /// Entries that this keeper did not take.
+    refused: u64,
 }
 
 /// There is no keeper now.
@@ -51,6 +53,7 @@ impl Worker {
             since: Instant::now(),
             delay_ms: RETRY_MS.0,
             restarts: 0,
+            refused: 0,
         }
     }
 
@@ -100,7 +103,15 @@ impl Worker {
         match result {
             Ok(()) => job.end(Ok(())),
             Err(LinkError::Refused(reason)) => {
-                self.report(format!("it does not take {}: {reason}", job.key));
+                self.refused += 1;
+                // A keeper that is full says so of each: the log is not filled with it.
+                if self.refused.is_power_of_two() {
+                    let (key, so_far) = (&job.key, self.refused);
+                    self.report(format!(
+                        "it does not take {key}, the next daemon will load it again ({so_far} not \
+                         taken so far): {reason}"
+                    ));
+                }
                 job.end(Err(KeepError::Refused(reason)));
             }
             Err(LinkError::Describe(error)) => {
@@ -152,6 +163,7 @@ impl Worker {
             Ok(()) => {
                 self.away = None;
                 self.since = now;
+                self.refused = 0;
                 lock(&self.shared.state).table.all_again();
             }
             Err(error) => {

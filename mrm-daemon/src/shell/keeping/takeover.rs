@@ -5,7 +5,7 @@ use crate::device::{DeviceImage, HostFeed, ReclaimOrder};
 use crate::failpoint::{self, Point};
 use crate::keeper::describe::Version;
 use crate::keeper::describe::{Description, Image, Instance, Segment, SegmentKind, SourceRef};
-use crate::keeper::{Adopted, Key, SharedFd};
+use crate::keeper::{Adopted, Key, RUN_KEYS, SharedFd};
 use crate::memory::HostSegment;
 use crate::shell::names::FoundImage;
 use crate::shell::{Held, HeldImage, State};
@@ -159,7 +159,7 @@ impl State {
             counters: vec![this_run],
         });
         let (tell, known) = oneshot::channel();
-        if let Some(key) = self.keeping.key("r", this_run) {
+        if let Some(key) = self.keeping.key(RUN_KEYS, this_run) {
             let done = move |_| tell.send(()).unwrap_or_default();
             self.keeping
                 .put(&key, own, Vec::new(), Some(Box::new(done)));
