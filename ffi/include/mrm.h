@@ -182,6 +182,18 @@ enum mrm_error_e
      */
     MRM_ERROR_E_SOURCE_MISSING = 306,
     /**
+     * No list of digests names the file, and the operator requires one that does.
+     */
+    MRM_ERROR_E_MANIFEST_MISSING = 307,
+    /**
+     * The file is not what the list of digests beside it says.
+     */
+    MRM_ERROR_E_MANIFEST_MISMATCH = 308,
+    /**
+     * The list of digests beside the file cannot be read.
+     */
+    MRM_ERROR_E_MANIFEST_MALFORMED = 309,
+    /**
      * Shorter than its own header, or than eight bytes.
      */
     MRM_ERROR_E_HEADER_TRUNCATED = 400,
@@ -301,6 +313,10 @@ enum mrm_error_e
      * The driver of a device refused.
      */
     MRM_ERROR_E_DEVICE_FAILED = 603,
+    /**
+     * What is in memory is not what was loaded: close the model and open it again.
+     */
+    MRM_ERROR_E_DAMAGED = 604,
     /**
      * Nothing listens on any of the sockets that were tried.
      */

@@ -73,6 +73,12 @@ pub enum mrm_error_e {
     OutsideRoot = 305,
     /// A registered file that is not there.
     SourceMissing = 306,
+    /// No list of digests names the file, and the operator requires one that does.
+    ManifestMissing = 307,
+    /// The file is not what the list of digests beside it says.
+    ManifestMismatch = 308,
+    /// The list of digests beside the file cannot be read.
+    ManifestMalformed = 309,
     /// Shorter than its own header, or than eight bytes.
     HeaderTruncated = 400,
     /// A header length of zero, or over the bound.
@@ -133,6 +139,8 @@ pub enum mrm_error_e {
     DeviceLost = 602,
     /// The driver of a device refused.
     DeviceFailed = 603,
+    /// What is in memory is not what was loaded: close the model and open it again.
+    Damaged = 604,
     /// Nothing listens on any of the sockets that were tried.
     NoDaemon = 700,
     /// The socket is there but cannot be used.

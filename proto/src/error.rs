@@ -134,6 +134,12 @@ pub enum ErrorCode {
     OutsideRoot = 305, "outside_root", FINAL;
     /// A registered file that is not there.
     SourceMissing = 306, "source_missing", RETRY;
+    /// No list of digests names the file, and the operator requires one that does.
+    ManifestMissing = 307, "manifest_missing", FINAL;
+    /// The file is not what the list of digests beside it says.
+    ManifestMismatch = 308, "manifest_mismatch", FINAL;
+    /// The list of digests beside the file cannot be read.
+    ManifestMalformed = 309, "manifest_malformed", FINAL;
 
     /// Shorter than its own header, or than eight bytes.
     HeaderTruncated = 400, "header_truncated", FINAL;
@@ -198,6 +204,9 @@ pub enum ErrorCode {
     DeviceLost = 602, "device_lost", FINAL;
     /// The driver of a device refused.
     DeviceFailed = 603, "device_failed", RETRY;
+    /// What is in memory is not what was loaded. It is lent to nobody any more, and loaded anew at
+    /// the next open.
+    Damaged = 604, "damaged", RETRY;
 }
 }
 

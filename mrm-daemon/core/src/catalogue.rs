@@ -60,6 +60,8 @@ pub(crate) struct Copy {
     pub(crate) whole: Option<Arc<[SegmentId]>>,
     /// Leases on it.
     pub(crate) leases: u64,
+    /// Leases on what it was before that was found damaged. They hold nothing of what it is now.
+    pub(crate) tainted: u64,
     /// Its want was admitted: what is resident of it is kept until the rest is.
     pub(crate) admitted: bool,
     /// Loads in flight that are filled from it.

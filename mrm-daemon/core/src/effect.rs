@@ -58,12 +58,14 @@ pub enum Effect {
         /// Where it is.
         tier: Tier,
     },
-    /// A lease is gone without having been given back.
+    /// What a lease is on is of no use any more: its device is lost, or it is damaged.
     Revoke {
-        /// Who held it.
+        /// Who holds it.
         session: SessionId,
         /// The lease.
         lease: LeaseId,
+        /// Whether the lease is gone. If not, it stays until it is given back, and keeps the memory.
+        gone: bool,
         /// Why.
         fault: Fault,
     },

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::id::{Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId};
-use crate::id::{SourceId, Tenant, Time, VersionId};
+use crate::id::{SegmentId, SourceId, Tenant, Time, VersionId};
 use crate::ledger::{Amount, Tier};
 use crate::policy::Choice;
 use std::sync::Arc;
@@ -115,6 +115,14 @@ pub enum Event {
         /// Which device.
         device: DeviceId,
         /// What those who lose by it are told.
+        fault: Fault,
+    },
+    /// What a segment holds is not what it should. Nobody gets it any more, its holders are told,
+    /// and it goes with the last of them. Without effect unless it is resident.
+    Damaged {
+        /// Which segment.
+        segment: SegmentId,
+        /// What its holders, and those who wait for more of it, are told.
         fault: Fault,
     },
     /// Take no new leases from now on.

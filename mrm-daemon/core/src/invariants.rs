@@ -110,8 +110,13 @@ fn i3_evicting_is_let_go(core: &Core) -> Result<(), Violation> {
         ensure(!evicting || segment.held == 0, 3, || {
             format!("{id} is evicted while held")
         })?;
-        ensure(evicting == segment.sources.is_empty(), 3, || {
+        let damaged = matches!(segment.state, State::Damaged);
+        let left = evicting || damaged;
+        ensure(left == segment.sources.is_empty(), 3, || {
             format!("{id} and its sources")
+        })?;
+        ensure(!damaged || segment.held > 0, 3, || {
+            format!("{id} is damaged, and kept for nobody")
         })?;
         ensure(evicting || segment.left_by.is_empty(), 3, || {
             format!("{id} was left early")
@@ -124,7 +129,7 @@ fn i4_ops_have_one_object(core: &Core) -> Result<(), Violation> {
     let mut objects = 0;
     for (id, segment) in core.residency.all() {
         let expected = match segment.state {
-            State::Resident(_) => continue,
+            State::Resident(_) | State::Damaged => continue,
             State::Loading(op) => (op, Op::Load { segment: id }),
             State::Evicting(op) => (op, Op::Free { segment: id }),
         };
@@ -156,6 +161,10 @@ fn i5_held_is_counted(core: &Core) -> Result<(), Violation> {
         for user in core.catalogue.copies_with(segment.tier, &segment.sources)? {
             held += u64::from(core.catalogue.held(user)?);
         }
+        held += core.quarantine.leases_on(id) as u64;
+        let loads = core.residency.all();
+        let spoilt = loads.filter_map(|(_, load)| load.spoilt.as_ref());
+        held += spoilt.filter(|spoilt| spoilt.by.contains(&id)).count() as u64;
         ensure(held == segment.held, 5, || {
             format!("{id} held {}, is {held}", segment.held)
         })?;
@@ -165,10 +174,16 @@ fn i5_held_is_counted(core: &Core) -> Result<(), Violation> {
 
 fn i5_feeds_are_counted(core: &Core) -> Result<(), Violation> {
     let mut fed: BTreeMap<CopyId, u64> = BTreeMap::new();
+    let mut spoilt: BTreeSet<CopyId> = BTreeSet::new();
     for (id, segment) in core.residency.all() {
         let Some(feeding) = segment.fed_by else {
+            let sound = segment.spoilt.is_none();
+            ensure(sound, 5, || format!("{id} is spoilt by nothing"))?;
             continue;
         };
+        if segment.spoilt.is_some() {
+            spoilt.insert(feeding);
+        }
         let loading = matches!(segment.state, State::Loading(_));
         ensure(loading && feeding.tier != segment.tier, 5, || {
             format!("{id} is fed by {feeding}")
@@ -195,8 +210,10 @@ fn i5_feeds_are_counted(core: &Core) -> Result<(), Violation> {
                 fed_from &= slot.part == Part::Table || segment.is_some();
             }
         }
-        // A file whose load failed is gone; what it fed will fail by itself.
-        ensure(fed_from || id.tier == Tier::Host, 5, || {
+        // A file whose load failed is gone; what it fed will fail by itself. What is damaged is gone,
+        // too, and what it fed spoilt.
+        let excused = id.tier == Tier::Host || spoilt.contains(&id);
+        ensure(fed_from || excused, 5, || {
             format!("{id} feeds, but is not there")
         })?;
     }
@@ -230,24 +247,34 @@ fn i6_idle_is_indexed(core: &Core) -> Result<(), Violation> {
 
 fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
     let mut of_copy: BTreeMap<CopyId, u64> = BTreeMap::new();
+    let mut tainted: BTreeMap<CopyId, u64> = BTreeMap::new();
     for (session, lease, held) in core.leases.all() {
         ensure(core.leases.session(session).is_ok(), 7, || {
             format!("{lease} has no session")
         })?;
-        *of_copy.entry(held.copy).or_default() += 1;
+        let counted = match core.quarantine.holds((session, lease)) {
+            true => &mut tainted,
+            false => &mut of_copy,
+        };
+        *counted.entry(held.copy).or_default() += 1;
     }
+    i7_quarantine_is_of_leases(core)?;
     for (id, copy) in copies(core) {
         let leases = of_copy.remove(&id).unwrap_or_default();
         ensure(leases == copy.leases, 7, || {
             format!("{id} has {leases} leases")
+        })?;
+        let leases_before = tainted.remove(&id).unwrap_or_default();
+        ensure(leases_before == copy.tainted, 7, || {
+            format!("{id} has {leases_before} leases on what it was")
         })?;
         if leases > 0 {
             let whole = is_whole(core, id)?;
             ensure(whole, 7, || format!("{id} is leased, but not resident"))?;
         }
     }
-    ensure(of_copy.is_empty(), 7, || {
-        format!("leases on unknown {of_copy:?}")
+    ensure(of_copy.is_empty() && tainted.is_empty(), 7, || {
+        format!("leases on unknown {of_copy:?}, {tainted:?}")
     })?;
     for (id, session) in core.leases.sessions() {
         let leases = core.leases.of(id).count();
@@ -256,6 +283,25 @@ fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
         })?;
         let bounded = session.leases + session.waiting <= core.leases_per_session_max;
         ensure(bounded, 7, || format!("{id} has too many leases"))?;
+    }
+    Ok(())
+}
+
+/// What a lease on a damaged copy keeps is there, and the damage is part of it.
+fn i7_quarantine_is_of_leases(core: &Core) -> Result<(), Violation> {
+    for ((session, lease), kept) in core.quarantine.all() {
+        let there = core.leases.of(session).any(|(id, _)| id == lease);
+        ensure(there, 7, || format!("{lease} is kept, but not there"))?;
+        let mut damaged = false;
+        for segment in kept {
+            let segment = core.residency.get(*segment)?;
+            damaged |= matches!(segment.state, State::Damaged);
+            let kept = matches!(segment.state, State::Damaged | State::Resident(_));
+            ensure(kept, 7, || {
+                format!("what {lease} keeps is {:?}", segment.state)
+            })?;
+        }
+        ensure(damaged, 7, || format!("{lease} is on nothing damaged"))?;
     }
     Ok(())
 }

@@ -80,9 +80,9 @@ impl Leases {
     }
 
     /// Takes the oldest lease of a session.
-    pub(crate) fn release_first(&mut self, id: SessionId) -> Option<Lease> {
+    pub(crate) fn release_first(&mut self, id: SessionId) -> Option<(LeaseId, Lease)> {
         let first = self.of(id).next()?.0;
-        self.release(id, first)
+        Some((first, self.release(id, first)?))
     }
 
     /// The leases of a session, oldest first.

@@ -54,6 +54,7 @@ mod ops;
 #[cfg(not(feature = "planted"))]
 mod planted;
 mod policies;
+mod quarantine;
 mod residency;
 mod step;
 
@@ -146,6 +147,7 @@ pub struct Core {
     ledger: Ledger,
     admission: admission::Admission,
     evictions: evictions::Evictions,
+    quarantine: quarantine::Quarantine,
     ops: ops::Ops,
     /// Copies that are kept for clients of the last daemon, and until when.
     expected: BTreeSet<(Time, CopyId)>,
@@ -181,6 +183,7 @@ impl Core {
             leases: lease::Leases::default(),
             admission: admission::Admission::default(),
             evictions: evictions::Evictions::default(),
+            quarantine: quarantine::Quarantine::default(),
             ops: ops::Ops::default(),
             expected: BTreeSet::new(),
             touched: BTreeSet::new(),
@@ -284,6 +287,7 @@ impl Core {
                 leases,
             } => self.resume(turn, (session, request), &leases),
             Event::DeviceLost { device, fault } => self.device_lost(turn, device, &fault),
+            Event::Damaged { segment, fault } => self.damaged(turn, segment, &fault),
             Event::Drain => self.drain(turn),
             Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),
             Event::Took { op, took_us } => self.took(op, took_us),

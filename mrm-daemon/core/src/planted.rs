@@ -57,6 +57,10 @@ pub enum Bug {
     KeepEmptyWant,
     /// The shell is not told of a version that is forgotten.
     ForgetInSilence,
+    /// What was found damaged is lent as before.
+    LendDamaged,
+    /// What was filled from damaged memory counts as good.
+    KeepSpoilt,
 }
 
 #[cfg(feature = "planted")]
@@ -67,7 +71,7 @@ thread_local! {
 #[cfg(feature = "planted")]
 impl Bug {
     /// Each of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::LeakCharge,
         Self::ForgetRefund,
         Self::ChargeAboveLimit,
@@ -86,6 +90,8 @@ impl Bug {
         Self::KeepAboveLimit,
         Self::KeepEmptyWant,
         Self::ForgetInSilence,
+        Self::LendDamaged,
+        Self::KeepSpoilt,
     ];
 }
 

@@ -3,6 +3,7 @@
 //! Absent is not stored: a segment that is not in the table is absent, and stays so, because an
 //! id stands for one allocation.
 
+use crate::event::Fault;
 use crate::id::{ContentId, CopyId, OpId, SegmentId, SourceId, Time, VersionId};
 use crate::ledger::{Amount, Tier};
 use crate::planted::{Bug, planted};
@@ -16,6 +17,8 @@ pub(crate) enum State {
     Loading(OpId),
     /// Filled and sealed.
     Resident(ContentId),
+    /// Filled with what it should not hold: nobody gets it, and it goes with its last holder.
+    Damaged,
     /// On its way out, still charged.
     Evicting(OpId),
 }
@@ -26,16 +29,28 @@ pub(crate) struct Segment {
     pub(crate) state: State,
     pub(crate) tier: Tier,
     pub(crate) charge: Amount,
-    /// The sources that it stands for; empty once it is being freed.
+    /// The sources that it stands for; empty once it is damaged or being freed.
     pub(crate) sources: Vec<SourceId>,
     /// The versions that used it when its eviction began; empty before.
     pub(crate) left_by: Vec<VersionId>,
     /// The copy that it is being filled from.
     pub(crate) fed_by: Option<CopyId>,
-    /// How many pairs of a source of it and a held copy that has it there are.
+    /// What it is being filled from is damaged: by which segments, and what to say of it.
+    pub(crate) spoilt: Option<Spoilt>,
+    /// How many pairs of a source of it and a held copy that has it there are, and how many leases
+    /// on damaged copies and loads that it spoils keep it.
     pub(crate) held: u64,
     /// When it came to be resident and not held; its key in the index of idle segments.
     pub(crate) idle_since: Option<Time>,
+}
+
+/// Why nobody may get what a load brings.
+#[derive(Debug)]
+pub(crate) struct Spoilt {
+    /// The damaged segments that it is filled from.
+    pub(crate) by: BTreeSet<SegmentId>,
+    /// What those who wait for it are told.
+    pub(crate) fault: Fault,
 }
 
 /// All segments.
@@ -189,13 +204,62 @@ impl Residency {
         let tier = segment.tier;
         match before {
             // A load whose content was there already, or whose device is lost.
-            State::Loading(_) => {}
+            State::Loading(_) | State::Damaged => {}
             State::Resident(content) => {
                 self.contents.remove(&(tier, content));
             }
             State::Evicting(_) => return Err(Violation::WrongState(id)),
         }
         Ok((charge, sources))
+    }
+
+    /// Resident or Loading to Damaged: it stands for nothing any more, and is held by `pairs` of
+    /// its sources and held copies less. Returns what it stood for.
+    pub(crate) fn condemn(
+        &mut self,
+        id: SegmentId,
+        pairs: u64,
+    ) -> Result<Vec<SourceId>, Violation> {
+        self.unindex(id)?;
+        let segment = self.get_mut(id)?;
+        let held = segment.held.checked_sub(pairs);
+        segment.held = held.ok_or(Violation::WrongState(id))?;
+        let before = std::mem::replace(&mut segment.state, State::Damaged);
+        let (tier, sources) = (segment.tier, std::mem::take(&mut segment.sources));
+        match before {
+            State::Loading(_) => {}
+            State::Resident(content) => {
+                self.contents.remove(&(tier, content));
+            }
+            State::Damaged | State::Evicting(_) => return Err(Violation::WrongState(id)),
+        }
+        Ok(sources)
+    }
+
+    /// Notes that what a load brings is spoilt by `by`; returns whether that is news.
+    pub(crate) fn spoil(
+        &mut self,
+        id: SegmentId,
+        by: SegmentId,
+        fault: &Fault,
+    ) -> Result<bool, Violation> {
+        let spoilt = self.get_mut(id)?.spoilt.get_or_insert_with(|| Spoilt {
+            by: BTreeSet::new(),
+            fault: fault.clone(),
+        });
+        Ok(spoilt.by.insert(by))
+    }
+
+    /// Takes note that a load has ended: what spoilt it is of no concern to it any more.
+    pub(crate) fn end_spoilt(&mut self, id: SegmentId) -> Result<Option<Spoilt>, Violation> {
+        Ok(self.get_mut(id)?.spoilt.take())
+    }
+
+    /// Whether a segment is damaged, and nobody keeps it.
+    pub(crate) fn is_waste(&self, id: SegmentId) -> bool {
+        self.segments
+            .get(&id)
+            .is_some_and(|segment| segment.held == 0 && matches!(segment.state, State::Damaged))
     }
 
     /// Evicting or Loading to Absent: nothing of it is in memory.
@@ -216,6 +280,13 @@ impl Residency {
         segment.held = held.ok_or(Violation::WrongState(id))?;
         self.index(id, now)?;
         Ok(!more && self.is_idle(id))
+    }
+
+    /// One more holder of a segment that is about to be taken out of its copies.
+    pub(crate) fn keep(&mut self, id: SegmentId) -> Result<(), Violation> {
+        self.unindex(id)?;
+        self.get_mut(id)?.held += 1;
+        Ok(())
     }
 
     /// Puts a segment into the index of idle ones or takes it out, as its state asks.

@@ -1,5 +1,6 @@
 //! What each event does to the parts together. One file for requests, one for the operator's
-//! events, one for completions, one for devices that are lost or short; then which copy an open
+//! events, one for completions, one for devices that are lost or short, one for memory that is
+//! damaged; then which copy an open
 //! gets, what that takes, how room is made for it, and who holds it.
 
 mod adopt;
@@ -9,6 +10,7 @@ mod holders;
 mod operate;
 mod place;
 mod plan;
+mod quarantine;
 mod request;
 mod room;
 mod victims;

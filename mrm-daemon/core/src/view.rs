@@ -355,6 +355,7 @@ impl<'a> View<'a> {
         };
         CopyView {
             tier: id.tier,
+            tainted: copy.tainted,
             presence,
             charged: self
                 .core
@@ -377,17 +378,18 @@ impl<'a> View<'a> {
             let copy = self.core.catalogue.copy(*user).ok()?;
             Some(copy.leases)
         });
+        let tainted = self.core.quarantine.leases_on(id) as u64;
         SegmentView {
             segment: id,
             state: state(segment),
             tier,
             charge: segment.charge.bytes,
             pieces: segment.charge.segments,
-            leases: leases.sum(),
+            leases: leases.sum::<u64>() + tainted,
             sources: segment.sources.clone(),
             content: match segment.state {
                 State::Resident(content) => Some(content),
-                State::Loading(_) | State::Evicting(_) => None,
+                State::Loading(_) | State::Damaged | State::Evicting(_) => None,
             },
         }
     }
@@ -397,6 +399,7 @@ const fn state(segment: &Segment) -> SegmentState {
     match segment.state {
         State::Loading(_) => SegmentState::Loading,
         State::Resident(_) => SegmentState::Resident,
+        State::Damaged => SegmentState::Damaged,
         State::Evicting(_) => SegmentState::Evicting,
     }
 }

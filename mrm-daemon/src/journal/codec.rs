@@ -79,6 +79,10 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
             out.u8(9)?.u16(device.0)?;
             put_fault(out, fault)?;
         }
+        Event::Damaged { segment, fault } => {
+            put(out, 22, &[segment.0])?;
+            put_fault(out, fault)?;
+        }
         Event::Drain => put(out, 10, &[])?,
         Event::Resolved { op, outcome } => put_resolved(out, *op, outcome)?,
         Event::Loaded { op, outcome } => put_loaded(out, *op, outcome)?,
@@ -288,6 +292,10 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
         20 => Event::Took {
             op: OpId(from.u64()?),
             took_us: from.u64()?,
+        },
+        22 => Event::Damaged {
+            segment: SegmentId(from.u64()?),
+            fault: get_fault(from)?,
         },
         kind => return Err(unknown("event", kind.into())),
     })

@@ -159,6 +159,7 @@ impl Fold {
             | Event::Adopt(_)
             | Event::Resume { .. }
             | Event::DeviceLost { .. }
+            | Event::Damaged { .. }
             | Event::Drain
             | Event::Resolved { .. }
             | Event::Freed { .. }

@@ -282,6 +282,7 @@ impl Run {
             | Event::Adopt(_)
             | Event::Resume { .. }
             | Event::DeviceLost { .. }
+            | Event::Damaged { .. }
             | Event::Drain
             | Event::Resolved { .. }
             | Event::SetPolicy { .. }

@@ -101,6 +101,7 @@ impl Journal {
             | Event::SetLimit { .. }
             | Event::Resume { .. }
             | Event::DeviceLost { .. }
+            | Event::Damaged { .. }
             | Event::Drain
             | Event::SetPolicy { .. }
             | Event::Took { .. }

@@ -49,6 +49,7 @@ pub(super) fn words(event: &Event) -> String {
             session, leases, ..
         } => format!("{session} comes back with {} leases", leases.len()),
         Event::DeviceLost { device, fault } => format!("{device} is lost: {}", fault.message),
+        Event::Damaged { segment, fault } => format!("{segment} is damaged: {}", fault.message),
         Event::Drain => "a drain begins".to_owned(),
         Event::Resolved { op, outcome } => match outcome {
             Ok(found) => format!(

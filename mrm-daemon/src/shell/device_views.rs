@@ -146,7 +146,9 @@ impl State {
             state: match state {
                 SegmentState::Loading => DeviceCopyStateView::Loading,
                 SegmentState::Resident => DeviceCopyStateView::Resident,
-                SegmentState::Absent | SegmentState::Evicting => DeviceCopyStateView::Freeing,
+                SegmentState::Absent | SegmentState::Damaged | SegmentState::Evicting => {
+                    DeviceCopyStateView::Freeing
+                }
             },
             bytes: copy.charged.0,
             loaded_bytes: self.progress_of_image(id).loaded_bytes,

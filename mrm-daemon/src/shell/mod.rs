@@ -404,6 +404,7 @@ impl State {
             Effect::Revoke {
                 session,
                 lease,
+                gone: _,
                 fault,
             } => self.revoke(session, lease, &fault),
             Effect::Reply {

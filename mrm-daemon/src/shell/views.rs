@@ -295,7 +295,7 @@ impl State {
                 SegmentState::Absent => SegmentStateView::Absent,
                 SegmentState::Loading => SegmentStateView::Loading,
                 SegmentState::Resident => SegmentStateView::Resident,
-                SegmentState::Evicting => SegmentStateView::Freeing,
+                SegmentState::Damaged | SegmentState::Evicting => SegmentStateView::Freeing,
             },
             huge_bytes: held.map_or(0, |held| held.segment.huge_bytes()),
             digest: slot.segment.and_then(|segment| self.digest_text(segment)),

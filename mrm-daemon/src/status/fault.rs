@@ -159,6 +159,9 @@ pub(super) const fn status_of(code: ErrorCode) -> StatusCode {
         | E::NotRegularFile
         | E::FilesystemRefused
         | E::OutsideRoot
+        | E::ManifestMissing
+        | E::ManifestMismatch
+        | E::ManifestMalformed
         | E::HeaderTruncated
         | E::HeaderLength
         | E::HeaderMalformed
@@ -188,7 +191,8 @@ pub(super) const fn status_of(code: ErrorCode) -> StatusCode {
         | E::Draining
         | E::Exhausted
         | E::DeviceLost
-        | E::DeviceFailed => StatusCode::SERVICE_UNAVAILABLE,
+        | E::DeviceFailed
+        | E::Damaged => StatusCode::SERVICE_UNAVAILABLE,
         E::TimedOut => StatusCode::GATEWAY_TIMEOUT,
         E::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
     }

@@ -4,7 +4,7 @@
 //! decider forgets, they remember.
 
 use crate::breach::{Checked, Rule, breach, ensure};
-use mrm_core::effect::{Effect, Reply};
+use mrm_core::effect::{Effect, Feed, Reply};
 use mrm_core::event::Event;
 use mrm_core::id::{DeviceId, LeaseId, OpId, RequestId, SegmentId, SessionId, Time};
 use mrm_core::ledger::Tier;
@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 enum Stage {
     Loading,
     Resident,
+    Damaged,
     Freeing,
 }
 
@@ -49,6 +50,8 @@ enum Op {
 struct Lease {
     tier: Tier,
     segments: Vec<SegmentId>,
+    /// Its client was told that what it is on is damaged.
+    told: bool,
 }
 
 /// The books.
@@ -62,6 +65,10 @@ pub(crate) struct Books {
     leases: BTreeMap<(SessionId, LeaseId), Lease>,
     segments: BTreeMap<SegmentId, Segment>,
     ops: BTreeMap<OpId, Op>,
+    /// What loads in flight are filled from.
+    feeds: BTreeMap<OpId, Vec<SegmentId>>,
+    /// Loads in flight that are filled from what is damaged.
+    spoilt: BTreeSet<OpId>,
     /// What was leased that is being asked for again.
     had: Vec<(Tier, Vec<SegmentId>)>,
     last_op: OpId,
@@ -90,6 +97,8 @@ impl Books {
             leases: BTreeMap::new(),
             segments: BTreeMap::new(),
             ops: BTreeMap::new(),
+            feeds: BTreeMap::new(),
+            spoilt: BTreeSet::new(),
             had: Vec::new(),
             last_op: OpId(0),
             last_segment: SegmentId(0),
@@ -161,6 +170,7 @@ impl Books {
                 self.lost.insert(*device);
                 self.limits.insert(Tier::Device(*device), 0);
             }
+            Event::Damaged { segment, .. } => self.damaged(*segment),
             Event::Resolved { op, .. } => self.ends(*op, |op| op == Op::Resolve)?,
             Event::Loaded { op, outcome } => self.loaded(*op, outcome.is_ok())?,
             Event::Freed { op } => self.freed(*op)?,
@@ -196,12 +206,50 @@ impl Books {
         let Some(Op::Load(segment)) = self.ops.remove(&op) else {
             return breach(Rule::Effects, format!("{op} is no load"));
         };
+        self.feeds.remove(&op);
+        let spoilt = self.spoilt.remove(&op);
         match self.segments.get_mut(&segment) {
+            Some(loading) if there && spoilt => loading.stage = Stage::Damaged,
             Some(loading) if there => loading.stage = Stage::Resident,
             Some(_) => drop(self.segments.remove(&segment)),
             None => return breach(Rule::Effects, format!("{segment} is not there")),
         }
         Ok(())
+    }
+
+    /// Nobody gets this any more, nor what is being filled from it.
+    fn damaged(&mut self, segment: SegmentId) {
+        match self.segments.get_mut(&segment) {
+            Some(there) if there.stage == Stage::Resident => there.stage = Stage::Damaged,
+            Some(_) | None => return,
+        }
+        let fed = self.feeds.iter();
+        let fed = fed.filter(|(_, from)| from.contains(&segment));
+        self.spoilt.extend(fed.map(|(op, _)| *op));
+    }
+
+    fn is_damaged(&self, lease: &Lease) -> bool {
+        lease.segments.iter().any(|segment| {
+            let there = self.segments.get(segment);
+            there.is_some_and(|there| there.stage == Stage::Damaged)
+        })
+    }
+
+    fn see_revoke(&mut self, key: (SessionId, LeaseId), gone: bool) -> Checked {
+        let right = if gone {
+            let lease = self.leases.remove(&key);
+            lease.is_some_and(|lease| self.is_lost(lease.tier))
+        } else {
+            let lease = self.leases.get(&key);
+            let right = lease.is_some_and(|lease| !lease.told && self.is_damaged(lease));
+            if let Some(lease) = self.leases.get_mut(&key) {
+                lease.told = true;
+            }
+            right
+        };
+        ensure(right, Rule::Effects, || {
+            format!("{key:?} is revoked for nothing")
+        })
     }
 
     fn freed(&mut self, op: OpId) -> Checked {
@@ -224,22 +272,27 @@ impl Books {
                 segment,
                 tier,
                 charge,
+                feed,
                 ..
             } => {
                 self.starts(*op, Op::Load(*segment))?;
+                match feed {
+                    Feed::Source => None,
+                    Feed::Host(segments) => self.feeds.insert(*op, segments.to_vec()),
+                    Feed::Peer(segment) => self.feeds.insert(*op, vec![*segment]),
+                };
                 self.see_load(*segment, *tier, charge.0, size.1)
             }
             Effect::Free { op, segment, tier } => {
                 self.starts(*op, Op::Free(*segment))?;
                 self.see_free(*segment, *tier)
             }
-            Effect::Revoke { session, lease, .. } => {
-                let gone = self.leases.remove(&(*session, *lease));
-                let right = gone.is_some_and(|gone| self.is_lost(gone.tier));
-                ensure(right, Rule::Effects, || {
-                    format!("{lease} is revoked for nothing")
-                })
-            }
+            Effect::Revoke {
+                session,
+                lease,
+                gone,
+                ..
+            } => self.see_revoke((*session, *lease), *gone),
             Effect::Reply {
                 session,
                 request,
@@ -330,7 +383,7 @@ impl Books {
         };
         let before = std::mem::replace(&mut there.stage, Stage::Freeing);
         ensure(
-            before == Stage::Resident && there.tier == tier,
+            matches!(before, Stage::Resident | Stage::Damaged) && there.tier == tier,
             Rule::Effects,
             || format!("{segment} is freed while {before:?}"),
         )
@@ -384,7 +437,13 @@ impl Books {
             format!("{tier} is lost, but lent")
         })?;
         let segments = segments.to_vec();
-        let before = self.leases.insert(key, Lease { tier, segments });
+        let told = false;
+        let lease = Lease {
+            tier,
+            segments,
+            told,
+        };
+        let before = self.leases.insert(key, lease);
         ensure(before.is_none(), Rule::Answers, || {
             format!("{key:?} is granted twice")
         })
@@ -406,6 +465,13 @@ impl Books {
         let kept = self.leases.values().find(|lease| self.is_lost(lease.tier));
         ensure(kept.is_none(), Rule::Held, || {
             format!("{kept:?} is not revoked")
+        })?;
+        let untold = self.leases.values();
+        let untold = untold
+            .filter(|lease| !lease.told)
+            .find(|lease| self.is_damaged(lease));
+        ensure(untold.is_none(), Rule::Held, || {
+            format!("{untold:?} is on what is damaged, and not told")
         })?;
         let seen = view.leases().map(|lease| (lease.session, lease.lease));
         ensure(self.leases.keys().copied().eq(seen), Rule::Held, || {

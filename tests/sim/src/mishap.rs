@@ -59,11 +59,13 @@ pub enum Mishap {
     Drains,
     /// The daemon dies, and another starts.
     DaemonDies,
+    /// What is in memory turns out not to be what was loaded.
+    MemoryDamaged,
 }
 
 impl Mishap {
     /// Each, with the most times in a thousand that it happens where it may.
-    const ALL: [(Self, u64); 27] = [
+    const ALL: [(Self, u64); 28] = [
         (Self::ClientDies, 25),
         (Self::HalfFrame, 15),
         (Self::BreaksProtocol, 10),
@@ -91,6 +93,7 @@ impl Mishap {
         (Self::Evicts, 250),
         (Self::Drains, 8),
         (Self::DaemonDies, 10),
+        (Self::MemoryDamaged, 150),
     ];
 
     const fn place(self) -> usize {

@@ -10,7 +10,7 @@ pub struct Reached(BTreeMap<&'static str, u64>);
 
 impl Reached {
     /// Everything that a decider may ask for.
-    pub const ALL: [&'static str; 33] = [
+    pub const ALL: [&'static str; 34] = [
         "load",
         "fill from files",
         "fill from host memory",
@@ -19,6 +19,7 @@ impl Reached {
         "free in host memory",
         "free on a device",
         "revoke",
+        "taint",
         "forget",
         "adopted",
         "resumed",
@@ -70,7 +71,8 @@ impl Reached {
                 tier: Tier::Device(_),
                 ..
             } => "free on a device",
-            Effect::Revoke { .. } => "revoke",
+            Effect::Revoke { gone: true, .. } => "revoke",
+            Effect::Revoke { gone: false, .. } => "taint",
             Effect::Adopted { .. } => "adopted",
             Effect::Forget { .. } => "forget",
             Effect::Reply { reply, .. } => {

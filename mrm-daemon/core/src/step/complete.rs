@@ -87,17 +87,19 @@ impl Core {
         if let Some(feeding) = self.residency.end_feed(segment)? {
             self.change_copy(feeding, turn.now, |copy| copy.feeding -= 1)?;
         }
-        match outcome {
+        let spoilt = self.end_spoilt(turn, segment)?;
+        match (outcome, spoilt) {
             // What came to a device that is lost never is resident.
-            Ok(_) if self.devices.tier_is_lost(tier) => self.evict(turn, segment),
-            Ok(content) => {
+            (Ok(_), _) if self.devices.tier_is_lost(tier) => self.evict(turn, segment),
+            (Ok(_), Some(spoilt)) => self.quarantine(turn, segment, &spoilt.fault),
+            (Ok(content), None) => {
                 self.arrived(turn, segment, tier, content)?;
                 for user in users {
                     self.grant_if_whole(turn, user)?;
                 }
                 Ok(())
             }
-            Err(failure) => {
+            (Err(failure), _) => {
                 let ended = self.residency.end(segment)?;
                 if !planted(Bug::ForgetRefund) {
                     self.ledger.refund(tier, ended.charge);

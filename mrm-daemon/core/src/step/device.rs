@@ -89,14 +89,15 @@ impl Core {
             .collect();
         for (session, lease, held) in gone {
             self.leases.release(session, lease);
-            self.lease_ended(turn, held)?;
             if !planted(Bug::ForgetRevoke) {
                 turn.effects.push(Effect::Revoke {
                     session,
                     lease,
+                    gone: true,
                     fault: fault.clone(),
                 });
             }
+            self.lease_ended(turn, (session, lease), held)?;
         }
         Ok(())
     }

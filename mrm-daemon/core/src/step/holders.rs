@@ -23,11 +23,14 @@ impl Core {
                 charged = charged.saturating_add(segment.charge.bytes);
             }
         }
+        if copy.tainted > 0 {
+            charged = charged.saturating_add(self.quarantined(id, on)?);
+        }
         Ok(Holder {
             version: id.version,
             tier: id.tier,
             charged,
-            leases: copy.leases,
+            leases: copy.leases + copy.tainted,
             pinned: version.pins > 0,
             loading,
         })

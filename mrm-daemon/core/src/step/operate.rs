@@ -101,7 +101,9 @@ impl Core {
                 let segment = self.residency.get(*segment)?;
                 match segment.state {
                     State::Loading(_) => return Ok(Some((*copy, copy.tier))),
-                    State::Resident(_) | State::Evicting(_) => idle |= segment.held == 0,
+                    State::Resident(_) | State::Damaged | State::Evicting(_) => {
+                        idle |= segment.held == 0;
+                    }
                 }
                 for user in self.catalogue.copies_with(segment.tier, &segment.sources)? {
                     if self.catalogue.held(user)? {

@@ -119,9 +119,10 @@ impl Core {
     ) -> Result<(), Violation> {
         self.leases.session(session)?;
         self.expect_new_if_any(session, request)?;
-        let reply = match self.leases.release(session, lease) {
+        let id = lease;
+        let reply = match self.leases.release(session, id) {
             Some(lease) => {
-                self.lease_ended(turn, lease)?;
+                self.lease_ended(turn, (session, id), lease)?;
                 if let (true, Some(request)) = (planted(Bug::AnswerTwice), request) {
                     turn.reply((session, request), Reply::Closed);
                 }
@@ -135,12 +136,20 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn lease_ended(&mut self, turn: &Turn<'_>, lease: Lease) -> Result<(), Violation> {
+    pub(super) fn lease_ended(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: (SessionId, LeaseId),
+        lease: Lease,
+    ) -> Result<(), Violation> {
         let now = turn.now;
         let subject = self.subject(lease.copy.version).unwrap_or(lease.model);
         self.policies
             .history
             .ran(subject, now.us_since(lease.since));
+        if self.quarantine.holds(id) {
+            return self.tainted_lease_ended(turn, id, lease.copy);
+        }
         self.change_copy(lease.copy, now, |copy| {
             copy.leases -= 1;
             copy.last_used = Some(now);
@@ -181,9 +190,9 @@ impl Core {
             self.let_go(turn, waiter.target)?;
         }
         while !planted(Bug::KeepDeadLease)
-            && let Some(lease) = self.leases.release_first(session)
+            && let Some((id, lease)) = self.leases.release_first(session)
         {
-            self.lease_ended(turn, lease)?;
+            self.lease_ended(turn, (session, id), lease)?;
         }
         self.evictions.drop_session(session);
         self.leases.close_session(session)

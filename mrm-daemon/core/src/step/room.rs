@@ -4,6 +4,7 @@ use super::Turn;
 use super::plan::{Claims, Feeder, Plan};
 use crate::Core;
 use crate::admission::{Stage, Target};
+use crate::catalogue::Copy;
 use crate::effect::{Effect, Feed, Origin, Refusal, Reply};
 use crate::event::{Part, SegmentFact};
 use crate::id::{CopyId, SegmentId, VersionId};
@@ -219,6 +220,7 @@ impl Core {
             sources: vec![slot.source],
             left_by: Vec::new(),
             fed_by,
+            spoilt: None,
             held,
             idle_since: None,
         };
@@ -290,7 +292,8 @@ impl Core {
         let Some(version) = self.catalogue.versions.get(&id) else {
             return Ok(false);
         };
-        Ok(version.copies.values().all(|copy| copy.leases == 0)
+        let unleased = |copy: &Copy| copy.leases == 0 && copy.tainted == 0;
+        Ok(version.copies.values().all(unleased)
             && version.evicting.is_empty()
             && self.admission.wants_of(id).next().is_none()
             && self.catalogue.all_segments(id)?.is_empty())

@@ -69,6 +69,8 @@ pub struct CopyView {
     pub tier: Tier,
     /// How much of it is in memory.
     pub presence: Presence,
+    /// Leases on what it was before that was found damaged.
+    pub tainted: u64,
     /// What its segments on this tier are charged. A segment that versions share counts for each
     /// of them.
     pub charged: Bytes,
@@ -110,6 +112,8 @@ pub enum SegmentState {
     Resident,
     /// On its way out.
     Evicting,
+    /// Not what it should be: kept for its last holders alone.
+    Damaged,
 }
 
 /// One segment.

@@ -53,6 +53,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0..6u8, any::<u8>()).prop_map(|(model, version)| Act::Rewrite { model, version }),
         2 => (0..3u8, 0..20u8, 0..4u8).prop_map(|(tier, budget, less)| Act::Limit { tier, budget, less }),
         1 => (0..3u8, any::<u8>()).prop_map(|(tier, which)| Act::Policy { tier, which }),
+        2 => any::<u8>().prop_map(Act::Damage),
         14 => (any::<u8>(), 0..14u8).prop_map(|(which, luck)| Act::Complete { which, luck }),
         4 => (0..20u8).prop_map(Act::Advance),
     ]

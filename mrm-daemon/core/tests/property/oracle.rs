@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) enum Seen {
     Loading(SourceId),
     Filled(ContentId),
+    Damaged,
     Freeing,
 }
 
@@ -56,6 +57,10 @@ pub(crate) struct Oracle {
     pub(crate) feeds: BTreeMap<OpId, Vec<SegmentId>>,
     /// Loads in flight whose feed is gone by a fault: they fail.
     pub(crate) starved: BTreeSet<OpId>,
+    /// Loads in flight that are filled from what is damaged: nobody may get what they bring.
+    pub(crate) spoilt: BTreeMap<OpId, BTreeSet<SegmentId>>,
+    /// Leases whose sessions were told that what they are on is damaged.
+    pub(crate) told: BTreeSet<(SessionId, LeaseId)>,
     /// Sources whose bytes are in a tier's memory.
     pub(crate) loaded: BTreeSet<(Tier, SourceId)>,
     /// Segment ids and op ids come once.
@@ -125,10 +130,12 @@ impl Oracle {
             Effect::Load { .. } => self.see_load(effect),
             Effect::Free { segment, tier, .. } => self.see_free(*segment, *tier),
             Effect::Adopted { .. } => panic!("nothing was left"),
-            Effect::Revoke { session, lease, .. } => {
-                let held = self.leases.remove(&(*session, *lease)).unwrap();
-                assert!(self.is_lost(held.tier), "{lease} is revoked");
-            }
+            Effect::Revoke {
+                session,
+                lease,
+                gone,
+                ..
+            } => self.see_revoke((*session, *lease), *gone),
             Effect::Reply {
                 session,
                 request,
@@ -138,6 +145,45 @@ impl Oracle {
                 assert!(self.leases.values().all(|held| held.version != *version));
                 self.current.retain(|_, current| current != version);
             }
+        }
+    }
+
+    fn see_revoke(&mut self, key: (SessionId, LeaseId), gone: bool) {
+        let held = &self.leases[&key];
+        if gone {
+            assert!(self.is_lost(held.tier), "{key:?} is revoked");
+            self.leases.remove(&key);
+            return;
+        }
+        let damaged = |segment| self.segments[segment].seen == Seen::Damaged;
+        assert!(held.segments.iter().any(damaged), "{key:?} is told a lie");
+        assert!(self.told.insert(key), "{key:?} is told twice");
+    }
+
+    /// What this segment holds is not what it should: whoever has to do with it.
+    pub(crate) fn damage(&mut self, segment: SegmentId) {
+        let there = self.segments.get_mut(&segment).unwrap();
+        let Seen::Filled(content) = there.seen else {
+            panic!("{segment} is damaged while {:?}", there.seen)
+        };
+        let tier = there.tier;
+        there.seen = Seen::Damaged;
+        for op in self.fed_by(segment) {
+            self.spoilt.entry(op).or_default().insert(segment);
+        }
+        self.loaded
+            .retain(|(on, source)| *on != tier || content_of(*source) != content);
+    }
+
+    /// Everybody who holds what is damaged was told.
+    pub(crate) fn all_are_told(&self) {
+        for (key, held) in &self.leases {
+            let damaged = |segment| self.segments[segment].seen == Seen::Damaged;
+            let told = self.told.contains(key);
+            assert!(
+                told || !held.segments.iter().any(damaged),
+                "{key:?} is not told"
+            );
         }
     }
 
@@ -196,7 +242,7 @@ impl Oracle {
                 let given = segments.iter().map(|id| match self.segments[id].seen {
                     Seen::Loading(source) => content_of(source),
                     Seen::Filled(content) => content,
-                    Seen::Freeing => panic!("{id} feeds, but is being freed"),
+                    seen @ (Seen::Damaged | Seen::Freeing) => panic!("{id} feeds, but is {seen:?}"),
                 });
                 assert_eq!(given.collect::<Vec<_>>(), files, "fed with other files");
                 let on_host = |id| self.segments[id].tier == Tier::Host;
@@ -218,6 +264,12 @@ impl Oracle {
         assert!(!self.leased(segment), "{segment} is freed while leased");
         let there = self.segments[&segment];
         assert_eq!(there.tier, tier);
+        if there.seen == Seen::Damaged {
+            let mut spoilt = self.spoilt.values();
+            assert!(spoilt.all(|by| !by.contains(&segment)), "{segment} is read");
+            self.segments.get_mut(&segment).unwrap().seen = Seen::Freeing;
+            return;
+        }
         let Seen::Filled(content) = there.seen else {
             panic!("{segment} is freed while {:?}", there.seen)
         };
@@ -292,7 +344,7 @@ impl Oracle {
             let there = self.segments[segment];
             match there.seen {
                 Seen::Filled(content) => (there.tier, content),
-                seen @ (Seen::Loading(_) | Seen::Freeing) => {
+                seen @ (Seen::Loading(_) | Seen::Damaged | Seen::Freeing) => {
                     panic!("{segment} is lent while {seen:?}")
                 }
             }

@@ -53,6 +53,8 @@ pub(crate) enum Act {
         less: u8,
     },
     Lose(u8),
+    /// What one of the segments holds is found damaged; also of one that is not there.
+    Damage(u8),
     /// One of the policies for a tier.
     Policy {
         tier: u8,
@@ -236,6 +238,7 @@ impl World {
                 self.handle(Event::SetPolicy { tier, policy });
             }
             Act::Lose(which) => self.lose(DEVICES[usize::from(which) % 2]),
+            Act::Damage(which) => self.damage(which),
             Act::Complete { which, luck } => {
                 if let Some(op) = pick(self.oracle.in_flight.keys().copied(), which) {
                     self.complete(op, luck);
@@ -299,6 +302,18 @@ impl World {
             left.clone()
                 .all(|there| !matches!(there.seen, Seen::Filled(_)))
         );
+    }
+
+    fn damage(&mut self, which: u8) {
+        let Some(segment) = pick(self.oracle.segments.keys().copied(), which) else {
+            return;
+        };
+        if matches!(self.oracle.segments[&segment].seen, Seen::Filled(_)) {
+            self.oracle.damage(segment);
+        }
+        let fault = fault();
+        self.handle(Event::Damaged { segment, fault });
+        self.oracle.all_are_told();
     }
 
     fn open(&mut self, who: u8, model: ModelId, place: u8, wait: u8) {
@@ -369,6 +384,7 @@ impl World {
         };
         let request = answer.then(|| self.request(session, Asked::Close));
         self.oracle.leases.remove(&(session, lease));
+        self.oracle.told.remove(&(session, lease));
         self.handle(Event::Close {
             session,
             request,
@@ -468,10 +484,16 @@ impl World {
         self.oracle.in_flight.remove(&op);
         self.oracle.feeds.remove(&op);
         self.oracle.starved.remove(&op);
+        let spoilt = self.oracle.spoilt.remove(&op).is_some();
         let outcome = if luck > 2 && !starved {
             let content = content_of(source);
-            self.oracle.loaded.insert((tier, source));
-            self.oracle.segments.get_mut(&segment).unwrap().seen = Seen::Filled(content);
+            let seen = if spoilt && !self.oracle.is_lost(tier) {
+                Seen::Damaged
+            } else {
+                self.oracle.loaded.insert((tier, source));
+                Seen::Filled(content)
+            };
+            self.oracle.segments.get_mut(&segment).unwrap().seen = seen;
             Ok(content)
         } else {
             let gone = self.oracle.segments.remove(&segment).unwrap();

@@ -6,6 +6,7 @@
 )]
 
 mod adopt;
+mod damaged;
 mod device;
 mod opens;
 mod operator;

@@ -42,8 +42,12 @@ pub(crate) fn show(effect: &Effect) -> String {
         Effect::Revoke {
             session,
             lease,
+            gone,
             fault,
-        } => format!("revoke {} l{} {}", session.0, lease.0, fault.code),
+        } => {
+            let what = if *gone { "revoke" } else { "taint" };
+            format!("{what} {} l{} {}", session.0, lease.0, fault.code)
+        }
         Effect::Reply {
             session,
             request,

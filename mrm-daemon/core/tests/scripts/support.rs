@@ -8,7 +8,7 @@
 //! > close 1.8 l1   > close 1 l1  with and without an answer
 //! > cancel 1.8 of 7
 //! > evict 1.7 v2 [on d0]   > wish m2 pinned eager   > changed m2   > drain   > tick
-//! > limit 10   > limit d0 10 [of 20]   > lost d0   > policy d0 gc,second-use=yes
+//! > limit 10   > limit d0 10 [of 20]   > lost d0   > damaged s2   > policy d0 gc,second-use=yes
 //! > adopt m1 v1 a=1 i@5 has a/c1 i.d0/c2 until 9   the last daemon's; `-` for no model
 //! > resume 1.7 v1 v1.d0          leases of the last daemon
 //! > resolved op1 v1 a:4 b:2      sources are letters, charges are bytes
@@ -262,10 +262,6 @@ fn parse(line: &str) -> Event {
             tier: tier(place),
             policy: choice.parse().unwrap(),
         },
-        ["lost", what] => Event::DeviceLost {
-            device: device(what),
-            fault: fault(&["", "404"]),
-        },
         ["adopt", what, version, rest @ ..] => adoption(what, version, rest),
         ["resume", who, rest @ ..] => Event::Resume {
             session: key(who).0,
@@ -340,6 +336,14 @@ fn parse_completion(line: &str, words: &[&str]) -> Event {
         ["took", id, took_us] => Event::Took {
             op: op(id),
             took_us: number(took_us, ""),
+        },
+        ["lost", what] => Event::DeviceLost {
+            device: device(what),
+            fault: fault(&["", "404"]),
+        },
+        ["damaged", what] => Event::Damaged {
+            segment: SegmentId(number(what, "s")),
+            fault: fault(&["", "604"]),
         },
         ["freed", id] => Event::Freed { op: op(id) },
         _ => panic!("no such event: {line}"),

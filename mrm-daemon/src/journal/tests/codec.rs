@@ -78,6 +78,10 @@ fn events() -> impl Strategy<Value = Event> {
             op: OpId(op),
             took_us
         }),
+        (any::<u64>(), faults()).prop_map(|(segment, fault)| Event::Damaged {
+            segment: SegmentId(segment),
+            fault,
+        }),
         (any::<u16>(), faults()).prop_map(|(device, fault)| Event::DeviceLost {
             device: DeviceId(device),
             fault

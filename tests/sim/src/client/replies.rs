@@ -246,7 +246,7 @@ impl Client {
 }
 
 /// How an open may fail.
-const FAILURES: [ErrorCode; 20] = [
+const FAILURES: [ErrorCode; 21] = [
     ErrorCode::ModelNotFound,
     ErrorCode::TooManyLeases,
     ErrorCode::Cancelled,
@@ -266,6 +266,7 @@ const FAILURES: [ErrorCode; 20] = [
     ErrorCode::Exhausted,
     ErrorCode::DeviceLost,
     ErrorCode::DeviceFailed,
+    ErrorCode::Damaged,
     ErrorCode::BadName,
 ];
 

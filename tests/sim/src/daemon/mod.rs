@@ -241,6 +241,7 @@ impl Daemon {
             Effect::Revoke {
                 session,
                 lease,
+                gone: _,
                 fault,
             } => self.revoke(env, session, lease, &fault),
             Effect::Reply {

@@ -8,6 +8,7 @@ use crate::settings::WAIT_MS_MAX;
 use mrm_core::event::{Event, Wanted, Wishes};
 use mrm_core::id::{Bytes, DeviceId, ModelId, RequestId, SessionId, Tenant};
 use mrm_core::ledger::Tier;
+use mrm_proto::error::ErrorCode;
 use std::collections::BTreeMap;
 
 /// The only request of an operator's session.
@@ -26,6 +27,17 @@ impl Daemon {
             deadline: env.time().after_ms(WAIT_MS_MAX),
         };
         self.step(env, open)?;
+        self.finish(env)
+    }
+
+    /// Finds out that what a segment holds is not what was loaded; also of one that is on its way.
+    pub(crate) fn damage(&mut self, env: &mut Env) -> Checked {
+        let segments: Vec<_> = self.core.view().segments().map(|s| s.segment).collect();
+        let Some(segment) = env.random.pick(&segments).copied() else {
+            return Ok(());
+        };
+        let fault = super::fault(ErrorCode::Damaged, "it is not what was loaded");
+        self.step(env, Event::Damaged { segment, fault })?;
         self.finish(env)
     }
 
