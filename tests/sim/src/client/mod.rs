@@ -134,8 +134,11 @@ impl Client {
             .iter()
             .filter(|lease| !lease.revoked && !lease.resumed)
         {
-            let gone = |m: &&Mapping| !env.memory.is_gone(m.alloc) && !env.memory.is_kept(m.alloc);
-            let dropped = lease.mappings.iter().find(gone);
+            // Its device is lost: it is revoked, which this client has yet to read.
+            if lease.mappings.iter().any(|m| env.memory.is_gone(m.alloc)) {
+                continue;
+            }
+            let dropped = lease.mappings.iter().find(|m| !env.memory.is_kept(m.alloc));
             ensure(dropped.is_none(), Rule::Held, || {
                 format!(
                     "{dropped:?} of client {} is dropped while leased: {lease:?}",
