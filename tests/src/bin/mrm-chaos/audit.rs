@@ -2,7 +2,7 @@
 
 use crate::daemon::{DEVICES, Daemon, Edge};
 use mrm_tests::gpus::uuid;
-use mrm_tests::survival::{fds, private_bytes, segments};
+use mrm_tests::survival::{private_bytes, segments};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,18 +10,36 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 /// How long books and kernel may take to agree.
-const SETTLE: Duration = Duration::from_secs(20);
-/// Descriptors that come and go: sockets of the status server, clients at the door.
-const FDS_SLACK: usize = 8;
-/// What the keeper may grow by over a run.
-const KEEPER_GROWTH_MAX: u64 = 1 << 20;
+const SETTLE: Duration = Duration::from_secs(60);
+/// What daemon and keeper may grow by over a run.
+const GROWTH_MAX: u64 = 1 << 20;
+/// What a keeper has at most when nothing is in memory: two sockets, and the runs of daemons that
+/// are remembered.
+const KEPT_MAX: usize = 2 + 9;
 
-/// What was there before any client came.
+/// What is left of something that should all be gone, at worst.
 #[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Leaked {
+    pub(crate) fds: usize,
+    pub(crate) keeper_bytes: u64,
+    pub(crate) daemon_bytes: u64,
+}
+
+/// What was there when everything had been done once.
+#[derive(Debug, Default)]
 pub(crate) struct Baseline {
-    keeper_fds: usize,
-    daemon_fds: usize,
-    keeper: Option<(u32, u64)>,
+    rounds: usize,
+    keeper: Option<Process>,
+    daemon: Option<Process>,
+}
+
+/// What a process has.
+#[derive(Debug, Clone)]
+struct Process {
+    pid: u32,
+    /// Descriptors, by what they are.
+    fds: BTreeMap<String, usize>,
+    bytes: u64,
 }
 
 /// Bytes on each pretended device that a process holds, by inode.
@@ -34,7 +52,11 @@ pub(crate) fn holding(daemon: &mut Daemon) -> Result<(), String> {
 }
 
 /// The books when nobody is there, and after everything was evicted.
-pub(crate) fn empty(daemon: &mut Daemon, baseline: &mut Baseline) -> Result<(), String> {
+pub(crate) fn empty(
+    daemon: &mut Daemon,
+    baseline: &mut Baseline,
+    leaked: &mut Leaked,
+) -> Result<(), String> {
     let idle = |status: &Value| at_rest(status) && status["sessions"] == 0 && status["leases"] == 0;
     daemon.until("no session is left", idle)?;
     settle(|| agree(daemon))?;
@@ -42,7 +64,8 @@ pub(crate) fn empty(daemon: &mut Daemon, baseline: &mut Baseline) -> Result<(), 
     let nothing = |status: &Value| charged(status).iter().all(|bytes| *bytes == 0);
     daemon.until("nothing is charged", nothing)?;
     settle(|| agree(daemon))?;
-    settle(|| compare(daemon, baseline))
+    baseline.rounds += 1;
+    settle(|| compare(daemon, baseline, leaked))
 }
 
 fn settle(mut check: impl FnMut() -> Result<(), String>) -> Result<(), String> {
@@ -191,32 +214,67 @@ fn evict_all(daemon: &Daemon) -> Result<(), String> {
 }
 
 /// Nothing has grown.
-fn compare(daemon: &Daemon, baseline: &mut Baseline) -> Result<(), String> {
+fn compare(daemon: &Daemon, baseline: &mut Baseline, leaked: &mut Leaked) -> Result<(), String> {
     let status = daemon.status().ok_or("no daemon answers")?;
     let pid = u32::try_from(number(&status, "/daemon/pid")).map_err(|_| "no pid")?;
     let keeper = daemon.family.keeper().ok_or("there is no keeper")?;
-    let now = Baseline {
-        keeper_fds: fds(keeper),
-        daemon_fds: fds(pid),
-        keeper: Some((keeper, private_bytes(keeper))),
-    };
-    // The first time is after a round of everything: what is set up once is there.
-    let Some((before, bytes)) = baseline.keeper else {
-        *baseline = now;
+    let (keeper, own) = (Process::of(keeper), Process::of(pid));
+    // What is set up once, and what grows until it is full, is there after the second round.
+    let (Some(keeper_before), Some(own_before)) = (&baseline.keeper, &baseline.daemon) else {
+        if baseline.rounds >= 2 {
+            (baseline.keeper, baseline.daemon) = (Some(keeper), Some(own));
+        }
         return Ok(());
     };
-    let grown = private_bytes(keeper).saturating_sub(bytes);
-    if keeper == before && grown > KEEPER_GROWTH_MAX {
-        return Err(format!("the keeper grew by {grown} bytes"));
+    let left = [keeper.more_than(keeper_before), own.more_than(own_before)].concat();
+    if !left.is_empty() {
+        let sum = left.iter().map(|(_, count)| count).sum();
+        leaked.fds = leaked.fds.max(sum);
+        return Err(format!("descriptors are left: {left:?}"));
     }
-    if keeper != before {
-        baseline.keeper = now.keeper;
+    // It was only that they took some time to go.
+    leaked.fds = 0;
+    let growth = |now: &Process, before: &Process| match now.pid == before.pid {
+        true => now.bytes.saturating_sub(before.bytes),
+        false => 0,
+    };
+    let grown = [growth(&keeper, keeper_before), growth(&own, own_before)];
+    leaked.keeper_bytes = leaked.keeper_bytes.max(grown[0]);
+    leaked.daemon_bytes = leaked.daemon_bytes.max(grown[1]);
+    match grown.iter().sum::<u64>() > GROWTH_MAX {
+        true => Err(format!("keeper and daemon grew by {grown:?} bytes")),
+        false => Ok(()),
     }
-    let over = |now: usize, before: usize| now > before + FDS_SLACK;
-    if over(now.keeper_fds, baseline.keeper_fds) || over(now.daemon_fds, baseline.daemon_fds) {
-        return Err(format!(
-            "descriptors are left: {baseline:?} came to {now:?}"
-        ));
+}
+
+impl Process {
+    fn of(pid: u32) -> Self {
+        let mut fds = BTreeMap::new();
+        let links = fs::read_dir(format!("/proc/{pid}/fd"));
+        for fd in links.into_iter().flatten().flatten() {
+            let target = fs::read_link(fd.path()).unwrap_or_default();
+            let target = target.to_string_lossy();
+            // The numbers are those of one run.
+            let kind: String = target.chars().filter(|c| !c.is_ascii_digit()).collect();
+            *fds.entry(kind).or_default() += 1;
+        }
+        Self {
+            pid,
+            fds,
+            bytes: private_bytes(pid),
+        }
     }
-    Ok(())
+
+    /// The kinds of descriptors of which there are more than before.
+    fn more_than(&self, before: &Self) -> Vec<(String, usize)> {
+        let more = self.fds.iter().filter_map(|(kind, now)| {
+            let before = before.fds.get(kind).copied().unwrap_or(0);
+            let may_be = match kind.contains("mrm-kept") {
+                true => KEPT_MAX.max(before),
+                false => before,
+            };
+            Some((kind.clone(), now.checked_sub(may_be).filter(|n| *n > 0)?))
+        });
+        more.collect()
+    }
 }

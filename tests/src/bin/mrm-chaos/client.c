@@ -19,7 +19,8 @@ static uint64_t below(uint64_t bound) {
     return (z ^ (z >> 31)) % bound;
 }
 
-static int is_file(mrm_model_h model, const char *dir, unsigned at) {
+/* The bytes that were compared, or 0. */
+static size_t is_file(mrm_model_h model, const char *dir, unsigned at) {
     char path[4096];
     mrm_segment_t segment;
     snprintf(path, sizeof path, "%s/m%03u.safetensors", dir, at);
@@ -30,7 +31,14 @@ static int is_file(mrm_model_h model, const char *dir, unsigned at) {
     int same = read == segment.bytes && memcmp(bytes, segment.data_ptr, read) == 0;
     free(bytes);
     fclose(file);
-    return same;
+    return same ? read : 0;
+}
+
+/* Says `word BYTES` if the model is its file. */
+static void compare(const char *word, mrm_model_h model, const char *dir, unsigned at) {
+    size_t right = is_file(model, dir, at);
+    if (right && word) printf("%s %zu\n", word, right);
+    if (!right) puts("V a model is not its file (C)");
 }
 
 int main(int argc, char **argv) {
@@ -50,7 +58,7 @@ int main(int argc, char **argv) {
             if (read(0, line, sizeof line) <= 0) return 0;
             for (int i = 0; i < HELD_MAX; i++) {
                 if (!held[i]) continue;
-                puts(is_file(held[i], dir, which[i]) ? "c" : "V a held model is not its file (C)");
+                compare("c", held[i], dir, which[i]);
                 mrm_model_close(held[i]);
                 held[i] = NULL;
             }
@@ -64,7 +72,7 @@ int main(int argc, char **argv) {
         }
         int slot = (int)below(HELD_MAX);
         if (held[slot]) {
-            if (!is_file(held[slot], dir, which[slot])) puts("V a held model is not its file (C)");
+            compare(NULL, held[slot], dir, which[slot]);
             mrm_model_close(held[slot]);
             held[slot] = NULL;
             continue;
@@ -81,6 +89,6 @@ int main(int argc, char **argv) {
             continue;
         }
         which[slot] = at;
-        puts(is_file(held[slot], dir, at) ? "o" : "V a model is not its file (C)");
+        compare("o", held[slot], dir, at);
     }
 }

@@ -15,8 +15,13 @@ def say(text):
     sys.stdout.flush()
 
 
-def is_file(model, path):
-    return model.raw(0) == path.read_bytes()
+def compare(word, model, path):
+    """Says `word BYTES` if the model is its file."""
+    expected = path.read_bytes()
+    if model.raw(0) != expected:
+        say("V a model is not its file (Python)")
+    elif word:
+        say(f"{word} {len(expected)}")
 
 
 def main():
@@ -30,8 +35,7 @@ def main():
             if not sys.stdin.buffer.raw.read(64):
                 return
             for at, model in held.items():
-                right = is_file(model, paths[at])
-                say("c" if right else "V a held model is not its file (Python)")
+                compare("c", model, paths[at])
                 model.close()
             held, rests = {}, True
             say("holding 0 0")
@@ -41,12 +45,11 @@ def main():
             at = dice.randrange(1 + dice.randrange(1 + dice.randrange(len(paths))))
             if at in held or len(held) >= HELD_MAX:
                 at, model = held.popitem()
-                if not is_file(model, paths[at]):
-                    say("V a held model is not its file (Python)")
+                compare(None, model, paths[at])
                 model.close()
                 continue
             model = client.open(f"m{at:03}", wait=3.0)
-            say("o" if is_file(model, paths[at]) else "V a model is not its file (Python)")
+            compare("o", model, paths[at])
             held[at] = model
         except mrm.MrmError as error:
             say(f"r {error.code}")

@@ -1,7 +1,7 @@
 //! A client: opens, checks every byte, holds, checks again, closes, for as long as it is let.
 //!
-//! It writes one word a line: `o` an open that was right, `c` a held model that still was, `r WHY`
-//! an open that was refused, `V WHAT` what may never be. On a line of input it checks what it holds
+//! It writes a word a line: `o BYTES` an open that was right, `c BYTES` a held model that still was,
+//! `r WHY` an open that was refused, `V WHAT` what may never be. On a line of input it checks what it holds
 //! and says `holding MODELS LEASED`; at the end of input it ends.
 
 use crate::models::{Model, parse};
@@ -133,8 +133,8 @@ impl Worker {
         match self.client.open_with(&self.models[at].name, &options) {
             Ok(model) => {
                 self.held.insert(key, model);
-                if self.check(key) {
-                    println!("o");
+                if let Some(bytes) = self.check(key) {
+                    println!("o {bytes}");
                 }
                 if self.held.len() > HELD_MAX || self.random.below(3) > 0 {
                     self.held.remove(&key);
@@ -149,14 +149,14 @@ impl Worker {
 
     fn check_all(&mut self) {
         for key in self.held.keys().copied().collect::<Vec<_>>() {
-            if self.check(key) {
-                println!("c");
+            if let Some(bytes) = self.check(key) {
+                println!("c {bytes}");
             }
         }
     }
 
-    /// Compares every byte with the file.
-    fn check(&mut self, key: (usize, Option<u32>)) -> bool {
+    /// Compares every byte with the file; returns how many.
+    fn check(&mut self, key: (usize, Option<u32>)) -> Option<usize> {
         let model = &self.held[&key];
         let file = std::fs::read(&self.models[key.0].path).expect("models stay");
         let name = &self.models[key.0].name;
@@ -165,25 +165,25 @@ impl Worker {
             if !right {
                 println!("V {name} is not its file");
             }
-            return right;
+            return right.then_some(file.len());
         };
         if model.lost().is_some() {
             println!("V {name} was taken away");
-            return false;
+            return None;
         }
         let cuda = self.cuda.entry(device).or_insert_with(|| Cuda::of(device));
         for (tensor, bytes) in parse(&file) {
             let Ok(lent) = model.tensor(&tensor) else {
                 println!("V {name} lacks {tensor}");
-                return false;
+                return None;
             };
             let pointer = lent.device_pointer().expect("on a device");
             if cuda.read(pointer, bytes.len() as u64) != bytes {
                 println!("V {tensor} of {name} is not its file on device {device}");
-                return false;
+                return None;
             }
         }
-        true
+        Some(file.len())
     }
 
     fn leased(&self) -> usize {

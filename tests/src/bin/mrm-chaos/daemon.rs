@@ -1,11 +1,14 @@
 //! The daemon, kept going as a service manager would, and looked at all the time.
 
+use crate::group::Group;
+use crate::{GRACE, PATIENCE};
 use mrm_tests::gpus::Gpus;
+use mrm_tests::http;
 use mrm_tests::node::{Setup, command};
 use mrm_tests::survival::{Family, kept, respawned, signal, status_at, with};
-use mrm_tests::{DEADLINE, http};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -25,8 +28,12 @@ pub(crate) enum Edge {
     None,
     /// Few descriptors.
     Files,
-    /// The runtime directory is on a filesystem that becomes full.
+    /// Runtime directory and temporary files are on a filesystem that becomes full.
     Disk,
+    /// A control group, whose memory limit is drawn tight now and then.
+    Memory,
+    /// No daemon dies, so that what leaks adds up.
+    Steady,
 }
 
 pub(crate) struct Daemon {
@@ -35,6 +42,8 @@ pub(crate) struct Daemon {
     pub(crate) family: Family,
     setup: Setup,
     pub(crate) edge: Edge,
+    /// Where daemon and keeper are, if their memory is limited.
+    pub(crate) group: Option<Group>,
     respawned: bool,
     children: Vec<Child>,
     gone_since: Option<Instant>,
@@ -50,8 +59,8 @@ struct Watched {
 }
 
 impl Daemon {
-    /// Over the models of a directory, with room for about a tenth of their bytes.
-    pub(crate) fn new(models: &Path, budget: u64, respawn: bool, edge: Edge) -> Self {
+    /// Over the models of a directory, with room for so many of their bytes.
+    pub(crate) fn new(models: &Path, budget: u64, (edge, respawn): (Edge, bool)) -> Self {
         let prefix = tempfile::Builder::new().prefix("mrm-chaos-").tempdir();
         let dir = prefix.expect("a directory");
         fs::create_dir(dir.path().join("failpoints")).expect("a directory");
@@ -60,7 +69,11 @@ impl Daemon {
         if edge == Edge::Disk {
             mount(&run);
         }
+        fs::create_dir(run.join("tmp")).expect("a directory");
+        let group = (edge == Edge::Memory).then(|| Group::new("mrm-chaos"));
         let gpus = Gpus::new(DEVICES, budget + 2_048 * MIB);
+        let tmp = run.join("tmp").display().to_string();
+        let gpus = gpus.with("TMPDIR", &tmp);
         let lines = format!("host_budget_bytes = {budget}\nrevalidate_ms = 200");
         let device = format!("enabled = \"yes\"\nbudget_bytes = {budget}");
         let mut setup = gpus.setup_of(&lines, &device);
@@ -69,10 +82,13 @@ impl Daemon {
         }
         let failpoints = dir.path().join("failpoints").display().to_string();
         let setup = with(setup, "MRM_FAILPOINTS", &failpoints);
+        // So that it is full early, and does not look like a leak.
+        let setup = with(setup, "MRM_JOURNAL_BYTES_MAX", "1MiB");
         let setup = match respawn {
             true => respawned(setup),
             false => kept(setup),
         };
+        let setup = with(setup, "MRM_KEEPER_GRACE_MS", &GRACE.as_millis().to_string());
         let family = Family::of(dir.path());
         let watched = Arc::new(Watched::default());
         let (seen, socket) = (Arc::clone(&watched), run.join("status.sock"));
@@ -83,6 +99,7 @@ impl Daemon {
             family,
             setup,
             edge,
+            group: group.flatten(),
             respawned: respawn,
             children: Vec::new(),
             gone_since: None,
@@ -138,9 +155,12 @@ impl Daemon {
 
     fn start(&mut self, more: &[&str]) {
         let plain = command(self.dir.path(), &self.setup);
-        let mut start = match self.edge {
-            Edge::Files => limited(&plain),
-            Edge::None | Edge::Disk => plain,
+        let mut start = match (self.edge, &self.group) {
+            (Edge::Files, _) => after("ulimit -n 400", &plain),
+            (Edge::Memory, Some(group)) => {
+                after(&format!("echo $$ > {}", group.entry().display()), &plain)
+            }
+            (Edge::None | Edge::Disk | Edge::Memory | Edge::Steady, _) => plain,
         };
         let log = fs::File::options()
             .create(true)
@@ -169,7 +189,7 @@ impl Daemon {
         what: &str,
         is: impl Fn(&Value) -> bool,
     ) -> Result<Value, String> {
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + PATIENCE;
         let mut last = Value::Null;
         while Instant::now() < until {
             self.tend();
@@ -181,7 +201,7 @@ impl Daemon {
             }
             std::thread::park_timeout(Duration::from_millis(10));
         }
-        Err(format!("{what}: not within {DEADLINE:?}: {last}"))
+        Err(format!("{what}: not within {PATIENCE:?}: {last}"))
     }
 
     pub(crate) fn status(&self) -> Option<Value> {
@@ -208,6 +228,28 @@ impl Daemon {
         all
     }
 
+    /// How often the log says why a lease was not taken up again, by cause.
+    pub(crate) fn leases_not_resumed(&self) -> BTreeMap<String, u64> {
+        let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("a lease was not taken up again"));
+        let mut causes = BTreeMap::new();
+        for line in lines {
+            let why = line.split("why=").nth(1).unwrap_or("?");
+            let why = why.trim_start_matches('"').split('"').next().unwrap_or("?");
+            *causes.entry(why.to_owned()).or_default() += 1;
+        }
+        causes
+    }
+
+    /// Puts the log where it outlives this.
+    pub(crate) fn keep_log(&self, to: &Path) {
+        if let Err(error) = fs::copy(self.log_path(), to) {
+            eprintln!("{}: {error}", to.display());
+        }
+    }
+
     /// The last lines of the log.
     pub(crate) fn log_tail(&self, lines: usize) -> String {
         let log = fs::read_to_string(self.log_path()).unwrap_or_default();
@@ -224,7 +266,7 @@ impl Daemon {
                 let _ = fs::write(&file, vec![7; 1 << 20]);
             }
             (Edge::Disk, false) => drop(fs::remove_file(&file)),
-            (Edge::None | Edge::Files, _) => {}
+            (Edge::None | Edge::Files | Edge::Memory | Edge::Steady, _) => {}
         }
     }
 }
@@ -242,6 +284,10 @@ impl Drop for Daemon {
         ));
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
+        }
+        // Before the group is removed, which can only be done when nobody is in it.
+        if let Some(group) = &self.group {
+            group.release();
         }
         if self.edge == Edge::Disk {
             let _ = Command::new("umount")
@@ -273,10 +319,12 @@ fn mount(at: &Path) -> bool {
     done.is_ok_and(|status| status.success())
 }
 
-/// The same command with few descriptors.
-fn limited(plain: &Command) -> Command {
+/// The same command, started by a shell that does something before.
+fn after(first: &str, plain: &Command) -> Command {
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg("ulimit -n 400; exec \"$0\" \"$@\"");
+    shell
+        .arg("-c")
+        .arg(format!("{first} && exec \"$0\" \"$@\""));
     shell.arg(plain.get_program()).args(plain.get_args());
     for (name, value) in plain.get_envs() {
         match value {

@@ -1,6 +1,6 @@
 //! The clients: processes in three languages.
 
-use mrm_tests::DEADLINE;
+use crate::PATIENCE;
 use mrm_tests::survival::signal;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
@@ -16,8 +16,21 @@ use std::time::Instant;
 pub(crate) struct Totals {
     pub(crate) opens: u64,
     pub(crate) checks: u64,
+    /// That were compared.
+    pub(crate) bytes: u64,
     pub(crate) refusals: BTreeMap<String, u64>,
     pub(crate) violations: Vec<String>,
+}
+
+/// What clients that rest hold.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Held {
+    /// Models that go on being held.
+    pub(crate) models: u64,
+    /// Those of them that are leased.
+    pub(crate) leased: u64,
+    /// Those that are not, of clients that were stopped for longer than the grace.
+    pub(crate) late: u64,
 }
 
 /// How clients are started. Without the library there are none in C and Python.
@@ -49,6 +62,8 @@ struct Client {
     /// Models held, and leases, each time it was asked.
     holding: Receiver<(u64, u64)>,
     kind: Kind,
+    /// It was stopped for longer than a daemon waits for it.
+    was_late: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -91,6 +106,11 @@ impl Fleet {
         signal(self.clients[at].child.id(), what);
     }
 
+    /// One will be stopped for longer than a daemon waits for it.
+    pub(crate) fn make_late(&mut self, at: usize) {
+        self.clients[at].was_late = true;
+    }
+
     pub(crate) fn pid(&self, at: usize) -> u32 {
         self.clients[at].child.id()
     }
@@ -99,23 +119,26 @@ impl Fleet {
         self.clients.len()
     }
 
-    /// All stop opening and check what they hold. Returns how much is held, and leased, by those
-    /// that go on holding.
-    pub(crate) fn rest(&mut self) -> Result<(u64, u64), String> {
+    /// All stop opening and check what they hold.
+    pub(crate) fn rest(&mut self) -> Result<Held, String> {
         for client in &mut self.clients {
             if let Some(orders) = &mut client.orders {
                 // One that ended is noticed below.
                 let _ = orders.write_all(b"rest\n");
             }
         }
-        let until = Instant::now() + DEADLINE;
-        let mut sum = (0, 0);
+        let until = Instant::now() + PATIENCE;
+        let mut sum = Held::default();
         for client in &self.clients {
             let left = until.saturating_duration_since(Instant::now());
-            let Ok((held, leased)) = client.holding.recv_timeout(left) else {
+            let Ok((models, leased)) = client.holding.recv_timeout(left) else {
                 return Err(format!("client {} does not answer", client.child.id()));
             };
-            sum = (sum.0 + held, sum.1 + leased);
+            sum.models += models;
+            sum.leased += leased;
+            if client.was_late {
+                sum.late += models.saturating_sub(leased);
+            }
         }
         Ok(sum)
     }
@@ -126,7 +149,7 @@ impl Fleet {
             client.orders = None;
         }
         for mut client in self.clients.drain(..) {
-            let until = Instant::now() + DEADLINE;
+            let until = Instant::now() + PATIENCE;
             while Instant::now() < until && matches!(client.child.try_wait(), Ok(None)) {
                 std::thread::park_timeout(std::time::Duration::from_millis(2));
             }
@@ -170,6 +193,7 @@ impl Fleet {
             child,
             holding,
             kind,
+            was_late: false,
         }
     }
 }
@@ -178,8 +202,14 @@ fn listen(output: impl BufRead, totals: &Mutex<Totals>, holding: &Sender<(u64, u
     for line in output.lines().map_while(Result::ok) {
         let mut totals = totals.lock().expect("no thread failed");
         match line.split_once(' ') {
-            None if line == "o" => totals.opens += 1,
-            None if line == "c" => totals.checks += 1,
+            Some(("o", bytes)) => {
+                totals.opens += 1;
+                totals.bytes += bytes.parse().unwrap_or(0);
+            }
+            Some(("c", bytes)) => {
+                totals.checks += 1;
+                totals.bytes += bytes.parse().unwrap_or(0);
+            }
             Some(("r", why)) => *totals.refusals.entry(why.to_owned()).or_default() += 1,
             Some(("V", what)) => totals.violations.push(what.to_owned()),
             Some(("holding", numbers)) => {

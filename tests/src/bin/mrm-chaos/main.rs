@@ -17,23 +17,44 @@ mod audit;
 mod client;
 mod daemon;
 mod fleet;
+mod group;
 mod models;
 mod trouble;
 
-use audit::Baseline;
+use audit::{Baseline, Leaked};
 use clap::{Parser, Subcommand};
 use daemon::{Daemon, Edge};
 use fleet::{Fleet, Languages, Place, Totals};
+use group::Group;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use trouble::{POINTS, Trouble};
+use trouble::Trouble;
 
 /// So much of the models' bytes has room at a time.
 const ROOM: u64 = 10;
-/// Rounds between two runs of the daemon from scratch.
-const ROUNDS_AN_EPOCH: u64 = 3;
+/// How long a daemon waits for clients of the one before: longer than any of them is away that was
+/// not stopped on purpose, on a machine that is busy with other things.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long anything may take that must come. Slowness is no violation.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Of an epoch: what is special about its daemons, and whether the keeper brings them back.
+const EPOCHS: [(Edge, bool); 8] = [
+    (Edge::None, false),
+    (Edge::Files, true),
+    (Edge::Disk, false),
+    (Edge::Memory, false),
+    (Edge::Steady, true),
+    (Edge::None, true),
+    (Edge::Files, false),
+    (Edge::Disk, true),
+];
+/// How often all of them have their turn.
+const CYCLES: u64 = 2;
+/// Rounds of an epoch, at least.
+const ROUNDS_MIN: u64 = 3;
 /// A keeper gives up after eight deaths a minute.
 const DEATHS_MAX: usize = 6;
 
@@ -64,7 +85,10 @@ struct Args {
     /// `libmrm.so`.
     #[arg(long)]
     library: Option<PathBuf>,
-    /// Every point must have been reached.
+    /// Where the logs of the daemons are kept.
+    #[arg(long)]
+    logs: Option<PathBuf>,
+    /// Every point must have been reached: it goes on for up to four times as long until each was.
     #[arg(long)]
     all_points: bool,
 }
@@ -98,10 +122,14 @@ fn main() -> ExitCode {
     let bytes = models::write(dir.path(), args.models, seed);
     let mut run = Run {
         fleet: Fleet::new(seed),
-        trouble: Trouble::new(seed),
+        trouble: Trouble::new(seed, args.all_points),
         began: Instant::now(),
         rounds: 0,
         leases_lost: 0,
+        leases_late: 0,
+        not_resumed: BTreeMap::new(),
+        leaked: Leaked::default(),
+        logs: 0,
         violations: Vec::new(),
         skipped: Vec::new(),
         models: dir.path().to_owned(),
@@ -120,42 +148,72 @@ struct Run {
     trouble: Trouble,
     began: Instant,
     rounds: u64,
+    /// Leases that were gone at the end of a round: because nobody kept what they were on, or
+    /// because their client was stopped for longer than the grace.
     leases_lost: u64,
+    leases_late: u64,
+    /// What daemons said of leases that they did not take up again.
+    not_resumed: BTreeMap<String, u64>,
+    leaked: Leaked,
+    logs: u64,
     violations: Vec<String>,
     skipped: Vec<&'static str>,
 }
 
 impl Run {
     fn goes_on(&self) -> bool {
-        self.began.elapsed() < Duration::from_secs(self.args.seconds) && self.violations.is_empty()
+        let seconds = Duration::from_secs(self.args.seconds);
+        let missing = self.args.all_points && !self.trouble.done.never().is_empty();
+        let most = if missing { 4 * seconds } else { seconds };
+        self.began.elapsed() < most && self.violations.is_empty()
     }
 
     fn epochs(&mut self) {
-        let mut edges = vec![Edge::None, Edge::Files];
-        match daemon::can_mount() {
-            true => edges.push(Edge::Disk),
-            false => self
-                .skipped
-                .push("a full filesystem: mount(8) is not permitted"),
+        let mut epochs = EPOCHS.to_vec();
+        if !daemon::can_mount() {
+            epochs.retain(|(edge, _)| *edge != Edge::Disk);
+            self.skipped
+                .push("a full filesystem: mount(8) is not permitted");
         }
-        self.skipped.push("memory.max: set it around the whole run");
-        let mut epoch = 0;
-        while self.goes_on() {
-            let edge = edges[epoch % edges.len()];
-            // The keeper brings it back in every other one.
-            let respawn = epoch % 2 == 1;
-            self.trouble
-                .spare(if respawn { DEATHS_MAX } else { usize::MAX });
-            let mut daemon = Daemon::new(&self.models, self.budget, respawn, edge);
+        if Group::new("mrm-chaos-try").is_none() {
+            epochs.retain(|(edge, _)| *edge != Edge::Memory);
+            self.skipped
+                .push("memory.max: no control group can be made here");
+        }
+        for skipped in &self.skipped {
+            eprintln!("skipped: {skipped}");
+        }
+        let rounds = self.args.seconds / (2 * self.args.round_seconds.max(1));
+        let rounds = (rounds / (CYCLES * epochs.len() as u64)).max(ROUNDS_MIN);
+        let mut epochs = epochs.into_iter().cycle();
+        while let Some((edge, respawn)) = epochs.next().filter(|_| self.goes_on()) {
+            eprintln!("daemons of the kind {edge:?}, brought back by the keeper: {respawn}");
+            self.trouble.spare(match (edge, respawn) {
+                (Edge::Steady, _) => 0,
+                (_, true) => DEATHS_MAX,
+                (_, false) => usize::MAX,
+            });
+            let mut daemon = Daemon::new(&self.models, self.budget, (edge, respawn));
             let mut baseline = Baseline::default();
-            for _ in 0..ROUNDS_AN_EPOCH {
+            for _ in 0..rounds {
                 if self.goes_on() {
                     let outcome = self.round(&mut daemon, &mut baseline);
                     self.after(outcome.err(), &daemon);
                 }
             }
             self.fleet.end();
-            epoch += 1;
+            let not_resumed = daemon.leases_not_resumed();
+            if !not_resumed.is_empty() {
+                eprintln!("leases not taken up again: {not_resumed:?}");
+            }
+            for (why, count) in not_resumed {
+                *self.not_resumed.entry(why).or_default() += count;
+            }
+            if let Some(dir) = &self.args.logs {
+                let kept = format!("{:02}-{edge:?}-{respawn}.log", self.logs);
+                daemon.keep_log(&dir.join(kept));
+                self.logs += 1;
+            }
         }
     }
 
@@ -193,28 +251,36 @@ impl Run {
         }
         self.trouble.end(daemon);
         daemon.until_serving()?;
-        let (held, _) = self.fleet.rest()?;
+        self.fleet.rest()?;
         audit::holding(daemon)?;
-        self.leases(daemon, held)?;
+        self.leases(daemon)?;
         self.fleet.end();
-        audit::empty(daemon, baseline)?;
+        audit::empty(daemon, baseline, &mut self.leaked)?;
         self.rounds += 1;
         Ok(())
     }
 
-    /// The daemon counts the leases that the clients think they have.
-    fn leases(&mut self, daemon: &mut Daemon, held: u64) -> Result<(), String> {
-        let until = Instant::now() + mrm_tests::DEADLINE;
+    /// The daemon counts the leases that the clients think they have, and only clients that were
+    /// stopped for long have lost theirs, or those of what the keeper had no room for.
+    fn leases(&mut self, daemon: &mut Daemon) -> Result<(), String> {
+        let until = Instant::now() + PATIENCE;
         loop {
-            let (_, leased) = self.fleet.rest()?;
+            let held = self.fleet.rest()?;
             let status = daemon.status().ok_or("no daemon answers")?;
-            if status["leases"] == leased {
-                // Whoever was stopped for longer than the grace lost its lease, not its bytes.
-                self.leases_lost += held.saturating_sub(leased);
-                return Ok(());
+            let lost = (held.models - held.leased).saturating_sub(held.late);
+            if status["leases"] == held.leased {
+                self.leases_late += held.late;
+                self.leases_lost += lost;
+                return match (lost, daemon.edge) {
+                    (0, _) | (_, Edge::Files) => Ok(()),
+                    (lost, _) => Err(format!(
+                        "{lost} leases were lost: {:?}",
+                        daemon.leases_not_resumed()
+                    )),
+                };
             }
             if Instant::now() > until {
-                let counted = &status["leases"];
+                let (leased, counted) = (held.leased, &status["leases"]);
                 return Err(format!("{leased} leases are had, {counted} are counted"));
             }
             std::thread::park_timeout(Duration::from_millis(50));
@@ -248,10 +314,7 @@ impl Run {
     fn report(mut self, seed: u64) -> ExitCode {
         let totals = self.totals();
         let done = &self.trouble.done;
-        let never = POINTS
-            .iter()
-            .filter(|point| !done.reached.contains_key(*point));
-        let never: Vec<_> = never.collect();
+        let never = done.never();
         // A daemon without failpoints reaches none; a short run cannot reach all.
         let too_few = self.args.all_points || done.reached.is_empty();
         if too_few && !never.is_empty() && self.violations.is_empty() {
@@ -266,11 +329,19 @@ impl Run {
         println!(
             "{}",
             json!({
+                "seconds": self.began.elapsed().as_secs(),
                 "rounds": self.rounds, "opens": totals.opens, "checks": totals.checks,
+                "bytes_checked": totals.bytes,
                 "refused": refused, "refusals": totals.refusals,
                 "kills": done.kills, "stops": done.stops, "takeovers": done.takeovers,
-                "disk_faults": done.disk_faults, "failpoints": done.reached,
-                "leases_lost": self.leases_lost, "skipped": self.skipped,
+                "long_stops": done.long_stops, "disk_faults": done.disk_faults,
+                "memory_squeezes": done.squeezes, "memory_kills": done.memory_kills,
+                "failpoints": done.reached, "failpoints_never": never,
+                "leases_lost_unkept": self.leases_lost, "leases_lost_late": self.leases_late,
+                "leases_not_resumed": self.not_resumed,
+                "leaked_fds": self.leaked.fds,
+                "leaked_bytes": self.leaked.keeper_bytes + self.leaked.daemon_bytes,
+                "skipped": self.skipped,
                 "violations": self.violations.len(), "seed": seed,
             })
         );

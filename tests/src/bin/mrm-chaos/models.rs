@@ -11,16 +11,19 @@ pub(crate) struct Model {
     pub(crate) path: PathBuf,
 }
 
-/// Writes so many, of 256 KiB to 4 MiB, most of them small. Returns their bytes.
+/// Writes so many, of 256 KiB to 8 MiB: the largest take several reads. Returns their bytes.
 pub(crate) fn write(dir: &Path, count: usize, seed: u64) -> u64 {
     let mut random = Random(seed);
     let mut total = 0;
     for at in 0..count {
-        let bytes = (256 << 10) << random.below(5);
+        let bytes = (256 << 10) << random.below(6);
         let tensors = 1 + random.below(5);
         let file = format!("m{at:03}.safetensors");
         let (_, image) = model::write(dir, &file, bytes, tensors, random.next());
         total += image.len() as u64;
+        // What is not on the disk cannot be forgotten.
+        let synced = std::fs::File::open(dir.join(file)).and_then(|file| file.sync_all());
+        synced.expect("syncs");
     }
     total
 }
@@ -42,6 +45,16 @@ impl Model {
                 path,
             })
             .collect()
+    }
+}
+
+/// Has the kernel forget what it read of the files in a directory: the next load is from the disk.
+pub(crate) fn forget(dir: &Path) {
+    for model in Model::list(dir) {
+        if let Ok(file) = std::fs::File::open(&model.path) {
+            // Pages that somebody uses just now, or that are not written yet, stay.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
     }
 }
 

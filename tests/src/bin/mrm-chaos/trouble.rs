@@ -1,5 +1,6 @@
 //! What goes wrong, drawn from the seed.
 
+use crate::GRACE;
 use crate::daemon::Daemon;
 use crate::fleet::{Fleet, Languages, Place};
 use mrm_tests::Random;
@@ -30,14 +31,55 @@ pub(crate) const POINTS: [&str; 17] = [
     "handing-over",
 ];
 
+/// Those that are passed by each daemon once, or seldom: their turn comes first.
+const SELDOM: [&str; 4] = ["adopted", "resuming", "handing-over", "adopting"];
+/// How long to wait for a point to be reached: for those a daemon must have ended and begun.
+const REACH: Duration = Duration::from_secs(3);
+const REACH_SELDOM: Duration = Duration::from_secs(15);
+
 /// How often each kind was done, and how often each point was reached.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) kills: u64,
     pub(crate) stops: u64,
+    /// Clients that were stopped for longer than a daemon waits for them.
+    pub(crate) long_stops: u64,
     pub(crate) takeovers: u64,
     pub(crate) disk_faults: u64,
-    pub(crate) reached: BTreeMap<&'static str, u64>,
+    /// Times that the memory limit was drawn tight, and daemons that the kernel killed for it.
+    pub(crate) squeezes: u64,
+    pub(crate) memory_kills: u64,
+    /// By point and action.
+    pub(crate) reached: BTreeMap<String, u64>,
+}
+
+impl Done {
+    /// The points that nothing ever happened at.
+    pub(crate) fn never(&self) -> Vec<&'static str> {
+        let was = |point: &str| self.reached.keys().any(|key| key.starts_with(point));
+        POINTS
+            .into_iter()
+            .filter(|point| !was(&format!("{point} ")))
+            .collect()
+    }
+}
+
+/// What is to happen at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Kill,
+    Stop,
+    Stall,
+}
+
+impl Action {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::Stall => "stall",
+        }
+    }
 }
 
 pub(crate) struct Trouble {
@@ -45,34 +87,46 @@ pub(crate) struct Trouble {
     pub(crate) done: Done,
     /// Points in the order of their turns.
     turns: VecDeque<&'static str>,
-    armed: Option<(&'static str, bool, Instant)>,
+    armed: Option<(&'static str, Action, Instant)>,
     /// Who is stopped, and until when.
     stopped: Vec<(u32, Instant)>,
     /// Deaths of the daemon that a keeper may still count.
     deaths: VecDeque<Instant>,
     deaths_max: usize,
     disk_until: Option<Instant>,
+    squeezed_until: Option<Instant>,
+    /// Killed for memory in this epoch, so far.
+    killed: u64,
     next_end: Instant,
+    /// Every point is to be reached soon.
+    hurries: bool,
 }
 
 impl Trouble {
-    /// With at most so many deaths of the daemon a minute.
-    pub(crate) fn new(seed: u64) -> Self {
+    /// With things in an order that the seed gives; points are in a hurry if all must be reached.
+    pub(crate) fn new(seed: u64, hurries: bool) -> Self {
         Self {
             random: Random(seed),
             done: Done::default(),
-            turns: POINTS.into(),
+            turns: SELDOM
+                .into_iter()
+                .chain(POINTS.into_iter().filter(|point| !SELDOM.contains(point)))
+                .collect(),
             armed: None,
             stopped: Vec::new(),
             deaths: VecDeque::new(),
             deaths_max: usize::MAX,
             disk_until: None,
+            squeezed_until: None,
+            killed: 0,
             next_end: Instant::now(),
+            hurries,
         }
     }
 
-    /// From now on at most so many deaths of the daemon a minute.
+    /// From now on at most so many deaths of the daemon, a new one, a minute.
     pub(crate) fn spare(&mut self, deaths_max: usize) {
+        self.killed = 0;
         self.deaths.clear();
         self.deaths_max = deaths_max;
     }
@@ -93,9 +147,10 @@ impl Trouble {
             !over
         });
         if self.disk_until.is_some_and(|until| until <= now) {
-            self.disk_until = None;
-            let _ = fs::remove_file(daemon.failpoint("read"));
-            daemon.fill_disk(false);
+            self.mend_disk(daemon);
+        }
+        if self.squeezed_until.is_some_and(|until| until <= now) {
+            self.release(daemon);
         }
         self.watch_point(daemon);
         if !self
@@ -110,42 +165,93 @@ impl Trouble {
             return;
         }
         // A daemon has some time between two ends.
-        self.next_end = now + Duration::from_millis(500 + self.random.below(1_000));
+        let least = if self.hurries { 200 } else { 500 };
+        self.next_end = now + Duration::from_millis(least + self.random.below(2 * least));
         let pid = daemon.family.daemons().first().copied();
-        match (self.random.below(10), pid) {
-            (0 | 1, Some(pid)) if self.may_die() => {
+        match (self.random.below(12), pid) {
+            (0, Some(pid)) if self.may_die() => {
                 signal(pid, Signal::SIGKILL);
                 self.done.kills += 1;
             }
-            (2, Some(pid)) => {
+            (1, Some(pid)) => {
                 signal(pid, Signal::SIGSTOP);
                 self.done.stops += 1;
                 self.later(pid, 150);
             }
-            (3, Some(_)) => {
+            (2, Some(_)) if self.deaths_max > 0 => {
                 daemon.replace();
                 self.done.takeovers += 1;
             }
-            (4 | 5, _) if self.disk_until.is_none() && !self.is_armed("read") => {
-                let action = ["error 3", "stall 2"][usize::from(self.random.below(2) == 0)];
-                fs::write(daemon.failpoint("read"), action).expect("writes");
-                daemon.fill_disk(true);
-                self.disk_until = Some(now + Duration::from_millis(300));
-                self.done.disk_faults += 1;
+            (3 | 4, _) if self.disk_until.is_none() && !self.is_armed("read") => {
+                self.harm_disk(daemon);
             }
+            (5 | 6, _) if self.squeezed_until.is_none() => self.squeeze(daemon),
+            (7, _) => crate::models::forget(place.models),
             (_, _) => self.arm(daemon),
+        }
+    }
+
+    /// Reads fail or stall for a moment, and a small filesystem is full.
+    fn harm_disk(&mut self, daemon: &Daemon) {
+        let actions = ["error 1", "error 3", "stall 1", "stall 2"];
+        let at = usize::try_from(self.random.below(actions.len() as u64)).expect("fits");
+        fs::write(daemon.failpoint("read"), actions[at]).expect("writes");
+        daemon.fill_disk(true);
+        self.disk_until = Some(Instant::now() + Duration::from_millis(300));
+        self.done.disk_faults += 1;
+    }
+
+    fn mend_disk(&mut self, daemon: &Daemon) {
+        self.disk_until = None;
+        let _ = fs::remove_file(daemon.failpoint("read"));
+        if fs::remove_file(daemon.failpoint("read.done")).is_ok() {
+            *self
+                .done
+                .reached
+                .entry("read error".to_owned())
+                .or_default() += 1;
+        }
+        daemon.fill_disk(false);
+    }
+
+    /// Draws the memory limit tight, where there is one: a load finds no memory, or the kernel kills.
+    fn squeeze(&mut self, daemon: &Daemon) {
+        let Some(group) = &daemon.group else { return };
+        // Less than a daemon leaves free by itself, or so little that the kernel has to kill.
+        let most = [2 << 20, 96 << 20][usize::from(self.random.below(2) == 0)];
+        group.squeeze(self.random.below(most));
+        let ms = 100 + self.random.below(700);
+        self.squeezed_until = Some(Instant::now() + Duration::from_millis(ms));
+        self.done.squeezes += 1;
+    }
+
+    fn release(&mut self, daemon: &Daemon) {
+        self.squeezed_until = None;
+        if let Some(group) = &daemon.group {
+            group.release();
+            let killed = group.kills();
+            self.done.memory_kills += killed.saturating_sub(self.killed);
+            self.killed = killed;
         }
     }
 
     /// What happens to clients.
     fn clients(&mut self, fleet: &mut Fleet, (place, languages): (&Place<'_>, &Languages)) {
         let client = usize::try_from(self.random.below(fleet.len() as u64)).expect("fits");
-        match self.random.below(30) {
+        match self.random.below(600) {
             0 => {
+                fleet.signal(client, Signal::SIGSTOP);
+                fleet.make_late(client);
+                self.done.long_stops += 1;
+                let after = GRACE + Duration::from_millis(self.random.below(2_000));
+                self.stopped
+                    .push((fleet.pid(client), Instant::now() + after));
+            }
+            1..20 => {
                 fleet.kill(client, place, languages);
                 self.done.kills += 1;
             }
-            1 => {
+            20..40 => {
                 fleet.signal(client, Signal::SIGSTOP);
                 self.done.stops += 1;
                 self.later(fleet.pid(client), 200);
@@ -179,31 +285,32 @@ impl Trouble {
         self.stopped.push((pid, Instant::now() + after));
     }
 
-    /// Arms the point whose turn it is: most kill, some stop.
+    /// Arms the point whose turn it is: most kill, some stop or stall.
     fn arm(&mut self, daemon: &mut Daemon) {
         if self.armed.is_some()
             || (self.disk_until.is_some() && self.turns.front() == Some(&"read"))
         {
             return;
         }
-        if !self.may_die() {
-            return;
-        }
         let Some(point) = self.turns.pop_front() else {
             return;
         };
         self.turns.push_back(point);
-        let kills = self.random.below(4) > 0;
-        let action = if kills { "kill" } else { "stop" };
-        let pass = 1 + self.random.below(3);
-        // These are passed once by each daemon, or seldom.
-        let once = ["adopted", "resuming", "handing-over"].contains(&point);
-        let pass = if once { 1 } else { pass };
+        let seldom = SELDOM.contains(&point);
+        let action = match self.random.below(6) {
+            0 => Action::Stall,
+            1 => Action::Stop,
+            _ => Action::Kill,
+        };
+        if (seldom || action == Action::Kill) && !self.may_die() {
+            return;
+        }
+        let pass = if seldom { 1 } else { 1 + self.random.below(3) };
         let file = daemon.failpoint(point);
         let new = file.with_extension("new");
-        fs::write(&new, format!("{action} {pass}")).expect("writes");
+        fs::write(&new, format!("{} {pass}", action.as_str())).expect("writes");
         fs::rename(&new, &file).expect("renames");
-        self.armed = Some((point, kills, Instant::now()));
+        self.armed = Some((point, action, Instant::now()));
         match point {
             // Nobody comes here unless a daemon begins or ends.
             "adopting" | "adopted" | "resuming" => {
@@ -223,18 +330,30 @@ impl Trouble {
 
     /// Notices that a point was reached, or that nobody comes there.
     fn watch_point(&mut self, daemon: &Daemon) {
-        let Some((point, kills, since)) = self.armed else {
+        let Some((point, action, since)) = self.armed else {
             return;
         };
-        if !daemon.failpoint(point).exists() {
-            *self.done.reached.entry(point).or_default() += 1;
-            match kills {
-                true => self.done.kills += 1,
-                false => self.done.stops += 1,
+        let file = daemon.failpoint(point);
+        let reached = match action {
+            Action::Kill | Action::Stop => !file.exists(),
+            Action::Stall => file.with_extension("done").exists(),
+        };
+        if reached {
+            let what = format!("{point} {}", action.as_str());
+            *self.done.reached.entry(what).or_default() += 1;
+            match action {
+                Action::Kill => self.done.kills += 1,
+                Action::Stop => self.done.stops += 1,
+                Action::Stall => {}
             }
-            self.armed = None;
-        } else if since.elapsed() > Duration::from_secs(2) {
-            let _ = fs::remove_file(daemon.failpoint(point));
+        }
+        let patience = match SELDOM.contains(&point) {
+            true => REACH_SELDOM,
+            false => REACH,
+        };
+        if reached || since.elapsed() > patience {
+            let _ = fs::remove_file(&file);
+            let _ = fs::remove_file(file.with_extension("done"));
             self.armed = None;
         }
     }
@@ -243,9 +362,9 @@ impl Trouble {
     pub(crate) fn end(&mut self, daemon: &Daemon) {
         self.watch_point(daemon);
         self.armed = None;
-        self.disk_until = None;
+        self.mend_disk(daemon);
+        self.release(daemon);
         daemon.disarm();
-        daemon.fill_disk(false);
         for (pid, _) in self.stopped.drain(..) {
             signal(pid, Signal::SIGCONT);
         }
