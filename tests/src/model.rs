@@ -3,6 +3,7 @@
 use crate::Random;
 use serde_json::{Map, Value, json};
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// A tensor to write.
@@ -69,6 +70,45 @@ pub fn write(dir: &Path, file: &str, bytes: u64, tensors: u64, seed: u64) -> (Pa
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, &image).unwrap();
     (path, image)
+}
+
+/// Writes a model of zeros, which takes no room on the disk, of about `bytes` bytes.
+pub fn write_zeros(dir: &Path, file: &str, bytes: u64, tensors: u64) -> PathBuf {
+    let rows = (bytes / tensors / 4).max(1);
+    let entry = |i: u64| {
+        let offsets = [i * rows * 4, (i + 1) * rows * 4];
+        let entry = json!({"dtype": "F32", "shape": [rows], "data_offsets": offsets});
+        (format!("layer.{i}.weight"), entry)
+    };
+    let header: Map<_, _> = (0..tensors).map(entry).collect();
+    let header = with_header(Value::Object(header).to_string().as_bytes(), &[]);
+    let path = dir.join(file);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, &header).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(header.len() as u64 + tensors * rows * 4)
+        .unwrap();
+    path
+}
+
+/// Writes a model of random values, of about `bytes` bytes, without holding it in memory.
+pub fn write_random(dir: &Path, file: &str, bytes: u64, tensors: u64) -> PathBuf {
+    let path = write_zeros(dir, file, bytes, tensors);
+    let rows = (bytes / tensors / 4).max(1);
+    let mut left = tensors * rows * 4;
+    let mut file = fs::File::options().write(true).open(&path).unwrap();
+    let len = file.metadata().unwrap().len();
+    file.seek(SeekFrom::Start(len - left)).unwrap();
+    let (mut random, mut chunk) = (Random(left), vec![0; 4 << 20]);
+    while left > 0 {
+        random.fill(&mut chunk);
+        let now = left.min(chunk.len() as u64);
+        let bytes = &chunk[..usize::try_from(now).unwrap()];
+        file.write_all(bytes).unwrap();
+        left -= now;
+    }
+    file.sync_all().unwrap();
+    path
 }
 
 /// Writes a sharded model: its directory, index and shards.

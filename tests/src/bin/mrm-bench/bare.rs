@@ -1,7 +1,9 @@
 //! The floor: a Unix socket, one message back with one descriptor, one mapping. No protocol, no
 //! table, no library.
 
-use memmap2::MmapOptions;
+use crate::floor::map_unchecked;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -10,7 +12,7 @@ use rustix::net::{
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,7 +29,7 @@ pub(crate) struct BareServer {
 
 impl BareServer {
     pub(crate) fn start(dir: &Path, bytes: u64) -> Self {
-        let socket = dir.join("bare.sock");
+        let socket = dir.join(format!("bare-{bytes}.sock"));
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .arg("bare-server")
             .arg(&socket)
@@ -57,35 +59,47 @@ impl Drop for BareServer {
     }
 }
 
-/// Serves until killed: a thread per connection, blocking.
+/// Serves until killed: one thread, as few system calls as there can be.
 pub(crate) fn serve(socket: &Path, bytes: u64) {
     let fd = segment(bytes);
     let listener = UnixListener::bind(socket).expect("binds");
     println!("listening");
-    for stream in listener.incoming().flatten() {
-        let fd = fd.try_clone().expect("dup");
-        std::thread::spawn(move || answer(&stream, &fd));
+    let ready = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+    let watch = |what: BorrowedFd<'_>, number: u64| {
+        let data = epoll::EventData::new_u64(number);
+        epoll::add(&ready, what, data, epoll::EventFlags::IN).expect("watched");
+    };
+    watch(listener.as_fd(), 0);
+    let mut streams: Vec<Option<UnixStream>> = vec![None];
+    let mut events = Vec::with_capacity(64);
+    loop {
+        events.clear();
+        epoll::wait(&ready, spare_capacity(&mut events), None).expect("waits");
+        for event in &events {
+            let number = usize::try_from(event.data.u64()).expect("small");
+            if number == 0 {
+                let (stream, _) = listener.accept().expect("accepts");
+                watch(stream.as_fd(), streams.len() as u64);
+                streams.push(Some(stream));
+            } else if streams[number].as_ref().is_none_or(|s| !answer(s, &fd)) {
+                streams[number] = None;
+            }
+        }
     }
 }
 
-fn answer(stream: &UnixStream, fd: &OwnedFd) {
+/// Answers one message; whether there was one, and somebody takes the answer.
+fn answer(mut stream: &UnixStream, fd: &OwnedFd) -> bool {
     let mut message = [0; MESSAGE_BYTES];
-    while (&*stream).read_exact(&mut message).is_ok() {
-        let fds = [fd.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
-        if sendmsg(
-            stream,
-            &[IoSlice::new(&message)],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )
-        .is_err()
-        {
-            return;
-        }
+    if stream.read_exact(&mut message).is_err() {
+        return false;
     }
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+    let message = [IoSlice::new(&message)];
+    sendmsg(stream, &message, &mut ancillary, SendFlags::NOSIGNAL).is_ok()
 }
 
 fn segment(bytes: u64) -> OwnedFd {
@@ -126,11 +140,7 @@ pub(crate) fn cycle(stream: &mut UnixStream, bytes: u64) -> f64 {
             }
         })
         .expect("one descriptor");
-    let len = usize::try_from(bytes).expect("fits");
-    let map = MmapOptions::new()
-        .len(len)
-        .map_if_safe(&fd)
-        .expect("sealed");
+    let map = map_unchecked(&fd, bytes);
     std::hint::black_box(map[0]);
     drop(map);
     drop(fd);

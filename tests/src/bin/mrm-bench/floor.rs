@@ -1,10 +1,11 @@
 //! The floors of `miss`: reading a file into memory with as little as can be.
 
-use memmap2::{Advice, Mmap, MmapMut};
+use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 use rustix::fs::{Advice as FileAdvice, OFlags, fadvise, fcntl_setfl};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -50,6 +51,13 @@ pub(crate) fn copy_mapped(path: &Path, bytes: u64, into: &mut [u8]) {
         scope.spawn(|| first.copy_from_slice(&map[..half]));
         second.copy_from_slice(&map[half..]);
     });
+}
+
+/// Maps what a descriptor refers to, without a look at it.
+pub(crate) fn map_unchecked(fd: &OwnedFd, bytes: u64) -> Mmap {
+    let len = usize::try_from(bytes).expect("fits");
+    // SAFETY: what the floor passes is sealed, and it passes nothing else.
+    unsafe { MmapOptions::new().len(len).map(fd) }.expect("maps")
 }
 
 /// Takes a file out of the page cache, and makes sure that it is.

@@ -13,14 +13,20 @@
 
 mod bare;
 mod churn;
+mod cost;
 mod floor;
 mod hit;
 mod miss;
+mod pages;
+mod plot;
 mod report;
+mod results;
 mod share;
+mod trims;
 
 use clap::{Parser, Subcommand};
 use report::Row;
+use results::Results;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,9 +38,18 @@ use std::process::ExitCode;
 struct Cli {
     /// What to measure: hit, miss, share, churn.
     benches: Vec<Bench>,
-    /// Also write the rows here, as JSON.
+    /// Also write the rows here, as JSON with the raw values, the machine and the commit.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Keep what was measured below tests/bench/results, for `report`.
+    #[arg(long)]
+    keep: bool,
+    /// Rounds of `trims`; medians of fewer than 15 are for a first look.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Models of `trims` above this size are left out.
+    #[arg(long, default_value_t = 8000)]
+    most_mb: u64,
     /// Opens of `churn`, in all.
     #[arg(long, default_value_t = 1_000_000)]
     opens: u64,
@@ -46,7 +61,7 @@ struct Cli {
     part: Option<Part>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, clap::ValueEnum, PartialEq, Eq)]
 enum Bench {
     /// Opening what is resident.
     Hit,
@@ -56,10 +71,14 @@ enum Bench {
     Share,
     /// Opens a second, and what they leave behind.
     Churn,
+    /// The experiment of the TrIMS paper: a process per inference, of 45 models.
+    Trims,
 }
 
 #[derive(Subcommand)]
 enum Part {
+    /// Writes the pages below tests/bench and README's figures from the results that were kept.
+    Report,
     /// Serves the floor: one message with one descriptor.
     BareServer {
         /// Where to listen.
@@ -92,46 +111,54 @@ enum Part {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.part {
-        Some(Part::BareServer { socket, bytes }) => bare::serve(&socket, bytes),
-        Some(Part::BareFresh { socket, bytes }) => println!("{}", bare::fresh(&socket, bytes)),
-        Some(Part::Fresh { socket, model }) => println!("{}", hit::fresh(&socket, &model)),
-        Some(Part::Hold { socket, model }) => share::hold(&socket, &model),
-        None => return measure(&cli.benches, cli.json, cli.opens, cli.python.as_deref()),
+    match &cli.part {
+        Some(Part::BareServer { socket, bytes }) => bare::serve(socket, *bytes),
+        Some(Part::BareFresh { socket, bytes }) => println!("{}", bare::fresh(socket, *bytes)),
+        Some(Part::Fresh { socket, model }) => println!("{}", hit::fresh(socket, model)),
+        Some(Part::Hold { socket, model }) => share::hold(socket, model),
+        Some(Part::Report) => pages::write(Path::new(".")),
+        None => return measure(&cli),
     }
     ExitCode::SUCCESS
 }
 
-fn measure(
-    benches: &[Bench],
-    json: Option<PathBuf>,
-    opens: u64,
-    python: Option<&Path>,
-) -> ExitCode {
-    let all = [Bench::Hit, Bench::Miss, Bench::Share, Bench::Churn];
-    let benches = if benches.is_empty() {
-        &all[..]
-    } else {
-        benches
+fn measure(cli: &Cli) -> ExitCode {
+    // What takes long, or needs a quiet machine, is measured only when asked for.
+    let usual = [Bench::Hit, Bench::Share, Bench::Churn];
+    let benches = match cli.benches.is_empty() {
+        true => &usual[..],
+        false => &cli.benches,
     };
-    let mut rows: Vec<Row> = Vec::new();
+    let mut all = Results::begin();
     for bench in benches {
-        let new = match bench {
-            Bench::Hit => hit::measure(),
-            Bench::Miss => miss::measure(python),
-            Bench::Share => share::measure(),
-            Bench::Churn => churn::measure(opens),
-        };
-        report::print(&new);
-        rows.extend(new);
+        let mut results = Results::begin();
+        results.rows = rows(*bench, cli);
+        results.end();
+        report::print(&results.rows);
+        if cli.keep {
+            let name = format!("{bench:?}").to_lowercase();
+            results.write(Path::new(&format!("tests/bench/results/{name}.json")));
+        }
+        all.rows.extend(results.rows);
     }
-    if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&rows).expect("rows are plain");
-        std::fs::write(&path, text + "\n").expect("writes");
+    all.end();
+    if let Some(path) = &cli.json {
+        all.write(path);
     }
-    if rows.iter().all(Row::holds) {
+    if all.rows.iter().all(Row::holds) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
+    let python = cli.python.as_deref();
+    match bench {
+        Bench::Hit => hit::measure(),
+        Bench::Miss => miss::measure(python),
+        Bench::Share => share::measure(),
+        Bench::Churn => churn::measure(cli.opens),
+        Bench::Trims => trims::measure(python, cli.rounds, cli.most_mb),
     }
 }

@@ -1,13 +1,17 @@
 //! Rows, and how they are shown.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// Raw values that are kept of a case; of more, as many at even distances in the sorted ones.
+const RAW_MAX: usize = 500;
 
 /// One measured case.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
-    pub(crate) bench: &'static str,
+    pub(crate) bench: Cow<'static, str>,
     pub(crate) case: String,
-    pub(crate) unit: &'static str,
+    pub(crate) unit: Cow<'static, str>,
     /// Samples.
     pub(crate) n: usize,
     pub(crate) p50: f64,
@@ -21,6 +25,12 @@ pub(crate) struct Row {
     pub(crate) ratio: f64,
     /// The largest ratio that is good enough; none where the figure is for information.
     pub(crate) limit: Option<f64>,
+    /// What was measured, sorted.
+    #[serde(default)]
+    pub(crate) raw: Vec<f64>,
+    /// What was measured of the floor, sorted.
+    #[serde(default)]
+    pub(crate) floor_raw: Vec<f64>,
 }
 
 impl Row {
@@ -38,9 +48,9 @@ impl Row {
         let (min, max) = (percentile(samples, 0.0), percentile(samples, 1.0));
         let floor_p50 = percentile(floor_samples, 0.5);
         Self {
-            bench,
+            bench: bench.into(),
             case: case.into(),
-            unit,
+            unit: unit.into(),
             n: samples.len(),
             p50,
             p99,
@@ -50,13 +60,43 @@ impl Row {
             floor_p50,
             ratio: p50 / floor_p50,
             limit,
+            raw: thinned(samples),
+            floor_raw: thinned(floor_samples),
         }
+    }
+
+    /// From samples that may be at most `most`, whatever else was measured.
+    pub(crate) fn at_most(
+        bench: &'static str,
+        case: impl Into<String>,
+        unit: &'static str,
+        samples: &mut [f64],
+        most: f64,
+    ) -> Self {
+        Self::of(
+            bench,
+            case,
+            unit,
+            samples,
+            "at most",
+            &mut [most],
+            Some(1.0),
+        )
     }
 
     /// Whether the figure is good enough.
     pub(crate) fn holds(&self) -> bool {
         self.limit.is_none_or(|limit| self.ratio <= limit)
     }
+}
+
+/// Of sorted samples: all, or as many as are kept.
+fn thinned(samples: &[f64]) -> Vec<f64> {
+    let kept = samples.len().min(RAW_MAX);
+    let last = samples.len() - 1;
+    (0..kept)
+        .map(|at| samples[at * last / (kept - 1).max(1)])
+        .collect()
 }
 
 pub(crate) fn percentile(samples: &mut [f64], q: f64) -> f64 {
@@ -106,7 +146,7 @@ pub(crate) fn print(rows: &[Row]) {
     println!();
 }
 
-fn figure(value: f64) -> String {
+pub(crate) fn figure(value: f64) -> String {
     if value >= 1000.0 {
         format!("{value:.0}")
     } else {

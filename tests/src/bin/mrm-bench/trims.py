@@ -1,0 +1,40 @@
+"""One inference of the TrIMS experiment, in a process of its own: load, touch every page, compute.
+
+Prints the milliseconds that loading took, and those from then on.
+Arguments: how (mrm, numpy, torch, ideal), file, name of the model, milliseconds of computing.
+"""
+
+import sys
+import time
+
+how, path, name, compute_ms = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
+
+import numpy
+
+if how == "mrm":
+    import mrm
+elif how == "numpy":
+    from safetensors.numpy import load_file
+elif how == "torch":
+    from safetensors.torch import load_file
+
+
+def touched(tensors):
+    """Reads a value of each page, as the first inference would."""
+    return sum(float(tensor.reshape(-1)[::1024].sum()) for tensor in tensors)
+
+
+start = time.perf_counter()
+if how == "mrm":
+    model = mrm.open(name)
+    touched(model[key] for key in model)
+elif how in ("numpy", "torch"):
+    tensors = load_file(path)
+    touched(tensors.values())
+loaded = time.perf_counter()
+
+# Time on a core, not on the clock: others may be computing at the same time.
+end = time.process_time() + compute_ms / 1e3
+while time.process_time() < end:
+    pass
+print((loaded - start) * 1e3, (time.perf_counter() - loaded) * 1e3)
