@@ -9,8 +9,8 @@ use mrm_core::event::{
     SegmentFact, Wanted, Wishes,
 };
 use mrm_core::id::{
-    Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId, SourceId,
-    Tenant, Time, VersionId,
+    Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SegmentId, SessionId,
+    SourceId, Tenant, Time, VersionId,
 };
 use mrm_core::ledger::Tier;
 use mrm_core::policy::{Choice, Cost, CremeBrulee, Rule};
