@@ -1,0 +1,80 @@
+//! The sample of this repository: it reads, and policies come in the order that whole traces show.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use mrm_simulate::catalogue::Catalogue;
+use mrm_simulate::figures::Row;
+use mrm_simulate::study::{Options, study};
+use mrm_simulate::trace::{Trace, TraceOptions};
+use mrm_simulate::workload::{Binding, Workload};
+use std::fs::File;
+use std::path::Path;
+
+fn sample(catalogue: &str) -> Workload {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces");
+    let open = |name: &str| File::open(dir.join(name)).expect(name);
+    let name = "azure2019_requests_s0.csv.gz";
+    let trace = Trace::read(name.as_ref(), open(name), &TraceOptions::default()).unwrap();
+    let name = format!("azure2019_models_{catalogue}.csv");
+    let models = Catalogue::read(name.as_ref(), open(&name)).unwrap();
+    let (workload, notes) = Workload::of(&trace, &models, &Binding::default()).unwrap();
+    assert!(notes.is_empty(), "{notes:?}");
+    workload
+}
+
+fn rows(workload: &Workload, policies: &str, sizes: &str) -> Vec<Row> {
+    let options = Options::new(policies.parse().unwrap(), sizes.parse().unwrap());
+    study(workload, &options, &|_, _| {}).unwrap().rows
+}
+
+#[test]
+fn policies_come_in_the_order_of_what_they_know() {
+    for catalogue in ["C1_s0", "C2_s1"] {
+        let workload = sample(catalogue);
+        assert_eq!(
+            (workload.models.len(), workload.requests.len()),
+            (60, 16_692)
+        );
+        let rows = rows(&workload, "cremebrulee-oracle,gc,lru,random", "10%,20%,30%");
+        let load_s = |policy: &str| -> f64 {
+            let of = rows.iter().filter(|row| row.policy == policy);
+            of.map(|row| row.total_load_seconds).sum()
+        };
+        let all = ["cremebrulee-oracle", "gc", "lru", "random"].map(load_s);
+        assert!(all.is_sorted(), "{catalogue}: {all:?}");
+        let gc: Vec<f64> = rows[3..6].iter().filter_map(|row| row.gap_closed).collect();
+        assert!(gc.iter().sum::<f64>() / 3.0 > 0.5, "{catalogue}: {gc:?}");
+        assert!(
+            rows[0..3].iter().all(|row| row.gap_closed == Some(1.0)),
+            "{rows:?}"
+        );
+    }
+}
+
+#[test]
+fn a_row_has_the_keys_that_programs_read() {
+    let rows = rows(&sample("C1_s0"), "gc", "100%");
+    let row = serde_json::to_value(&rows[0]).unwrap();
+    for key in [
+        "policy",
+        "cache",
+        "object_miss_ratio",
+        "byte_miss_ratio",
+        "total_load_seconds",
+        "mean_s",
+        "p50_s",
+        "p99_s",
+        "load_over_exec",
+        "gap_closed",
+    ] {
+        assert!(row.get(key).is_some(), "{key}: {row}");
+    }
+    // All fits: each model is loaded once, by whatever policy.
+    assert_eq!(row["misses"], 60);
+    assert!(row["gap_closed"].is_null(), "there is no gap");
+}
