@@ -217,6 +217,7 @@ fn assemble(
         leases_per_session_max: LEASES_PER_SESSION_MAX,
         revalidate_ms: config.revalidate_ms,
         policy: config.host_policy,
+        prefetch: mrm_core::Prefetch::default(),
         devices: devices::decider_configs(&tier, (left / 4).max(SEGMENTS_PER_MODEL_MAX) as u64),
     };
     let journal_bytes = usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX);

@@ -6,6 +6,7 @@
 //! assert!(matches!(event, Event::SessionOpened { .. }));
 //! ```
 
+use crate::ahead::Prefetch;
 use crate::id::{Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId};
 use crate::id::{SegmentId, SourceId, Tenant, Time, VersionId};
 use crate::ledger::{Amount, Tier};
@@ -97,6 +98,16 @@ pub enum Event {
         tier: Tier,
         /// Which policy.
         policy: Choice,
+    },
+    /// Other settings for loading ahead.
+    SetPrefetch(Prefetch),
+    /// A model is said to be opened soon. Not answered: it may be loaded before that, while nobody
+    /// waits for anything else, and counts for more when something has to go.
+    Hint {
+        /// Which model.
+        model: ModelId,
+        /// When it will be opened.
+        due: Time,
     },
     /// Memory of the last daemon's is taken over. Comes before any session.
     Adopt(Adoption),

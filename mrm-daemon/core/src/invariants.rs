@@ -362,7 +362,8 @@ fn i8_wants_are_waited_for(core: &Core) -> Result<(), Violation> {
     let mut queued = 0;
     for (id, stage) in core.admission.wants() {
         let waited_for = core.admission.first_waiting_for(Target::Copy(id)).is_some();
-        ensure(waited_for, 8, || format!("nobody wants {id}"))?;
+        let ahead = core.ahead.loads(id);
+        ensure(waited_for || ahead, 8, || format!("nobody wants {id}"))?;
         let admitted = core.catalogue.copy(id)?.admitted;
         ensure(admitted == (stage == Stage::Loading), 8, || {
             format!("{id} is at {stage:?}")
@@ -554,6 +555,13 @@ fn i19_policies_remember_what_is_there(core: &Core) -> Result<(), Violation> {
         ensure(tracked <= there.len(), 19, || {
             let there = there.len();
             format!("the policy of {tier} remembers {tracked} versions, there are {there}")
+        })?;
+    }
+    for id in core.ahead.unused.keys() {
+        let known = core.catalogue.versions.contains_key(id);
+        let there = known && !core.catalogue.all_segments(*id)?.is_empty();
+        ensure(there, 19, || {
+            format!("{id} was loaded ahead, but is not there")
         })?;
     }
     let loading = core.residency.all();

@@ -46,6 +46,7 @@ pub mod view;
 pub mod violation;
 
 mod admission;
+mod ahead;
 mod catalogue;
 mod devices;
 mod evictions;
@@ -57,6 +58,8 @@ mod policies;
 mod quarantine;
 mod residency;
 mod step;
+
+pub use crate::ahead::Prefetch;
 
 use crate::effect::Effect;
 use crate::event::Event;
@@ -86,6 +89,8 @@ pub struct Config {
     pub revalidate_ms: u64,
     /// What goes first when room is needed in host memory.
     pub policy: Choice,
+    /// What is loaded before it is asked for.
+    pub prefetch: Prefetch,
     /// The devices; the place in the list is the [`DeviceId`].
     pub devices: Vec<DeviceConfig>,
 }
@@ -127,6 +132,7 @@ impl Config {
             leases_per_session_max: 4096,
             revalidate_ms: 1000,
             policy: Choice::default(),
+            prefetch: Prefetch::default(),
             devices: Vec::new(),
         }
     }
@@ -139,6 +145,7 @@ pub struct Core {
     leases_per_session_max: usize,
     revalidate_ms: u64,
     policies: policies::Policies,
+    ahead: ahead::Ahead,
     draining: bool,
     devices: devices::Devices,
     catalogue: catalogue::Catalogue,
@@ -175,6 +182,7 @@ impl Core {
                 config.policy,
                 config.devices.iter().map(|device| device.policy),
             ),
+            ahead: ahead::Ahead::new(config.prefetch),
             draining: false,
             ledger: Ledger::new(limit, &devices::Devices::budgets(&config.devices)),
             devices: devices::Devices::new(config.devices),
@@ -204,6 +212,7 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
         self.policies.explained.clear();
+        self.ahead.foreseen.clear();
         let turn = &mut step::Turn { now, effects };
         self.route(turn, event)?;
         self.settle(turn)?;
@@ -217,7 +226,7 @@ impl Core {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let expected = self.expected.first().map(|(until, _)| *until);
-        [self.admission.next_deadline(), expected]
+        [self.admission.next_deadline(), expected, self.look_at()]
             .into_iter()
             .flatten()
             .min()
@@ -280,6 +289,14 @@ impl Core {
                 limit,
             } => self.set_limit(tier, budget, limit),
             Event::SetPolicy { tier, policy } => self.policies.choose(tier, policy),
+            Event::SetPrefetch(settings) => {
+                self.set_prefetch(turn.now, settings);
+                Ok(())
+            }
+            Event::Hint { model, due } => {
+                self.said(turn, model, due);
+                Ok(())
+            }
             Event::Adopt(adoption) => self.adopt(turn, &adoption),
             Event::Resume {
                 session,

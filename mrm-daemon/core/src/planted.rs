@@ -61,6 +61,8 @@ pub enum Bug {
     LendDamaged,
     /// What was filled from damaged memory counts as good.
     KeepSpoilt,
+    /// What is loaded ahead does not mind who waits.
+    LoadAheadOfOthers,
 }
 
 #[cfg(feature = "planted")]
@@ -71,7 +73,7 @@ thread_local! {
 #[cfg(feature = "planted")]
 impl Bug {
     /// Each of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::LeakCharge,
         Self::ForgetRefund,
         Self::ChargeAboveLimit,
@@ -92,6 +94,7 @@ impl Bug {
         Self::ForgetInSilence,
         Self::LendDamaged,
         Self::KeepSpoilt,
+        Self::LoadAheadOfOthers,
     ];
 }
 

@@ -97,6 +97,18 @@ impl Policies {
         Ok(())
     }
 
+    /// Tells the policy of a tier of what nobody has asked for yet.
+    pub(crate) fn arrived(
+        &mut self,
+        tier: Tier,
+        when: (Time, Bytes),
+        arrived: &Candidate,
+    ) -> Result<(), Violation> {
+        let (policy, facts) = self.at(tier, when)?;
+        policy.arrived(&facts, arrived);
+        Ok(())
+    }
+
     /// Tells the policy of a tier that something of these versions has left it.
     pub(crate) fn dropped(
         &mut self,

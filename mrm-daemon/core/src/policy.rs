@@ -31,6 +31,7 @@
 mod choice;
 mod cremebrulee;
 mod fifo;
+mod foresight;
 mod gdsf;
 mod gittins;
 mod history;
@@ -62,6 +63,7 @@ pub use reload::Route;
 pub use s3fifo::S3Fifo;
 pub use sieve::Sieve;
 
+pub(crate) use gittins::index;
 pub(crate) use reload::{Load, Reloads};
 
 use crate::id::{Bytes, ModelId, SegmentId, Time, VersionId};
@@ -171,6 +173,11 @@ pub trait Policy: std::fmt::Debug + Send {
     /// A version was granted on the tier, or another tier was filled from it. `history` has that
     /// use already; `last_used` is now.
     fn used(&mut self, _facts: &Facts<'_>, _used: &Candidate) {}
+
+    /// A version was loaded before anybody asked for it.
+    fn arrived(&mut self, facts: &Facts<'_>, arrived: &Candidate) {
+        self.used(facts, arrived);
+    }
 
     /// Victims were chosen; [`Policy::dropped`] follows for each.
     fn decided(&mut self, _facts: &Facts<'_>, _decision: &Decision<'_>) {}

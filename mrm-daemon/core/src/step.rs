@@ -4,6 +4,7 @@
 //! gets, what that takes, how room is made for it, and who holds it.
 
 mod adopt;
+mod ahead;
 mod complete;
 mod device;
 mod holders;
@@ -272,6 +273,7 @@ impl Core {
         let (charge, sources) = self.residency.evict(segment, op, users.clone())?;
         self.ledger.start_free(tier, charge);
         self.policies.dropped(tier, users.iter().copied())?;
+        users.iter().for_each(|user| self.ahead.left(*user));
         for copy in copies {
             self.catalogue.copy_mut(copy)?.whole = None;
             self.demoted(turn, copy, tier)?;

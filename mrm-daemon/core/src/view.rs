@@ -13,6 +13,7 @@ pub use shapes::*;
 
 use crate::Core;
 use crate::admission::{Stage as WantStage, Target};
+use crate::ahead::Prefetch;
 use crate::catalogue::{Copy, Model, Version};
 use crate::id::{Bytes, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId};
 use crate::id::{Time, VersionId};
@@ -198,6 +199,7 @@ impl<'a> View<'a> {
             wants: core.admission.wants().count(),
             ops: core.ops.len(),
             evictions: core.evictions.len(),
+            ahead: core.ahead.unused.len() + usize::from(core.ahead.going.is_some()),
         }
     }
 
@@ -211,6 +213,46 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn explained(&self) -> &'a [Explained] {
         &self.core.policies.explained
+    }
+
+    /// What the last event began to load ahead of what is asked for, and why.
+    #[must_use]
+    pub fn foreseen(&self) -> &'a [Foreseen] {
+        &self.core.ahead.foreseen
+    }
+
+    /// What became of what was loaded ahead.
+    #[must_use]
+    pub fn ahead(&self) -> AheadView {
+        AheadView {
+            hints: self.core.policies.history.hints_len(),
+            ..self.core.ahead.counts
+        }
+    }
+
+    /// Whether a version is being loaded ahead, and nobody waits for it.
+    #[must_use]
+    pub fn is_ahead(&self, version: VersionId) -> bool {
+        let mut wants = self.core.admission.wants_of(version);
+        let waited_for = |copy| {
+            self.core
+                .admission
+                .first_waiting_for(Target::Copy(copy))
+                .is_some()
+        };
+        self.core.ahead.loads_of(version) && !wants.any(|(copy, _)| waited_for(copy))
+    }
+
+    /// When it is looked next what is worth loading ahead, if there is reason to.
+    #[must_use]
+    pub fn look_at(&self) -> Option<Time> {
+        self.core.look_at()
+    }
+
+    /// The settings for loading ahead.
+    #[must_use]
+    pub fn prefetch(&self) -> Prefetch {
+        self.core.ahead.settings
     }
 
     /// How much a version is worth keeping on a tier at this time, whether it is held or not;
@@ -269,6 +311,7 @@ impl<'a> View<'a> {
     pub fn waits_for_room(&self, version: VersionId) -> bool {
         let mut wants = self.core.admission.wants_of(version);
         wants.any(|(copy, stage)| stage == WantStage::Room || copy.tier != Tier::Host)
+            || self.core.ahead.makes_room_for(version)
     }
 
     /// What an open waits for, if it waits.

@@ -6,6 +6,7 @@
 
 use minicbor::decode::Error as DecodeError;
 use minicbor::{Decoder, Encoder};
+use mrm_core::Prefetch;
 use mrm_core::event::{AdoptedSegment, Adoption, Event, Fault, LoadFailure, Part, Resolution};
 use mrm_core::event::{ResumedLease, SegmentFact, Wanted, Wishes};
 use mrm_core::id::{
@@ -75,14 +76,8 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
             budget,
             limit,
         } => put(out, 8, &[tier_number(*tier), budget.0, limit.0])?,
-        Event::DeviceLost { device, fault } => {
-            out.u8(9)?.u16(device.0)?;
-            put_fault(out, fault)?;
-        }
-        Event::Damaged { segment, fault } => {
-            put(out, 22, &[segment.0])?;
-            put_fault(out, fault)?;
-        }
+        Event::DeviceLost { device, fault } => put_loss(out, 9, device.0.into(), fault)?,
+        Event::Damaged { segment, fault } => put_loss(out, 22, segment.0, fault)?,
         Event::Drain => put(out, 10, &[])?,
         Event::Resolved { op, outcome } => put_resolved(out, *op, outcome)?,
         Event::Loaded { op, outcome } => put_loaded(out, *op, outcome)?,
@@ -90,6 +85,8 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
         Event::Tick => put(out, 16, &[])?,
         Event::SetPolicy { tier, policy } => put_policy(out, *tier, *policy)?,
         Event::Took { op, took_us } => put(out, 20, &[op.0, *took_us])?,
+        Event::SetPrefetch(settings) => put_prefetch(out, *settings)?,
+        Event::Hint { model, due } => put(out, 24, &[model.0, due.0])?,
         Event::Adopt(adoption) => put_adoption(out, adoption)?,
         Event::Resume {
             session,
@@ -106,6 +103,17 @@ fn put(out: &mut Out<'_>, kind: u8, numbers: &[u64]) -> Written {
     for number in numbers {
         out.u64(*number)?;
     }
+    Ok(())
+}
+
+fn put_loss(out: &mut Out<'_>, kind: u8, of: u64, fault: &Fault) -> Written {
+    put(out, kind, &[of])?;
+    put_fault(out, fault)
+}
+
+fn put_prefetch(out: &mut Out<'_>, settings: Prefetch) -> Written {
+    put(out, 23, &[settings.share_percent.into()])?;
+    out.bool(settings.enabled)?;
     Ok(())
 }
 
@@ -285,10 +293,7 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             request: RequestId(from.u64()?),
             leases: get_list(from, get_resumed)?,
         },
-        19 => Event::SetPolicy {
-            tier: tier_of(from.u64()?)?,
-            policy: from.str()?.parse().map_err(DecodeError::custom)?,
-        },
+        19 => get_policy(from)?,
         20 => Event::Took {
             op: OpId(from.u64()?),
             took_us: from.u64()?,
@@ -297,7 +302,29 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             segment: SegmentId(from.u64()?),
             fault: get_fault(from)?,
         },
+        kind @ 23..=24 => get_ahead(kind, from)?,
         kind => return Err(unknown("event", kind.into())),
+    })
+}
+
+fn get_policy(from: &mut Decoder<'_>) -> Read<Event> {
+    Ok(Event::SetPolicy {
+        tier: tier_of(from.u64()?)?,
+        policy: from.str()?.parse().map_err(DecodeError::custom)?,
+    })
+}
+
+fn get_ahead(kind: u8, from: &mut Decoder<'_>) -> Read<Event> {
+    Ok(if kind == 23 {
+        Event::SetPrefetch(Prefetch {
+            share_percent: from.u8()?,
+            enabled: from.bool()?,
+        })
+    } else {
+        Event::Hint {
+            model: ModelId(from.u64()?),
+            due: Time(from.u64()?),
+        }
     })
 }
 

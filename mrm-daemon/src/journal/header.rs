@@ -54,6 +54,9 @@ pub struct CoreFacts {
     /// The devices.
     #[n(6)]
     pub devices: Vec<DeviceFacts>,
+    /// Share of the time that loading ahead may take, in percent; absent where it is off.
+    #[n(7)]
+    pub prefetch_percent: Option<u8>,
 }
 
 /// [`mrm_core::DeviceConfig`].
@@ -113,6 +116,10 @@ impl CoreFacts {
             revalidate_ms: config.revalidate_ms,
             policy: config.policy.to_string(),
             devices: config.devices.iter().map(device).collect(),
+            prefetch_percent: config
+                .prefetch
+                .enabled
+                .then_some(config.prefetch.share_percent),
         }
     }
 
@@ -137,6 +144,12 @@ impl CoreFacts {
             leases_per_session_max: count(self.leases_per_session_max),
             revalidate_ms: self.revalidate_ms,
             policy: policy_named(&self.policy)?,
+            prefetch: mrm_core::Prefetch {
+                enabled: self.prefetch_percent.is_some(),
+                share_percent: self
+                    .prefetch_percent
+                    .unwrap_or(mrm_core::Prefetch::default().share_percent),
+            },
             devices: self.devices.iter().map(device).collect::<Result<_, _>>()?,
         })
     }

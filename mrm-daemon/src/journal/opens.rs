@@ -156,6 +156,8 @@ impl Fold {
             | Event::SetLimit { .. }
             | Event::SetPolicy { .. }
             | Event::Took { .. }
+            | Event::SetPrefetch(_)
+            | Event::Hint { .. }
             | Event::Adopt(_)
             | Event::Resume { .. }
             | Event::DeviceLost { .. }

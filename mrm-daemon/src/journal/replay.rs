@@ -287,6 +287,8 @@ impl Run {
             | Event::Resolved { .. }
             | Event::SetPolicy { .. }
             | Event::Took { .. }
+            | Event::SetPrefetch(_)
+            | Event::Hint { .. }
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

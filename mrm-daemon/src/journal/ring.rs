@@ -105,6 +105,8 @@ impl Journal {
             | Event::Drain
             | Event::SetPolicy { .. }
             | Event::Took { .. }
+            | Event::SetPrefetch(_)
+            | Event::Hint { .. }
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

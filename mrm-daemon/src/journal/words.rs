@@ -66,6 +66,12 @@ pub(super) fn words(event: &Event) -> String {
         Event::Freed { op } => format!("{op} ends: its memory is free"),
         Event::Tick => "time passes".to_owned(),
         Event::SetPolicy { tier, policy } => format!("{tier} has the policy {policy}"),
+        Event::SetPrefetch(settings) => format!(
+            "loading ahead is {}, for {} % of the time",
+            if settings.enabled { "on" } else { "off" },
+            settings.share_percent
+        ),
+        Event::Hint { model, due } => format!("{model} is said to come at {} µs", due.0),
         Event::Took { op, took_us } => format!("{op} took {took_us} µs by itself"),
     }
 }

@@ -368,6 +368,9 @@ impl State {
                 self.forget_if_unknown(model);
             }
         }
+        for model in self.core.take_forgotten() {
+            self.forget_if_unknown(model);
+        }
         if std::mem::take(&mut self.supplies_stale) {
             self.drop_supplies();
         }

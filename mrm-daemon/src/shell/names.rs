@@ -198,6 +198,12 @@ impl Names {
         self.models.get_mut(&model)
     }
 
+    /// Whether a model is found by its name, and not by descriptors that are gone.
+    pub(super) fn has_name(&self, model: ModelId) -> bool {
+        let record = self.models.get(&model);
+        record.is_some_and(|record| matches!(record.origin, ModelOrigin::Registered))
+    }
+
     pub(super) fn forget_model(&mut self, model: ModelId) {
         if let Some(record) = self.models.remove(&model)
             && self.by_name.get(&record.name) == Some(&model)

@@ -369,9 +369,12 @@ impl State {
         }
     }
 
-    /// Forgets a model id that the decider has no use for.
+    /// Forgets a model id that the decider has no use for. A name whose uses it remembers comes back
+    /// under the same id.
     pub(super) fn forget_if_unknown(&mut self, model: ModelId) {
-        if self.core.view().model(model).is_none() {
+        let view = self.core.view();
+        let comes_back = self.names.has_name(model) && view.remembers(model);
+        if view.model(model).is_none() && !comes_back {
             self.names.forget_model(model);
         }
     }

@@ -113,6 +113,12 @@ impl Books {
         })
     }
 
+    /// Whether an open is unanswered.
+    pub(crate) fn waits(&self) -> bool {
+        let open = |asked: &Asked| matches!(asked, Asked::Open { .. });
+        self.asked.values().any(open)
+    }
+
     /// Takes note of an event, before the decider is told.
     pub(crate) fn happens(&mut self, event: &Event) -> Checked {
         match event {
@@ -180,6 +186,8 @@ impl Books {
             | Event::Drain
             | Event::SetPolicy { .. }
             | Event::Took { .. }
+            | Event::SetPrefetch(_)
+            | Event::Hint { .. }
             | Event::Tick => {}
         }
         Ok(())

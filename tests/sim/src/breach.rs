@@ -19,6 +19,8 @@ pub enum Rule {
     Budget,
     /// Who did no wrong keeps its session.
     Session,
+    /// Nothing is loaded ahead while somebody waits, or in place of what is worth more.
+    Ahead,
     /// Once faults stop, everything comes to rest within a bound.
     Rest,
     /// Nothing is left when all is closed and evicted.

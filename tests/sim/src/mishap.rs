@@ -55,6 +55,8 @@ pub enum Mishap {
     Warms,
     /// The operator evicts a model.
     Evicts,
+    /// A model is said to be opened soon.
+    Hints,
     /// The operator drains the daemon.
     Drains,
     /// The daemon dies, and another starts.
@@ -65,7 +67,7 @@ pub enum Mishap {
 
 impl Mishap {
     /// Each, with the most times in a thousand that it happens where it may.
-    const ALL: [(Self, u64); 28] = [
+    const ALL: [(Self, u64); 29] = [
         (Self::ClientDies, 25),
         (Self::HalfFrame, 15),
         (Self::BreaksProtocol, 10),
@@ -91,6 +93,7 @@ impl Mishap {
         (Self::Wishes, 200),
         (Self::Warms, 100),
         (Self::Evicts, 250),
+        (Self::Hints, 500),
         (Self::Drains, 8),
         (Self::DaemonDies, 10),
         (Self::MemoryDamaged, 150),

@@ -2,6 +2,7 @@
 
 use mrm_core::effect::{Effect, Feed, Origin, Refusal, Reply};
 use mrm_core::ledger::Tier;
+use mrm_core::view::Foreseen;
 use std::collections::BTreeMap;
 
 /// How often each thing was asked of the shell.
@@ -10,7 +11,9 @@ pub struct Reached(BTreeMap<&'static str, u64>);
 
 impl Reached {
     /// Everything that a decider may ask for.
-    pub const ALL: [&'static str; 34] = [
+    pub const ALL: [&'static str; 36] = [
+        "loaded ahead",
+        "loaded ahead in place of something",
         "load",
         "fill from files",
         "fill from host memory",
@@ -85,6 +88,14 @@ impl Reached {
                 }
                 name_of(reply)
             }
+        };
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    pub(crate) fn see_foreseen(&mut self, foreseen: &Foreseen) {
+        let name = match foreseen.victims {
+            0 => "loaded ahead",
+            _ => "loaded ahead in place of something",
         };
         *self.0.entry(name).or_default() += 1;
     }

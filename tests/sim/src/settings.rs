@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) leases_max: usize,
     pub(crate) revalidate_ms: u64,
     pub(crate) wait_ms_default: u64,
+    /// Whether models are loaded that are likely to be used soon.
+    pub(crate) prefetch: bool,
     pub(crate) sessions_max: usize,
     pub(crate) files_waiting_max: usize,
     /// Bytes that a socket holds.
@@ -81,6 +83,7 @@ impl Settings {
             leases_max: random.index(6) + 2,
             revalidate_ms: *random.pick(&[0, 5, 50, 1000]).unwrap_or(&0),
             wait_ms_default: random.between(1, WAIT_MS_MAX),
+            prefetch: random.coin(),
             sessions_max: random.index(10) + 4,
             files_waiting_max: random.index(40) + 6,
             socket_bytes: random.index(4000) + 40,

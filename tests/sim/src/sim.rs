@@ -251,6 +251,9 @@ impl Sim {
         if env.strikes(Mishap::MemoryDamaged) {
             daemon.damage(env)?;
         }
+        if env.strikes(Mishap::Hints) {
+            daemon.hint(env, model)?;
+        }
         if env.strikes(Mishap::BudgetChanged) {
             let (tier, most) = any_tier(env);
             let budget = env.random.below(most / PAGE_BYTES * 5 / 4) * PAGE_BYTES;

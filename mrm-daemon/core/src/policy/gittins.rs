@@ -19,8 +19,15 @@ const SOONEST_S: f64 = 0.05;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gc;
 
+/// Uses per second to be expected of a model: by when it was used, or by what was said of it.
+pub(crate) fn index(history: &History, model: Option<ModelId>, now: Time) -> f64 {
+    let said = model.and_then(|model| history.foresight.hint(model));
+    let said = said.map_or(0.0, |hint| hint.index(now));
+    seen(history, model, now).max(said)
+}
+
 /// Uses per second to be expected of a model that was last used when it was.
-pub(super) fn index(history: &History, model: Option<ModelId>, now: Time) -> f64 {
+fn seen(history: &History, model: Option<ModelId>, now: Time) -> f64 {
     let Some(subject) = history.get(model) else {
         return 0.0;
     };

@@ -1,7 +1,9 @@
 //! Who was used when: remembered under the model, also when nothing of it is in memory.
 
+use super::foresight::{Foresight, USES_MIN};
 use super::reload::{Route, Sum};
 use crate::id::{Bytes, ModelId, Time};
+use crate::ledger::Tier;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -52,6 +54,8 @@ pub(super) struct Subject {
     runs: u64,
     /// What its loads took.
     loads: BTreeMap<Route, Sum>,
+    /// Where it was used last.
+    pub(super) tier: Tier,
 }
 
 /// What is known of models of a kind.
@@ -72,6 +76,8 @@ pub struct History {
     uses: u64,
     subjects: BTreeMap<ModelId, Subject>,
     classes: Vec<Class>,
+    /// What may be loaded before it is asked for.
+    pub(super) foresight: Foresight,
     /// Forgotten since this was last asked.
     forgotten: Vec<ModelId>,
 }
@@ -96,17 +102,24 @@ impl History {
             uses: 0,
             subjects: BTreeMap::new(),
             classes: vec![class; CLASSES],
+            foresight: Foresight::default(),
             forgotten: Vec::new(),
         }
     }
 
-    /// Notes a use.
+    /// Notes a use in host memory.
     pub fn used(&mut self, model: ModelId, now: Time) {
+        self.used_on(model, Tier::Host, now);
+    }
+
+    /// Notes a use.
+    pub(crate) fn used_on(&mut self, model: ModelId, tier: Tier, now: Time) {
         self.uses += 1;
+        self.foresight.came(model);
         let known = self.subjects.get_mut(&model);
         let Some(known) = known.filter(|known| known.uses > 0) else {
             let known = self.known(model, now);
-            (known.uses, known.last) = (1, now);
+            (known.uses, known.last, known.tier) = (1, now, tier);
             self.classes[0].waiting += 1;
             return;
         };
@@ -122,7 +135,10 @@ impl History {
             Err(at) => known.gaps.insert(at, (key, 1)),
         }
         known.uses += 1;
-        known.last = now;
+        (known.last, known.tier) = (now, tier);
+        if known.uses == USES_MIN {
+            self.foresight.open(model);
+        }
         known.class = class_of(known.uses, gap_s);
         self.classes[known.class].waiting += 1;
     }
@@ -141,6 +157,7 @@ impl History {
             run_us: 0,
             runs: 0,
             loads: BTreeMap::new(),
+            tier: Tier::Host,
         })
     }
 
@@ -153,11 +170,16 @@ impl History {
         for (_, model) in by_age {
             if let Some(gone) = self.subjects.remove(&model) {
                 self.classes[gone.class].waiting -= u64::from(gone.uses > 0);
-                // Nobody may ask.
-                if self.forgotten.len() < self.subjects_max {
-                    self.forgotten.push(model);
-                }
+                self.foresight.forget(model);
+                self.note_forgotten(model);
             }
+        }
+    }
+
+    /// Nobody may ask.
+    pub(super) fn note_forgotten(&mut self, model: ModelId) {
+        if self.forgotten.len() < self.subjects_max {
+            self.forgotten.push(model);
         }
     }
 
@@ -208,7 +230,7 @@ impl History {
     /// Whether anything is remembered of a model.
     #[must_use]
     pub fn remembers(&self, model: ModelId) -> bool {
-        self.subjects.contains_key(&model)
+        self.subjects.contains_key(&model) || self.foresight.hint(model).is_some()
     }
 
     /// How many models are remembered.

@@ -108,6 +108,13 @@ impl Policy for Mix {
         }
     }
 
+    /// Nobody asked for it: the shadows do not see it.
+    fn arrived(&mut self, facts: &Facts<'_>, arrived: &Candidate) {
+        for expert in &mut self.experts {
+            expert.policy.arrived(facts, arrived);
+        }
+    }
+
     fn decided(&mut self, facts: &Facts<'_>, decision: &Decision<'_>) {
         for expert in &mut self.experts {
             expert.policy.decided(facts, decision);

@@ -38,12 +38,20 @@ impl Route {
 pub(crate) struct Sum {
     bytes: f64,
     us: f64,
+    /// What the last of them brought.
+    last: Bytes,
 }
 
 impl Sum {
     pub(super) fn add(&mut self, bytes: Bytes, us: u64) {
         self.bytes = self.bytes * DECAY + bytes.0 as f64;
         self.us = self.us * DECAY + us as f64;
+        self.last = bytes;
+    }
+
+    /// What the last of them brought.
+    pub(super) const fn last(self) -> Bytes {
+        self.last
     }
 
     /// What so many bytes take.

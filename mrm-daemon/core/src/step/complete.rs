@@ -24,17 +24,22 @@ impl Core {
         };
         let target = Target::Model(model);
         let resolving = self.catalogue.model_mut(model)?.resolving.take();
+        let mut found = None;
         if resolving.is_some_and(|resolving| resolving.outdated) {
             if self.admission.first_waiting_for(target).is_some() {
                 self.resolve(turn, model);
             }
         } else {
             match outcome {
-                Ok(resolution) => self.resolved_to(turn, model, asked_at, &resolution)?,
+                Ok(resolution) => {
+                    self.resolved_to(turn, model, asked_at, &resolution)?;
+                    found = Some(resolution.version);
+                }
                 // What it stood for is kept, and with it a pin; the next open asks again.
                 Err(fault) => self.answer_all(turn, target, &Reply::Failed(fault))?,
             }
         }
+        self.resolved_ahead(turn, model, found)?;
         self.catalogue.tidy_model(model);
         Ok(())
     }

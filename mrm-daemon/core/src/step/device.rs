@@ -26,7 +26,8 @@ impl Core {
         }
         let account = self.ledger.account(copy.tier);
         let hope = self.residency.idle_amount(copy.tier).plus(account.freeing) != Amount::ZERO;
-        if hope && self.admission.readmit(copy, RETRIES_MAX)? {
+        let waited_for = self.admission.first_waiting_for(Target::Copy(copy));
+        if hope && waited_for.is_some() && self.admission.readmit(copy, RETRIES_MAX)? {
             return self.change_copy(copy, turn.now, |copy| copy.admitted = false);
         }
         let holders = self.holders(copy.tier)?;

@@ -207,6 +207,7 @@ impl Core {
 
     pub(crate) fn drain(&mut self, turn: &mut Turn<'_>) -> Result<(), Violation> {
         self.draining = true;
+        self.stop_ahead();
         let targets: Vec<Target> = self
             .admission
             .all()

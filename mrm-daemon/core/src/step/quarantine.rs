@@ -62,6 +62,7 @@ impl Core {
         let sources = self.residency.condemn(segment, held)?;
         let versions = pairs.iter().map(|copy| copy.version);
         self.policies.dropped(tier, versions)?;
+        pairs.iter().for_each(|copy| self.ahead.left(copy.version));
         for source in sources {
             self.catalogue.set_segment(source, tier, None)?;
         }

@@ -220,6 +220,7 @@ impl Core {
             turn.reply(key, Reply::Refused(refusal));
             self.let_go(turn, waiter.target)?;
         }
+        self.look_if_due(turn);
         Ok(())
     }
 

@@ -32,6 +32,23 @@ impl Core {
             return Ok(());
         }
         let mut done = BTreeSet::new();
+        self.settle_queue(turn, &mut done)?;
+        self.go_ahead(turn)?;
+        // That may have given something up, or started loads.
+        self.settle_queue(turn, &mut done)?;
+        done.append(&mut self.touched);
+        for version in done {
+            self.forget_if_unused(turn, version)?;
+        }
+        Ok(())
+    }
+
+    /// Evicts and admits until nothing changes any more.
+    fn settle_queue(
+        &mut self,
+        turn: &mut Turn<'_>,
+        done: &mut BTreeSet<VersionId>,
+    ) -> Result<(), Violation> {
         loop {
             while let Some(version) = self.touched.pop_first() {
                 done.insert(version);
@@ -45,10 +62,6 @@ impl Core {
             if self.admission.queue_len() > 0 {
                 self.run_queue(turn)?;
             }
-        }
-        done.append(&mut self.touched);
-        for version in done {
-            self.forget_if_unused(turn, version)?;
         }
         Ok(())
     }
@@ -166,7 +179,12 @@ impl Core {
     }
 
     /// Charges what a copy lacks and starts to load it.
-    fn admit(&mut self, turn: &mut Turn<'_>, copy: CopyId, plan: &Plan) -> Result<(), Violation> {
+    pub(super) fn admit(
+        &mut self,
+        turn: &mut Turn<'_>,
+        copy: CopyId,
+        plan: &Plan,
+    ) -> Result<(), Violation> {
         self.admission.admit(copy)?;
         // The rest of the version may have been kept for this want.
         self.touched.insert(copy.version);
@@ -296,6 +314,7 @@ impl Core {
         Ok(version.copies.values().all(unleased)
             && version.evicting.is_empty()
             && self.admission.wants_of(id).next().is_none()
+            && !self.ahead.makes_room_for(id)
             && self.catalogue.all_segments(id)?.is_empty())
     }
 }

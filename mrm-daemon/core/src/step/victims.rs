@@ -17,6 +17,33 @@ struct Turned {
     segment: SegmentId,
 }
 
+/// What is to go, and in which order all that could was.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    ranked: Vec<Ranked>,
+    turns: Vec<Turned>,
+    segments: Vec<SegmentId>,
+    /// What these bring.
+    pub(super) amount: Amount,
+}
+
+impl Chosen {
+    /// The ranks of those of which something goes.
+    fn ranks(&self) -> BTreeSet<usize> {
+        let chosen: BTreeSet<SegmentId> = self.segments.iter().copied().collect();
+        let going = self.turns.iter();
+        let going = going.filter(|turn| chosen.contains(&turn.segment));
+        going.map(|turn| turn.rank).collect()
+    }
+
+    /// Those of which something goes, the least valuable first.
+    pub(super) fn going(&self) -> impl Iterator<Item = &Ranked> {
+        self.ranks()
+            .into_iter()
+            .filter_map(|rank| self.ranked.get(rank))
+    }
+}
+
 impl Core {
     /// Chooses idle segments of a tier outside `kept` that bring `short` together, or all of them,
     /// and tells the policy.
@@ -27,6 +54,19 @@ impl Core {
         short: Amount,
         kept: &BTreeSet<SegmentId>,
     ) -> Result<Vec<SegmentId>, Violation> {
+        let chosen = self.choose_victims(now, tier, short, kept)?;
+        self.decide_on(now, tier, &chosen)?;
+        Ok(chosen.segments)
+    }
+
+    /// The same, without telling anybody.
+    pub(super) fn choose_victims(
+        &self,
+        now: Time,
+        tier: Tier,
+        short: Amount,
+        kept: &BTreeSet<SegmentId>,
+    ) -> Result<Chosen, Violation> {
         let idle = self.idle(tier, kept)?;
         let candidates = self.candidates(tier, &idle)?;
         let policy = self.policies.policy(tier)?;
@@ -49,8 +89,16 @@ impl Core {
                 chosen = self.largest(taken, short)?;
             }
         }
-        self.decide_on(now, tier, &ranked, &turns, &chosen)?;
-        Ok(chosen)
+        let mut amount = Amount::ZERO;
+        for segment in &chosen {
+            amount = amount.plus(self.residency.get(*segment)?.charge);
+        }
+        Ok(Chosen {
+            ranked,
+            turns,
+            segments: chosen,
+            amount,
+        })
     }
 
     /// The fewest and largest versions of these whose segments suffice.
@@ -76,17 +124,8 @@ impl Core {
     }
 
     /// Tells the policy what goes, and writes down why.
-    fn decide_on(
-        &mut self,
-        now: Time,
-        tier: Tier,
-        ranked: &[Ranked],
-        turns: &[Turned],
-        chosen: &[SegmentId],
-    ) -> Result<(), Violation> {
-        let chosen: BTreeSet<SegmentId> = chosen.iter().copied().collect();
-        let going = turns.iter().filter(|turn| chosen.contains(&turn.segment));
-        let going: BTreeSet<usize> = going.map(|turn| turn.rank).collect();
+    fn decide_on(&mut self, now: Time, tier: Tier, chosen: &Chosen) -> Result<(), Violation> {
+        let (ranked, going) = (&chosen.ranked, chosen.ranks());
         let version = |rank: &usize| ranked.get(*rank).map(|ranked| ranked.candidate.version);
         let victims: BTreeSet<VersionId> = going.iter().filter_map(version).collect();
         let spared = ranked

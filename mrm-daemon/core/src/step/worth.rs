@@ -40,14 +40,35 @@ impl Core {
     ) -> Result<(), Violation> {
         let subject = self.subject(copy.version).unwrap_or(model);
         self.catalogue.version_mut(copy.version)?.subject = Some(subject);
-        self.policies.history.used(subject, now);
+        self.policies.history.used_on(subject, copy.tier, now);
+        if let Some(foretold) = self.ahead.used(copy.version) {
+            self.policies.history.foretold(foretold);
+        }
         self.tell_policy(copy, now)
     }
 
     /// Tells the policy of a copy's tier that the copy was used.
     pub(super) fn tell_policy(&mut self, copy: CopyId, now: Time) -> Result<(), Violation> {
+        if let Some(used) = self.as_used(copy, now)? {
+            let when = (now, self.ledger.account(copy.tier).limit.bytes);
+            self.policies.used(copy.tier, when, &used)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the policy of a copy's tier that the copy was loaded before anybody asked for it.
+    pub(super) fn tell_arrived(&mut self, copy: CopyId, now: Time) -> Result<(), Violation> {
+        if let Some(arrived) = self.as_used(copy, now)? {
+            let when = (now, self.ledger.account(copy.tier).limit.bytes);
+            self.policies.arrived(copy.tier, when, &arrived)?;
+        }
+        Ok(())
+    }
+
+    /// A copy as the policy of its tier is told of it, if that wants to be.
+    fn as_used(&self, copy: CopyId, now: Time) -> Result<Option<Candidate>, Violation> {
         if !self.policies.policy(copy.tier)?.watches() {
-            return Ok(());
+            return Ok(None);
         }
         let mut bytes = Bytes::ZERO;
         for (slot, tier, _) in self.catalogue.places(copy)? {
@@ -55,16 +76,14 @@ impl Core {
                 bytes = bytes.saturating_add(slot.charge);
             }
         }
-        let used = Candidate {
+        Ok(Some(Candidate {
             version: copy.version,
             subject: self.subject(copy.version),
             first: SegmentId(0),
             bytes,
             last_used: now,
             reload_us: self.reload_us(copy, bytes)?,
-        };
-        let when = (now, self.ledger.account(copy.tier).limit.bytes);
-        self.policies.used(copy.tier, when, &used)
+        }))
     }
 
     /// Takes note of the end of a load.
@@ -76,6 +95,7 @@ impl Core {
             self.policies
                 .history
                 .loaded(subject, route, (bytes, took_us), now);
+            self.ahead.took(version, took_us);
         }
     }
 

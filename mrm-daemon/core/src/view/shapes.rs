@@ -238,6 +238,42 @@ pub struct RecordsView {
     pub ops: usize,
     /// Evictions that await their frees.
     pub evictions: usize,
+    /// What is being loaded ahead, or was and is not used yet.
+    pub ahead: usize,
+}
+
+/// Why a copy is loaded before anybody asks for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Foreseen {
+    /// The copy.
+    pub copy: CopyId,
+    /// The model whose use is expected.
+    pub model: ModelId,
+    /// Whether somebody said that it comes.
+    pub said: bool,
+    /// What loading it ahead is expected to save: seconds of loading per second.
+    pub worth: f64,
+    /// What that is made of.
+    pub factors: Vec<Factor>,
+    /// What those are worth that go for it, in the same measure.
+    pub displaced: f64,
+    /// How many go for it.
+    pub victims: usize,
+}
+
+/// What became of what was loaded ahead, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AheadView {
+    /// Copies that were begun.
+    pub begun: u64,
+    /// Of these, used before something of them was evicted.
+    pub used: u64,
+    /// Of these, evicted before they were used.
+    pub wasted: u64,
+    /// What could not be resolved or loaded.
+    pub failed: u64,
+    /// Models that are said to come now.
+    pub hints: usize,
 }
 
 /// Why a version, or what was left of it, was evicted for want of room.

@@ -55,6 +55,9 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..3u8, any::<u8>()).prop_map(|(tier, which)| Act::Policy { tier, which }),
         2 => any::<u8>().prop_map(Act::Damage),
         14 => (any::<u8>(), 0..14u8).prop_map(|(which, luck)| Act::Complete { which, luck }),
+        1 => (0..6u8, 0..200u8).prop_map(|(model, in_s)| Act::Hint { model, in_s }),
+        1 => (0..40u8).prop_map(Act::Sleep),
+        1 => (0..3u8).prop_map(Act::Prefetch),
         4 => (0..20u8).prop_map(Act::Advance),
     ]
 }
@@ -69,8 +72,9 @@ proptest! {
         losses in prop::collection::vec((0..500usize, 0..2u8), 0..3),
         drain in any::<bool>(),
         policies in any::<[u8; 3]>(),
+        prefetch in any::<bool>(),
     ) {
-        let mut world = World::new(policies);
+        let mut world = World::new(policies, prefetch);
         for (nth, act) in acts.iter().enumerate() {
             for (_, device) in losses.iter().filter(|(at, _)| *at == nth) {
                 world.act(&Act::Lose(*device));

@@ -7,7 +7,7 @@ use mrm_core::event::{Event, Fault, LoadFailure, Resolution, Wishes};
 use mrm_core::id::*;
 use mrm_core::ledger::Tier;
 use mrm_core::view::RecordsView;
-use mrm_core::{Config, Core, DeviceConfig, invariants};
+use mrm_core::{Config, Core, DeviceConfig, Prefetch, invariants};
 use std::collections::{BTreeMap, BTreeSet};
 
 const MODELS: u64 = 6;
@@ -66,6 +66,15 @@ pub(crate) enum Act {
         luck: u8,
     },
     Advance(u8),
+    /// So many seconds.
+    Sleep(u8),
+    /// A model is said to come in so many seconds.
+    Hint {
+        model: u8,
+        in_s: u8,
+    },
+    /// Loading ahead: off, on, all of the time.
+    Prefetch(u8),
 }
 
 #[derive(Debug)]
@@ -100,7 +109,7 @@ fn pick<T: Copy>(from: impl Iterator<Item = T>, index: u8) -> Option<T> {
 
 impl World {
     /// A host and two devices. Which policies they begin with are three indexes.
-    pub(crate) fn new(policies: [u8; 3]) -> Self {
+    pub(crate) fn new(policies: [u8; 3], prefetch: bool) -> Self {
         let device = |budget, pieces_max| DeviceConfig {
             pieces_max,
             ..DeviceConfig::with_budget(Bytes(budget))
@@ -121,6 +130,10 @@ impl World {
             leases_per_session_max: 4,
             revalidate_ms: 2,
             policy: crate::policies::choice(host),
+            prefetch: Prefetch {
+                enabled: prefetch,
+                ..Prefetch::default()
+            },
             devices: vec![first, second],
             ..Config::with_limit(Bytes(12))
         };
@@ -159,7 +172,18 @@ impl World {
         if !cfg!(debug_assertions) {
             invariants::check(&self.core).unwrap();
         }
+        self.look_at_what_is_ahead();
         self.compare();
+    }
+
+    /// Nothing is loaded ahead while an open waits, nor in place of what is worth more.
+    fn look_at_what_is_ahead(&self) {
+        for foreseen in self.core.view().foreseen() {
+            let opens = self.oracle.asked.values();
+            let mut opens = opens.filter(|asked| matches!(asked, Asked::Open(_)));
+            assert!(opens.next().is_none(), "{foreseen:?}");
+            assert!(foreseen.displaced <= foreseen.worth, "{foreseen:?}");
+        }
     }
 
     fn compare(&self) {
@@ -248,6 +272,19 @@ impl World {
                 self.now = Time(self.now.0 + u64::from(steps) * 100);
                 self.tick_if_due();
             }
+            Act::Sleep(seconds) => {
+                self.now = self.now.after_ms(u64::from(seconds) * 1000);
+                self.tick_if_due();
+            }
+            Act::Hint { model, in_s } => {
+                let model = ModelId(u64::from(model));
+                let due = self.now.after_ms(u64::from(in_s) * 1000);
+                self.handle(Event::Hint { model, due });
+            }
+            Act::Prefetch(which) => self.handle(Event::SetPrefetch(Prefetch {
+                enabled: which > 0,
+                share_percent: [0, 20, 100][usize::from(which)],
+            })),
         }
     }
 

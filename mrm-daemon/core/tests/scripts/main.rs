@@ -6,6 +6,7 @@
 )]
 
 mod adopt;
+mod ahead;
 mod damaged;
 mod device;
 mod opens;

@@ -9,6 +9,8 @@
 //! > cancel 1.8 of 7
 //! > evict 1.7 v2 [on d0]   > wish m2 pinned eager   > changed m2   > drain   > tick
 //! > limit 10   > limit d0 10 [of 20]   > lost d0   > damaged s2   > policy d0 gc,second-use=yes
+//! > prefetch 20                  loading ahead, for so many percent of the time; 0 is off
+//! > hint m1 5000                 m1 is said to come at that time
 //! > adopt m1 v1 a=1 i@5 has a/c1 i.d0/c2 until 9   the last daemon's; `-` for no model
 //! > resume 1.7 v1 v1.d0          leases of the last daemon
 //! > resolved op1 v1 a:4 b:2      sources are letters, charges are bytes
@@ -25,7 +27,7 @@ use mrm_core::event::{ResumedLease, SegmentFact, Wanted, Wishes};
 use mrm_core::id::*;
 use mrm_core::ledger::Tier;
 use mrm_core::violation::Violation;
-use mrm_core::{Config, Core, DeviceConfig, invariants};
+use mrm_core::{Config, Core, DeviceConfig, Prefetch, invariants};
 
 /// m1 = table a of 1, file b of 4, image i of 5 in two pieces; leased on the host as l1.
 pub(crate) const ON_HOST: &str = "
@@ -258,9 +260,9 @@ fn parse(line: &str) -> Event {
             budget: Bytes(number(after(rest, "of").unwrap_or(bytes), "")),
             limit: Bytes(number(bytes, "")),
         },
-        ["policy", place, choice] => Event::SetPolicy {
-            tier: tier(place),
-            policy: choice.parse().unwrap(),
+        ["lost", what] => Event::DeviceLost {
+            device: device(what),
+            fault: fault(&["", "404"]),
         },
         ["adopt", what, version, rest @ ..] => adoption(what, version, rest),
         ["resume", who, rest @ ..] => Event::Resume {
@@ -270,7 +272,25 @@ fn parse(line: &str) -> Event {
         },
         ["drain"] => Event::Drain,
         ["tick"] => Event::Tick,
-        _ => parse_completion(line, &words),
+        _ => parse_policy(line, &words),
+    }
+}
+
+fn parse_policy(line: &str, words: &[&str]) -> Event {
+    match words {
+        ["policy", place, choice] => Event::SetPolicy {
+            tier: tier(place),
+            policy: choice.parse().unwrap(),
+        },
+        ["prefetch", percent] => Event::SetPrefetch(Prefetch {
+            enabled: *percent != "0",
+            share_percent: percent.parse().unwrap(),
+        }),
+        ["hint", what, due] => Event::Hint {
+            model: ModelId(number(what, "m")),
+            due: Time(number(due, "")),
+        },
+        _ => parse_completion(line, words),
     }
 }
 

@@ -74,6 +74,16 @@ fn events() -> impl Strategy<Value = Event> {
                 plain(ids, wanted, kind, tier, tenant, on)
             }),
         (tiers(), policies()).prop_map(|(tier, policy)| Event::SetPolicy { tier, policy }),
+        (any::<u8>(), any::<bool>()).prop_map(|(share_percent, enabled)| {
+            Event::SetPrefetch(mrm_core::Prefetch {
+                enabled,
+                share_percent,
+            })
+        }),
+        (id(), id()).prop_map(|(model, due)| Event::Hint {
+            model: ModelId(model),
+            due: Time(due)
+        }),
         (id(), id()).prop_map(|(op, took_us)| Event::Took {
             op: OpId(op),
             took_us

@@ -20,7 +20,7 @@ use mrm_core::event::{Event, Fault};
 use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SessionId, SourceId};
 use mrm_core::ledger::Tier;
 use mrm_core::view::RecordsView;
-use mrm_core::{Config, Core, DeviceConfig, invariants};
+use mrm_core::{Config, Core, DeviceConfig, Prefetch, invariants};
 use mrm_proto::error::ErrorCode;
 use names::{Found, Names};
 pub(crate) use requests::{IN_FLIGHT_MAX, uuid_of};
@@ -82,6 +82,10 @@ impl Daemon {
             waiting_max: settings.waiting_max,
             leases_per_session_max: settings.leases_max,
             revalidate_ms: settings.revalidate_ms,
+            prefetch: Prefetch {
+                enabled: settings.prefetch,
+                ..Prefetch::default()
+            },
             devices: devices.collect(),
             ..Config::with_limit(Bytes(settings.host_budget))
         };
@@ -167,6 +171,15 @@ impl Daemon {
             env.reached.see(effect);
             let size = self.size_of(effect);
             self.books.see(effect, size)?;
+        }
+        for foreseen in self.core.view().foreseen() {
+            env.reached.see_foreseen(foreseen);
+            ensure(foreseen.displaced <= foreseen.worth, Rule::Ahead, || {
+                format!("{foreseen:?}")
+            })?;
+            ensure(!self.books.waits(), Rule::Ahead, || {
+                format!("{foreseen:?} while somebody waits")
+            })?;
         }
         self.books
             .compare(&self.core, ticked.then_some(env.time()))?;
@@ -274,6 +287,9 @@ impl Daemon {
                 break;
             }
         }
+        for model in self.core.take_forgotten() {
+            self.forget_if_unknown(model);
+        }
         if std::mem::take(&mut self.supplies_stale) {
             let view = self.core.view();
             let filling = self.filling();
@@ -322,7 +338,9 @@ impl Daemon {
     }
 
     fn forget_if_unknown(&mut self, model: ModelId) {
-        if self.core.view().model(model).is_none() {
+        let view = self.core.view();
+        let comes_back = self.names.is_registered(model) && view.remembers(model);
+        if view.model(model).is_none() && !comes_back {
             self.names.forget_model(model);
         }
     }
@@ -331,7 +349,9 @@ impl Daemon {
     pub(crate) fn unsettled(&self) -> Option<String> {
         let records = self.core.view().records();
         let waits = records.waiting + records.evictions + records.ops + records.sessions > 0;
-        let waits = waits || self.core.next_deadline().is_some();
+        // What may be loaded ahead is looked for until the end.
+        let deadline = self.core.next_deadline();
+        let waits = waits || deadline != self.core.view().look_at();
         waits.then(|| format!("{records:?}"))
     }
 

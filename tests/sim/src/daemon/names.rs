@@ -118,6 +118,11 @@ impl Names {
         }
     }
 
+    /// Whether a model has a name, under which it may come back.
+    pub(crate) fn is_registered(&self, model: ModelId) -> bool {
+        matches!(self.models.get(&model), Some(ModelOrigin::Registered(_)))
+    }
+
     /// Every registered model that has an id.
     pub(crate) fn registered_models(&self) -> Vec<(usize, ModelId)> {
         let all = self.by_model.iter();

@@ -84,6 +84,14 @@ impl Daemon {
         self.finish(env)
     }
 
+    /// Says that a model will be opened soon.
+    pub(crate) fn hint(&mut self, env: &mut Env, name: usize) -> Checked {
+        let model = self.names.registered(name);
+        let due = env.time().after_ms(env.random.below(2_000));
+        self.step(env, Event::Hint { model, due })?;
+        self.finish(env)
+    }
+
     /// Other budgets.
     pub(crate) fn set_budget(&mut self, env: &mut Env, tier: Tier, budget: u64) -> Checked {
         if let Tier::Device(DeviceId(device)) = tier
