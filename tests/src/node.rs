@@ -225,7 +225,9 @@ pub fn command(dir: &Path, setup: &Setup) -> Command {
         )
         .expect("to memory");
     }
-    fs::write(dir.join("mrm.toml"), toml).expect("writes");
+    // Another daemon may be reading it just now.
+    fs::write(dir.join("mrm.toml.new"), toml).expect("writes");
+    fs::rename(dir.join("mrm.toml.new"), dir.join("mrm.toml")).expect("renames");
     let mut command = Command::new(program("mrmd"));
     command.arg("--config").arg(dir.join("mrm.toml"));
     command.arg("--runtime-dir").arg(dir.join("run"));
