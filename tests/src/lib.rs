@@ -15,7 +15,10 @@
     reason = "a harness fails loudly"
 )]
 
+pub mod attempts;
+pub mod breaches;
 pub mod cuda;
+pub mod fuse;
 pub mod gpus;
 pub mod holder;
 pub mod hostile;

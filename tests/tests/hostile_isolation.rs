@@ -10,6 +10,7 @@
 use mrm_proto::error::ErrorCode;
 use mrm_proto::ids::RequestId;
 use mrm_proto::reply::Reply;
+use mrm_tests::attempts::{Try, map_and_try};
 use mrm_tests::hostile::{
     NOBODY, as_user, content, granted, let_everybody_in, open, open_files, refused, still_serves,
 };
@@ -18,7 +19,6 @@ use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -87,7 +87,7 @@ fn a_granted_descriptor_cannot_be_opened_again_for_writing() {
                     Err(Errno::PERM)
                 );
                 assert_eq!(
-                    map_and_try(&writable, Attempt::SharedWritable),
+                    map_and_try(&writable, Try::SharedWritable),
                     Err(Errno::PERM)
                 );
             }
@@ -106,52 +106,18 @@ fn a_granted_descriptor_cannot_be_opened_again_for_writing() {
     still_serves(&node, "m", &image);
 }
 
-enum Attempt {
-    SharedWritable,
-    SharedThenMadeWritable,
-    PrivateWrite,
-}
-
-/// Maps the first page of `fd`, and changes it if that can be done.
-fn map_and_try(fd: &OwnedFd, attempt: Attempt) -> Result<(), Errno> {
-    let (protection, flags) = match attempt {
-        Attempt::SharedWritable => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
-        Attempt::SharedThenMadeWritable => (ProtFlags::READ, MapFlags::SHARED),
-        Attempt::PrivateWrite => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE),
-    };
-    // SAFETY: a new mapping at an address that the kernel picks; nothing else refers to it, it is
-    // unmapped below, and the file behind it is at least a page long and cannot shrink.
-    unsafe {
-        let at = rustix::mm::mmap(std::ptr::null_mut(), 4096, protection, flags, fd, 0)?;
-        let done = match attempt {
-            Attempt::SharedThenMadeWritable => {
-                rustix::mm::mprotect(at, 4096, MprotectFlags::READ | MprotectFlags::WRITE)
-            }
-            Attempt::SharedWritable | Attempt::PrivateWrite => {
-                at.cast::<u8>().write_volatile(0xee);
-                Ok(())
-            }
-        };
-        rustix::mm::munmap(at, 4096)?;
-        done
-    }
-}
-
 #[test]
 fn a_mapping_of_a_grant_cannot_be_written_through() {
     let (node, image) = node();
     let (_raw, fds) = granted_fds(&node);
     let file = &fds[1];
+    assert_eq!(map_and_try(file, Try::SharedWritable), Err(Errno::ACCESS));
     assert_eq!(
-        map_and_try(file, Attempt::SharedWritable),
-        Err(Errno::ACCESS)
-    );
-    assert_eq!(
-        map_and_try(file, Attempt::SharedThenMadeWritable),
+        map_and_try(file, Try::SharedThenMadeWritable),
         Err(Errno::ACCESS)
     );
     // A private copy is the client's own affair, and nobody else sees it.
-    assert_eq!(map_and_try(file, Attempt::PrivateWrite), Ok(()));
+    assert_eq!(map_and_try(file, Try::PrivateWrite), Ok(()));
     assert!(content(file, image.len() as u64) == image);
     still_serves(&node, "m", &image);
 }
@@ -179,7 +145,7 @@ fn another_user_opens_by_name_what_the_operator_registered() {
         let again = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         assert_eq!(again.err(), Some(Errno::ACCESS));
         assert_eq!(
-            map_and_try(&fds[1], Attempt::SharedWritable),
+            map_and_try(&fds[1], Try::SharedWritable),
             Err(Errno::ACCESS)
         );
         let sessions = node.get("/v1/sessions").to_string();

@@ -78,8 +78,8 @@ const UNCHECKED: [&str; 48] = [
     "tests/gpu/src/bare.rs",
     "tests/src/bin/mrm-bench/floor.rs",
     "tests/src/bin/mrm-hold.rs",
+    "tests/src/attempts.rs",
     "tests/src/cuda.rs",
-    "tests/tests/hostile_isolation.rs",
 ];
 
 fn root() -> PathBuf {

@@ -18,7 +18,7 @@ use mrm_core::view::Presence;
 use mrm_cuda::Mechanism;
 use mrm_proto::ids::{Digest, InstanceId};
 use mrm_proto::request::Resume;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// What the keeper has.
@@ -30,7 +30,12 @@ pub(super) struct Keeping {
     versions: HashMap<VersionId, Key>,
     /// What the last daemon left, until the decider has given it a number.
     left: HashMap<(SourceId, Tier), Left>,
+    /// How many times it was logged that leases were not taken up again.
+    lost_noted: u32,
 }
+
+/// How many times that is logged.
+const LOST_NOTED_MAX: u32 = 256;
 
 /// Memory that the last daemon left.
 struct Left {
@@ -52,6 +57,7 @@ impl Keeping {
             segments: HashMap::new(),
             versions: HashMap::new(),
             left: HashMap::new(),
+            lost_noted: 0,
         }
     }
 
@@ -193,9 +199,15 @@ impl State {
         Some((key, description, exported(image)))
     }
 
-    /// Says which leases of a client that came back cannot be taken up, and why: it reads on, but
-    /// what it reads is in no books.
-    pub(super) fn note_lost_leases(&self, resume: &Resume, known: bool, asked: &[ResumedLease]) {
+    /// Says how many leases of a client that came back cannot be taken up, and why: it reads on, but
+    /// what it reads is in no books. One line a request, and so many in all: anybody can ask.
+    pub(super) fn note_lost_leases(
+        &mut self,
+        resume: &Resume,
+        known: bool,
+        asked: &[ResumedLease],
+    ) {
+        let mut lost: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
         for (had, ResumedLease { copy, .. }) in resume.leases.iter().zip(asked) {
             let version = self.core.view().version(copy.version);
             let there = version.as_ref().and_then(|version| version.copy(copy.tier));
@@ -205,8 +217,18 @@ impl State {
                 (true, Some(copy)) if copy.presence == Presence::Resident => continue,
                 (true, Some(_)) => "what it was on has gone since",
             };
-            let version = had.version.0;
-            tracing::warn!(version, why, "a lease was not taken up again");
+            let (count, _) = lost.entry(why).or_insert((0, had.version.0));
+            *count += 1;
+        }
+        for (why, (leases, first_version)) in lost {
+            if self.keeping.lost_noted == LOST_NOTED_MAX {
+                return;
+            }
+            self.keeping.lost_noted += 1;
+            tracing::warn!(leases, first_version, why, "leases were not taken up again");
+            if self.keeping.lost_noted == LOST_NOTED_MAX {
+                tracing::warn!("further leases that are not taken up again are not logged");
+            }
         }
     }
 
