@@ -50,7 +50,9 @@ impl Core {
             (Some(copy), Some(segments)) if fresh => {
                 let since = turn.now;
                 let lease = Lease { model, copy, since };
-                return self.grant(turn, key, lease, Origin::Hit, segments);
+                self.grant(turn, key, lease, Origin::Hit, segments)?;
+                self.look_again(turn, model);
+                return Ok(());
             }
             // A second look at what is in memory is never turned away: those who wait for room
             // must not be able to keep others from what needs none.
@@ -107,6 +109,17 @@ impl Core {
                 outdated: false,
             });
             turn.effects.push(Effect::Resolve { op, model });
+        }
+    }
+
+    /// Asks again what a model in use stands for before that is too old to be believed, so that
+    /// none of its hits has to wait for the answer.
+    fn look_again(&mut self, turn: &mut Turn<'_>, model: ModelId) {
+        let known = self.catalogue.models.get(&model);
+        let current = known.and_then(|model| model.current);
+        let half_us = self.revalidate_ms.saturating_mul(500);
+        if current.is_some_and(|current| turn.now.us_since(current.checked_at) >= half_us) {
+            self.resolve(turn, model);
         }
     }
 

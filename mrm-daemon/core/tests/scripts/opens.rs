@@ -168,7 +168,7 @@ fn a_stale_model_is_resolved_again_and_a_changed_file_is_a_new_version() {
     settings.revalidate_ms = 1;
     let mut script = Script::new(settings);
     script.run(ONE_RESIDENT).run(
-        "at 999
+        "at 499
          > open 1.2 m1
          1.2 opened l2 v1 hit [s1 s2]
          at 1000
@@ -290,6 +290,43 @@ fn a_failed_load_of_all_there_was_forgets_the_version() {
          forget v1
          > open 1.2 m1
          resolve op3 m1",
+    );
+}
+
+#[test]
+fn a_model_in_use_is_looked_at_again_behind_its_hits_and_never_believed_for_longer() {
+    let mut settings = config(10);
+    settings.revalidate_ms = 10;
+    let mut script = crate::support::Script::new(settings);
+    script.run(ONE_RESIDENT).run(
+        "at 4999
+         > open 1.2 m1
+         1.2 opened l2 v1 hit [s1 s2]
+         at 5000
+         > open 1.3 m1
+         1.3 opened l3 v1 hit [s1 s2]
+         resolve op4 m1
+         at 9999
+         > open 1.4 m1
+         1.4 opened l4 v1 hit [s1 s2]
+         at 10000
+         > open 1.5 m1
+         > resolved op4 v1 a:1 b:4
+         1.5 opened l5 v1 hit [s1 s2]
+         at 14999
+         > open 1.6 m1
+         1.6 opened l6 v1 hit [s1 s2]
+         resolve op5 m1
+         > resolved op5 fails 303
+         > open 1.7 m1
+         1.7 opened l7 v1 hit [s1 s2]
+         resolve op6 m1
+         at 15000
+         > open 1.8 m1
+         > resolved op6 v2 c:1
+         load op7 s3 c:1 v2
+         > loaded op7 c3
+         1.8 opened l8 v2 loaded [s3]",
     );
 }
 
