@@ -11,7 +11,7 @@ use mrm_proto::layout::{Layout, LayoutError, Place};
 use mrm_proto::reply::{OnDevice, Opened, Origin, Sharing};
 use mrm_proto::table::{Table, TableError};
 use std::error::Error;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 /// One granted open. Fields are dropped in order: the memory goes before the lease.
@@ -141,6 +141,13 @@ impl Content {
         }
     }
 
+    /// Whether what it maps in host memory is behind these descriptors.
+    pub(crate) fn maps<F: AsFd>(&self, fds: &[F]) -> bool {
+        let parts = self.parts();
+        let same = |(part, fd): (&Part, &F)| is_same(part.fd.as_fd(), fd.as_fd());
+        parts.len() == fds.len() && parts.iter().zip(fds).all(same)
+    }
+
     /// The segments in host memory; none of what is on a device.
     pub(crate) fn parts(&self) -> &[Part] {
         match &self.memory {
@@ -253,6 +260,20 @@ impl Vram {
             Sharing::Legacy | Sharing::Vmm => None,
         };
         self.keeper.lost().or_else(gone)
+    }
+}
+
+impl AsFd for Part {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether these are the same memory. If it cannot be told, it is taken for another.
+fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    match (rustix::fs::fstat(one), rustix::fs::fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        (Err(_), _) | (_, Err(_)) => false,
     }
 }
 

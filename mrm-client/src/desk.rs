@@ -144,9 +144,8 @@ impl Desk {
             (Slot::Waiting(_, gathered), Reply::Opened(mut opened)) => {
                 let (gathered, mut fds) = (std::mem::take(gathered), fds);
                 gathered.finish(id, &mut opened, &mut fds)?;
-                let revocable = opened.device.is_some().then_some(opened.lease);
+                let (fates, noted) = fates_of(Some(opened.lease));
                 let reply = Reply::Opened(opened);
-                let (fates, noted) = fates_of(revocable);
                 *slot.get_mut() = Slot::Answered(Replied { reply, fds, fates });
                 self.note(noted);
             }
@@ -218,7 +217,7 @@ impl Desk {
         self.leases.extend(noted);
     }
 
-    /// Takes a lease away. One that is not known was given back meanwhile.
+    /// Takes a lease away, or says that what it is on is damaged. One that is not known was given back meanwhile.
     fn revoke(&mut self, revoked: Revoked) {
         let fate = self.leases.remove(&revoked.lease);
         if let Some(fate) = fate.and_then(|fate| fate.upgrade()) {

@@ -7,6 +7,7 @@
 use crate::connection::{Connection, lock};
 use crate::error::Refusal;
 use crate::link::Link;
+use mrm_proto::error::ErrorCode;
 use mrm_proto::ids::{DeviceUuid, InstanceId, LeaseId, VersionId};
 use mrm_proto::reply::{Opened, Sharing};
 use mrm_proto::request::HadLease;
@@ -27,8 +28,8 @@ pub(crate) struct Lease {
 pub(crate) struct Standing {
     /// The number of the session; 0 once none ever will again.
     session: AtomicU64,
-    /// Only leases on devices are taken away.
-    revocable: bool,
+    /// Only leases on devices are taken away, and what happened to them is known for longer.
+    on_device: bool,
     grant: Mutex<Option<Grant>>,
 }
 
@@ -37,7 +38,7 @@ pub(crate) struct Standing {
 pub(crate) struct Grant {
     pub(crate) id: LeaseId,
     pub(crate) connection: Arc<Connection>,
-    /// Only leases on devices are taken away.
+    /// Whether it was taken away, or what it is on was found damaged.
     pub(crate) fate: Option<Arc<Fate>>,
 }
 
@@ -59,6 +60,14 @@ impl Fate {
     }
 }
 
+impl Grant {
+    fn is_sealed(&self) -> bool {
+        self.fate
+            .as_ref()
+            .is_some_and(|fate| fate.0.get().is_some())
+    }
+}
+
 impl Leased {
     pub(crate) fn of(opened: &Opened) -> Self {
         let device = opened.device.as_ref();
@@ -77,7 +86,7 @@ impl Standing {
     pub(crate) fn new(grant: Grant, device: Option<DeviceUuid>) -> Self {
         Self {
             session: AtomicU64::new(grant.connection.number()),
-            revocable: device.is_some(),
+            on_device: device.is_some(),
             grant: Mutex::new(Some(grant)),
         }
     }
@@ -97,17 +106,16 @@ impl Standing {
     /// No session counts it any more, or will.
     pub(crate) fn give_up(&self) {
         self.session.store(0, Ordering::Release);
+        let mut grant = lock(&self.grant);
         // Its fate stays known.
-        if !self.revocable {
-            *lock(&self.grant) = None;
+        let sealed = grant.as_ref().is_some_and(Grant::is_sealed);
+        if !self.on_device && !sealed {
+            *grant = None;
         }
     }
 
-    /// Why it was taken away, if that is known.
+    /// Why it was taken away, or that what it is on is damaged, if that is known.
     pub(crate) fn lost(&self) -> Option<Refusal> {
-        if !self.revocable {
-            return None;
-        }
         let grant = lock(&self.grant);
         grant.as_ref()?.fate.as_ref()?.0.get().cloned()
     }
@@ -175,7 +183,12 @@ impl Drop for Lease {
         }
         // First off the roll: what is taken up for it from then on is given back by who took it up.
         self.link.forget(self.key);
-        let taken = self.standing.lost().is_some();
+        // What is damaged is kept for its holders: they give it back like any other.
+        let damaged = ErrorCode::Damaged.number();
+        let taken = self
+            .standing
+            .lost()
+            .is_some_and(|why| why.0.number != damaged);
         let grant = lock(&self.standing.grant).take();
         if let Some(grant) = grant.filter(|_| !taken) {
             self.link.give_back(&grant.connection, grant.id);

@@ -107,11 +107,11 @@ impl Model {
     }
 
     /// Why what is mapped is of no use any more: its device was lost, or its memory went with the
-    /// daemon that lent it by legacy handles. Never in host memory. Looks, without waiting, at what
-    /// the daemon has said by now; a later open of the name gets a new lease.
+    /// daemon that lent it by legacy handles; or, on a device or in host memory, it does not hold
+    /// what was loaded any more (`damaged`). Looks, without waiting, at what the daemon has said by
+    /// now; a later open of the name gets a new lease.
     #[must_use]
     pub fn lost(&self) -> Option<Refusal> {
-        self.device()?;
         self.open.lease.catch_up();
         let taken = self.open.lease.lost();
         taken.or_else(|| self.open.content.lost())
@@ -130,9 +130,7 @@ impl Model {
         if lease.is_inherited() {
             return false;
         }
-        if self.device().is_some() {
-            lease.catch_up();
-        }
+        lease.catch_up();
         lease.is_counted() && lease.lost().is_none()
     }
 

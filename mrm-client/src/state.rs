@@ -20,8 +20,12 @@ use mrm_proto::reply::{ModelRow, OnDevice, Opened, Reply, Stated};
 use mrm_proto::request::{List, Request, Stat};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// For how long opens of what is open already may not hear that it is damaged.
+const LOOK_EVERY_MS: u64 = 100;
 
 /// One process's part of a client. A forked child gets a successor and lets this one lie, for a
 /// thread that does not exist in the child may hold its locks.
@@ -33,6 +37,9 @@ pub(crate) struct State {
     versions: Mutex<Cache<(InstanceId, VersionId), Content>>,
     models_on_devices: Mutex<Cache<(DeviceUuid, Box<str>), Open>>,
     devices: Mutex<OnDevices>,
+    started: Instant,
+    /// When an open that asked nobody last looked at what the daemon said, since `started`.
+    looked_ms: AtomicU64,
     successor: OnceLock<Arc<State>>,
 }
 
@@ -52,6 +59,8 @@ impl State {
             versions: Mutex::default(),
             models_on_devices: Mutex::default(),
             devices: Mutex::default(),
+            started: Instant::now(),
+            looked_ms: AtomicU64::new(0),
             successor: OnceLock::new(),
         }
     }
@@ -100,6 +109,7 @@ impl State {
         let why_host = wish.why_host.clone();
         if wish.any_of.is_empty() {
             let open = lock(&self.models).get(name)?;
+            self.look_now_and_then(&open);
             return open.is_good().then_some(Model { open, why_host });
         }
         let open = wish.any_of.iter().find_map(|uuid| {
@@ -109,6 +119,17 @@ impl State {
             open.is_good().then_some(open)
         })?;
         Some(Model { open, why_host })
+    }
+
+    /// Reads what the daemon has said of leases: not at each open, which would take longer for it.
+    fn look_now_and_then(&self, open: &Open) {
+        let elapsed = self.started.elapsed().as_millis();
+        let now_ms = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        let due_ms = self.looked_ms.load(Ordering::Relaxed) + LOOK_EVERY_MS;
+        if now_ms >= due_ms {
+            self.looked_ms.store(now_ms, Ordering::Relaxed);
+            open.lease.catch_up();
+        }
     }
 
     /// Makes `model` stand for its name, unless another thread was first.
@@ -289,11 +310,14 @@ impl State {
     ) -> Result<Arc<Content>, SegmentError> {
         let key = lease.shared_as(opened.version);
         let known = lock(&self.versions).get(&key);
-        if let Some(content) = known.filter(|content| content.is_of(opened)) {
+        // What was found damaged is loaded anew, into other memory.
+        if let Some(content) = known.filter(|known| known.is_of(opened) && known.maps(&segments)) {
             return Ok(content);
         }
         let fresh = Arc::new(Content::in_host(opened, table, segments)?);
-        Ok(lock(&self.versions).settle(key, fresh, |known| known.is_of(opened)))
+        let same = Arc::clone(&fresh);
+        let good = |known: &Content| known.is_of(opened) && known.maps(same.parts());
+        Ok(lock(&self.versions).settle(key, fresh, good))
     }
 
     fn map_on_device(

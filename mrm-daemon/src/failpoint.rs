@@ -14,7 +14,7 @@
 //! stalls leaves a file `POINT.done` there.
 
 #[cfg(all(feature = "failpoints", debug_assertions))]
-pub(crate) use planted::{fails, impossible_event, pass};
+pub(crate) use planted::{damages, fails, impossible_event, pass};
 
 /// A step of the protocol between client, daemon, disk and keeper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,13 @@ pub(crate) const fn fails(_: Point) -> bool {
     false
 }
 
+/// Whether what is loaded now is to count as damaged.
+#[cfg(not(all(feature = "failpoints", debug_assertions)))]
+#[inline]
+pub(crate) const fn damages() -> bool {
+    false
+}
+
 #[cfg(all(feature = "failpoints", debug_assertions))]
 mod planted {
     use super::Point;
@@ -163,6 +170,13 @@ mod planted {
         }
         *count += 1;
         *count
+    }
+
+    /// Whether what is loaded now is to count as damaged: its digest is noted wrongly. Once for
+    /// each file of this name.
+    pub(crate) fn damages() -> bool {
+        let file = FILES.as_ref().map(|dir| dir.join("damage"));
+        file.is_some_and(|file| std::fs::remove_file(file).is_ok())
     }
 
     /// Once: of all who come here, whoever removes the file.

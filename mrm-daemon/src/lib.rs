@@ -10,6 +10,7 @@ pub mod degraded;
 pub mod device;
 mod failpoint;
 pub mod format;
+pub mod integrity;
 pub mod journal;
 pub mod keeper;
 mod listener;

@@ -230,6 +230,7 @@ fn assemble(
             files_waiting_max,
             runtime_dir: runtime_dir.path().display().to_string(),
             journal_dir: config.journal_dir(),
+            integrity: config.integrity,
         },
         core: Core::new(decider),
         journal,

@@ -80,8 +80,10 @@ pub mod features {
     pub const DEVICE: u64 = 1 << 1;
     /// Leases of the last daemon can be taken up again.
     pub const RESUME: u64 = 1 << 2;
+    /// [`Revoked`](crate::reply::Revoked) frames may come for any lease, with the code `damaged`.
+    pub const DAMAGE: u64 = 1 << 4;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS | DEVICE | RESUME;
+    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | DAMAGE;
 }
 
 impl ClientHello {

@@ -7,12 +7,12 @@ use super::file::{self, Document, FileLayer};
 use super::problem::{ConfigError, Origin, Place, Problem, Wrong};
 use super::setting::{
     CATALOGUES_ENV, CATALOGUES_FLAG, CATALOGUES_KEY, CONFIG_ENV, CONFIG_FLAG, KEEPERS, Key,
-    LOG_FORMATS, LOG_LEVELS, MODELS_ENV, MODELS_FLAG, MODELS_KEY, SETTINGS, YES_NO,
+    LOG_FORMATS, LOG_LEVELS, MANIFESTS, MODELS_ENV, MODELS_FLAG, MODELS_KEY, SETTINGS, YES_NO,
 };
 use super::values::{self, Form, Given, Reader};
 use super::{
-    CatalogueEntry, Config, JournalConfig, KeeperConfig, KeeperKind, Limits, Load, LogFormat,
-    LogLevel, ModelEntry, Size,
+    CatalogueEntry, Config, IntegrityConfig, JournalConfig, KeeperConfig, KeeperKind, Limits, Load,
+    LogFormat, LogLevel, ManifestPolicy, ModelEntry, Size,
 };
 use crate::memory::available::Probe;
 use crate::runtime::STATUS_SOCKET;
@@ -297,6 +297,7 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
             values::word(given, LOG_FORMATS, LogFormat::from_word)
         }),
         keeper: keeper(reader, &default.keeper),
+        integrity: integrity(reader, &default.integrity),
         limits: limits(reader, &default.limits),
         load: Load {
             threads: reader.count(Key::LoadThreads, default.load.threads),
@@ -326,6 +327,22 @@ fn keeper(reader: &mut Reader<'_>, default: &KeeperConfig) -> KeeperConfig {
             values::word(given, YES_NO, yes_no)
         }),
         grace_ms: reader.number(Key::KeeperGraceMs, default.grace_ms),
+    }
+}
+
+fn integrity(reader: &mut Reader<'_>, default: &IntegrityConfig) -> IntegrityConfig {
+    let yes_no = |word: &str| match word {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    };
+    IntegrityConfig {
+        check_adopted: reader.read(Key::IntegrityCheckAdopted, default.check_adopted, |given| {
+            values::word(given, YES_NO, yes_no)
+        }),
+        manifest: reader.read(Key::IntegrityManifest, default.manifest, |given| {
+            values::word(given, MANIFESTS, ManifestPolicy::from_word)
+        }),
     }
 }
 

@@ -26,6 +26,7 @@ mod device;
 mod devices;
 mod entries;
 mod file;
+mod integrity;
 mod keeper;
 mod load;
 mod problem;
@@ -41,6 +42,7 @@ pub use device::{
     BudgetError, DEVICE_BUDGET_BYTES_MIN, DeviceBudget, DeviceConfig, DeviceRequired, Enabled,
     GpuEntry, Granularity,
 };
+pub use integrity::{IntegrityConfig, ManifestPolicy};
 pub use keeper::{KeeperConfig, KeeperKind};
 pub use load::{CONFIG_FILE_BYTES_MAX, DEFAULT_CONFIG_FILE, Facts, Loaded, load};
 pub use problem::{ConfigError, Origin, Place, Problem};
@@ -89,6 +91,8 @@ pub struct Config {
     pub journal: JournalConfig,
     /// What outlives the daemon's death.
     pub keeper: KeeperConfig,
+    /// Whether what is in memory is what it should be.
+    pub integrity: IntegrityConfig,
     /// The devices. Of them a reload changes only budgets and reserves.
     pub device: DeviceConfig,
     /// Models registered one by one. Names are unique.
@@ -214,6 +218,7 @@ impl Config {
             load: Load::default(),
             journal: JournalConfig::default(),
             keeper: KeeperConfig::default(),
+            integrity: IntegrityConfig::default(),
             device: DeviceConfig::default(),
             models: Vec::new(),
             catalogues: Vec::new(),

@@ -19,6 +19,8 @@ pub(super) enum Key {
     KeeperForMs,
     KeeperRespawn,
     KeeperGraceMs,
+    IntegrityCheckAdopted,
+    IntegrityManifest,
     SessionsMax,
     SessionsPerUidMax,
     WaitingMax,
@@ -94,6 +96,7 @@ pub(super) const DEVICE_TABLE: &str = "device";
 pub(super) const LOG_LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace"];
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
 pub(super) const KEEPERS: &[&str] = &["auto", "process", "systemd", "none"];
+pub(super) const MANIFESTS: &[&str] = &["off", "if-present", "required"];
 pub(super) const YES_NO: &[&str] = &["yes", "no"];
 pub(super) const DEVICE_ENABLED: &[&str] = &["auto", "yes", "no"];
 pub(super) const SHARING: &[&str] = &["auto", "vmm", "legacy"];
@@ -124,7 +127,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 36] = [
+pub(super) const SETTINGS: [Setting; 38] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -231,6 +234,28 @@ pub(super) const SETTINGS: [Setting; 36] = [
             max: DAY_MS,
         },
         "How long what was taken over is kept for clients that come back [default: 10000]",
+    ),
+    setting(
+        Key::IntegrityCheckAdopted,
+        [
+            "integrity.check_adopted",
+            "integrity-check-adopted",
+            "MRM_INTEGRITY_CHECK_ADOPTED",
+        ],
+        Kind::Choice(YES_NO),
+        "Whether memory taken over from the last daemon is compared with its digests, in the \
+         background: yes or no [default: yes]",
+    ),
+    setting(
+        Key::IntegrityManifest,
+        [
+            "integrity.manifest",
+            "integrity-manifest",
+            "MRM_INTEGRITY_MANIFEST",
+        ],
+        Kind::Choice(MANIFESTS),
+        "Whether files of the catalogue are compared with lists of SHA-256 beside them: off, \
+         if-present or required [default: off]",
     ),
     setting(
         Key::SessionsMax,

@@ -132,6 +132,12 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::KeeperForMs => config.keeper.for_ms.to_string(),
         Key::KeeperRespawn => quoted(if config.keeper.respawn { "yes" } else { "no" }),
         Key::KeeperGraceMs => config.keeper.grace_ms.to_string(),
+        Key::IntegrityCheckAdopted => quoted(if config.integrity.check_adopted {
+            "yes"
+        } else {
+            "no"
+        }),
+        Key::IntegrityManifest => quoted(config.integrity.manifest.as_str()),
         Key::SessionsMax => limits.sessions_max.to_string(),
         Key::SessionsPerUidMax => limits.sessions_per_uid_max.to_string(),
         Key::WaitingMax => limits.waiting_max.to_string(),

@@ -290,7 +290,7 @@ impl<'a> Copying<'a> {
     }
 }
 
-fn digest_of(granularity: Granularity, segments: &[[u8; 32]]) -> [u8; 32] {
+pub(super) fn digest_of(granularity: Granularity, segments: &[[u8; 32]]) -> [u8; 32] {
     let (kind, block_bytes) = match granularity {
         Granularity::Model => (0_u8, 0_u64),
         Granularity::Block { block_bytes } => (1, block_bytes),

@@ -36,6 +36,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod check;
 mod error;
 pub mod feed;
 mod fill;
@@ -201,6 +202,12 @@ impl Device {
         let shared = Arc::clone(&self.shared);
         let run = move || reclaim::reclaim(&shared, order);
         self.filling.run(completion, run);
+    }
+
+    /// What is needed to check an image of this device, on any thread.
+    #[must_use]
+    pub fn check_of(&self, image: &DeviceImage) -> check::ImageCheck {
+        check::ImageCheck::new(Arc::clone(&self.shared), image)
     }
 
     /// Frees an image of this device on a thread of the device. Never blocks, unless the device is

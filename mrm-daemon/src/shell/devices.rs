@@ -49,7 +49,7 @@ pub(crate) struct Managed {
 /// Weights on a device.
 pub(super) struct HeldImage {
     pub(super) image: Arc<DeviceImage>,
-    label: Arc<str>,
+    pub(super) label: Arc<str>,
 }
 
 /// Weights on their way to a device.
@@ -390,7 +390,12 @@ impl State {
     }
 
     /// Carries out `Effect::Revoke`.
-    pub(super) fn revoke(&mut self, session: SessionId, lease: LeaseId, fault: &Fault) {
+    pub(super) fn revoke(
+        &mut self,
+        (session, lease): (SessionId, LeaseId),
+        gone: bool,
+        fault: &Fault,
+    ) {
         self.note(
             LogEvent::of(EventKind::LeaseRevoked)
                 .session(session.0)
@@ -401,8 +406,13 @@ impl State {
             number: fault.code,
             message: fault.message.to_string(),
         });
+        let needed = if gone {
+            features::DEVICE
+        } else {
+            features::DAMAGE
+        };
         if let Some(Who::Client { io, features, .. }) = self.sessions.get(&session).map(|s| &s.who)
-            && features & features::DEVICE != 0
+            && features & needed != 0
         {
             io.send(ids::RequestId::NO_REPLY, &told, Vec::new());
         }
@@ -541,6 +551,7 @@ fn file_feed(supply: Option<&Supply>) -> Option<FileFeed> {
             source,
             identity,
             check,
+            expected: _,
         } => Some(FileFeed {
             source: Arc::clone(source),
             identity: *identity,

@@ -252,6 +252,13 @@ impl State {
         }
     }
 
+    /// The next daemon is not to find this segment, although it is not free yet.
+    pub(super) fn forget_kept_segment(&mut self, segment: SegmentId) {
+        if let Some(key) = self.keeping.segments.remove(&segment) {
+            self.keeping.keeper.remove(&key, None);
+        }
+    }
+
     /// Carries out `Effect::Free`: the keeper lets go first, for as long as it has the memory, it
     /// is not free.
     pub(super) fn let_go(&mut self, op: OpId, segment: SegmentId, tier: Tier) {

@@ -14,12 +14,15 @@ mod names;
 mod operator;
 mod refusal;
 mod requests;
+mod verify;
 mod views;
 mod work;
 
 use crate::catalogue::Catalogue;
+use crate::config::IntegrityConfig;
 use crate::degraded::Degraded;
 use crate::device::HostFeed;
+use crate::integrity::{Listed, Lists};
 use crate::journal::{self, Journal};
 use crate::keeper::Keeper;
 use crate::memory::HostSegment;
@@ -71,6 +74,7 @@ pub(crate) struct ShellConfig {
     pub(crate) runtime_dir: String,
     /// Where the journal goes when the decider broke a rule.
     pub(crate) journal_dir: PathBuf,
+    pub(crate) integrity: IntegrityConfig,
 }
 
 /// Handle on the decider's thread state. Cheap to clone, bound to its thread.
@@ -132,6 +136,8 @@ struct State {
     fills: HashMap<SegmentId, FillRecord>,
     /// When the devices are asked how they are; `None` without devices.
     health_at: Option<Instant>,
+    verifying: verify::Verifying,
+    lists: Lists,
     progress_waiters: usize,
     serving: bool,
     draining: bool,
@@ -170,6 +176,8 @@ struct LoadRecord {
     began: Instant,
     /// `None` for a tensor table, which is not worth a mention.
     label: Option<Arc<str>>,
+    /// What it should be, if a list says.
+    listed: Option<Listed>,
 }
 
 /// One session, as the shell knows it.
@@ -208,6 +216,7 @@ impl Shell {
     /// A shell, and the end of the channel that [`Shell::run`] reads.
     pub(crate) fn new(parts: Parts) -> (Self, mpsc::UnboundedReceiver<Completed>) {
         let (completed, completions) = mpsc::unbounded_channel();
+        let lists = Lists::new(parts.config.integrity.manifest, parts.degraded.clone());
         let state = State {
             config: parts.config,
             core: parts.core,
@@ -232,6 +241,8 @@ impl Shell {
             images: HashMap::new(),
             fills: HashMap::new(),
             health_at: (!parts.tier.devices.is_empty()).then(|| Instant::now() + HEALTH_EVERY),
+            verifying: verify::Verifying::default(),
+            lists,
             keeping: Keeping::new(parts.keeper, parts.instance),
             tier: parts.tier,
             progress_waiters: 0,
@@ -407,9 +418,9 @@ impl State {
             Effect::Revoke {
                 session,
                 lease,
-                gone: _,
+                gone,
                 fault,
-            } => self.revoke(session, lease, &fault),
+            } => self.revoke((session, lease), gone, &fault),
             Effect::Reply {
                 session,
                 request,

@@ -6,6 +6,7 @@
 mod kept;
 
 use crate::format::HeaderCheck;
+use crate::integrity::manifest::Expected;
 use crate::source::{Identity, PassedFd, Source};
 use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
 use mrm_proto::layout::{Granularity, Layout, LayoutError};
@@ -67,6 +68,8 @@ pub(crate) struct FoundFile {
     pub(super) source: Arc<dyn Source>,
     pub(super) identity: Identity,
     pub(super) check: Option<HeaderCheck>,
+    /// What it should be, if a list says.
+    pub(super) expected: Option<Arc<Expected>>,
 }
 
 /// What a version id stands for.
@@ -115,6 +118,7 @@ pub(super) enum Supply {
         source: Arc<dyn Source>,
         identity: Identity,
         check: Option<HeaderCheck>,
+        expected: Option<Arc<Expected>>,
     },
 }
 
@@ -255,6 +259,7 @@ impl Names {
                     source: file.source,
                     identity: file.identity,
                     check: file.check,
+                    expected: file.expected,
                 }),
             });
         }
@@ -489,6 +494,7 @@ mod tests {
                 identity: source.identity().unwrap(),
                 source: Arc::new(source),
                 check: None,
+                expected: None,
             }
         });
         Found {

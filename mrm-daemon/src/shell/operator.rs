@@ -110,6 +110,7 @@ impl Shell {
         let lanes = state.lanes.take();
         let mut hung = lanes.map_or_else(Vec::new, |lanes| lanes.shut_down(deadline));
         hung.append(&mut state.tier.shut_down(deadline));
+        hung.append(&mut state.verifying.shut_down(deadline));
         hung
     }
 }
@@ -127,6 +128,7 @@ impl State {
             | Query::Journal { .. }
             | Query::Warm { .. }
             | Query::Evict { .. }
+            | Query::Verify { .. }
             | Query::Drain { .. } => false,
         };
         if asks_listing {
@@ -173,6 +175,7 @@ impl State {
                 reply,
             } => self.warm(name, on, wait_ms, Some(reply)),
             Query::Evict { name, from, reply } => self.evict(name, from, reply),
+            Query::Verify { name, reply } => self.verify(name, reply),
             Query::Drain { reply } => {
                 self.drain();
                 let leases = self.core.view().leases_len() as u64;
@@ -326,7 +329,13 @@ impl State {
         self.warm(name, on, WAIT_MS_MAX, None);
     }
 
-    fn warm(&mut self, name: ModelName, on: WarmOn, wait_ms: u64, reply: Option<ReplyTo<Warmed>>) {
+    pub(super) fn warm(
+        &mut self,
+        name: ModelName,
+        on: WarmOn,
+        wait_ms: u64,
+        reply: Option<ReplyTo<Warmed>>,
+    ) {
         let wanted = match self.wanted_on(on) {
             Ok(wanted) => wanted,
             Err(error) => return tell_warmed(&name, reply, Err(error)),
@@ -497,7 +506,7 @@ fn tell_warmed(
     match (reply, outcome) {
         (Some(reply), outcome) => reply.send(outcome),
         (None, Err(error)) => {
-            tracing::warn!(%name, error = error.message, "a pinned model is not loaded");
+            tracing::warn!(%name, error = error.message, "a model that is to be in memory is not loaded");
         }
         (None, Ok(_)) => {}
     }

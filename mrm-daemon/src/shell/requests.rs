@@ -60,7 +60,7 @@ impl State {
             ErrorReply::new(ErrorCode::VersionMismatch, message)
         })?;
         let served = match self.tier.devices.is_empty() {
-            true => features::PROGRESS | features::RESUME,
+            true => features::ALL & !features::DEVICE,
             false => features::ALL,
         };
         let agreed = hello.features & served;

@@ -76,6 +76,7 @@ impl State {
             waiting: waiting.room as u64,
             loading: (self.loads.len() + self.fills.len()) as u64,
             counters: self.counters(),
+            integrity: self.integrity_view(),
             degraded: self.degraded_views(),
         }
     }

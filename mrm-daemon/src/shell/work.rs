@@ -7,6 +7,7 @@ use crate::degraded::Degraded;
 use crate::device::{DeviceImage, FeedWriter, FillError, HealthError, HostFeed};
 use crate::failpoint::{self, Point};
 use crate::format::inspect;
+use crate::integrity::{Listed, Lists, Verdict};
 use crate::memory::HostSegment;
 use crate::source::{FileSource, PassedFd};
 use crate::status::events::{Event as LogEvent, EventKind};
@@ -65,6 +66,17 @@ pub(crate) enum Completed {
     },
     /// The catalogue's roots were listed.
     Scanned(Option<Scan>),
+    /// A segment was compared with its digest.
+    Verified {
+        segment: SegmentId,
+        verdict: Result<Verdict, Lost>,
+    },
+    /// A file that a list names was compared with it, in memory.
+    Summed {
+        segment: SegmentId,
+        listed: Listed,
+        sha256: Option<[u8; 32]>,
+    },
 }
 
 impl State {
@@ -94,10 +106,17 @@ impl State {
                 let outcome = Ok(content);
                 self.step(Event::Loaded { op, outcome });
                 self.supplies_stale = true;
+                self.take_away_others();
             }
             Completed::LetGo { op, segment, tier } => self.free_on(op, segment, tier),
             Completed::Checked { device, outcome } => self.checked(device, outcome),
             Completed::Scanned(scan) => self.listed(scan),
+            Completed::Verified { segment, verdict } => self.verified(segment, verdict),
+            Completed::Summed {
+                segment,
+                listed,
+                sha256,
+            } => self.summed(segment, &listed, sha256),
         }
     }
 
@@ -126,8 +145,11 @@ impl State {
         let granularity = has_devices.then(|| self.tier.config.layout(own));
         match &mut record.origin {
             ModelOrigin::Registered => {
+                let lists = self.lists.clone();
                 run_in(&self.lanes, Lane::Registered, completion, move || {
-                    find_registered(&catalogue, &name, granularity)
+                    let mut found = find_registered(&catalogue, &name, granularity)?;
+                    look_up(&mut found, &lists)?;
+                    Ok(found)
                 })
             }
             ModelOrigin::Passed(files) => {
@@ -250,6 +272,7 @@ impl State {
         let loaded_bytes = Arc::new(AtomicU64::new(0));
         let (progress, degraded) = (Arc::clone(&loaded_bytes), self.degraded.clone());
         let label = matches!(supply, Supply::File { .. }).then_some(label);
+        let listed = listed_as(&supply);
         if let Some(label) = &label {
             let event = LogEvent::of(EventKind::LoadStarted).model(Arc::clone(label));
             self.note(event.bytes(bytes));
@@ -266,6 +289,7 @@ impl State {
                 bytes,
                 began,
                 label,
+                listed,
             },
         );
         run_in(&self.lanes, lane_of(foreign), completion, move || {
@@ -279,6 +303,7 @@ impl State {
         let label = record.as_ref().and_then(|record| record.label.clone());
         let feed = record.as_ref().and_then(|record| record.feed.clone());
         let source = record.as_ref().map(|record| record.source);
+        let listed = record.as_ref().and_then(|record| record.listed.clone());
         let took = record.map_or(Duration::ZERO, |record| record.began.elapsed());
         let load_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let failure = match outcome {
@@ -302,6 +327,9 @@ impl State {
                     label,
                 };
                 self.segments.insert(segment, held);
+                if let Some(listed) = listed {
+                    self.sum(segment, listed);
+                }
                 return self.keep_segment(segment, source, digest, (op, content));
             }
             Err(fault) => {
@@ -424,6 +452,32 @@ fn find_registered(
     look_at(files, path, granularity)
 }
 
+/// What a file is to be compared with once it is in memory.
+fn listed_as(supply: &Supply) -> Option<Listed> {
+    match supply {
+        Supply::Table(_) => None,
+        Supply::File {
+            source,
+            identity,
+            expected,
+            ..
+        } => Some(Listed {
+            expected: Arc::clone(expected.as_ref()?),
+            identity: *identity,
+            file: source.label().to_owned(),
+        }),
+    }
+}
+
+/// What the files should be, as far as lists beside them say.
+fn look_up(found: &mut Found, lists: &Lists) -> Result<(), Fault> {
+    for file in &mut found.files {
+        let expected = lists.look_up(file.source.as_ref(), &file.identity);
+        file.expected = expected.map_err(|error| fault(error.code(), &error))?;
+    }
+    Ok(())
+}
+
 fn find_passed(
     passed: Vec<(FileName, PassedFd)>,
     granularity: Option<Granularity>,
@@ -460,6 +514,7 @@ fn look_at(
             source: Arc::clone(source),
             identity,
             check,
+            expected: None,
         })
     });
     Ok(Found {
@@ -498,6 +553,7 @@ fn supply_segment(
             source,
             identity,
             check,
+            expected: _,
         } => {
             let order = Order {
                 source: source.as_ref(),
@@ -511,8 +567,13 @@ fn supply_segment(
                 first: &[],
             };
             let Loaded {
-                segment, digest, ..
+                segment,
+                mut digest,
+                ..
             } = load(&order, degraded).map_err(|e| fault(e.code(), &e))?;
+            if failpoint::damages() {
+                digest[0] ^= 1;
+            }
             Ok(Filled { segment, digest })
         }
     }

@@ -56,6 +56,8 @@ pub enum EventKind {
     DeviceLost,
     /// A lease was taken away with the device that it was on.
     LeaseRevoked,
+    /// What is in memory turned out not to be what was loaded.
+    Damaged,
     /// Host memory could not be registered for a device's copies.
     RegistrationFailed,
     /// The operator pinned a model.

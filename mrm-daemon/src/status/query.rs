@@ -26,7 +26,7 @@
 use super::place::{Place, WarmOn};
 use super::view::{
     DaemonState, Drained, EventsView, Evicted, ModelDetailView, ModelsView, Pinned, SessionsView,
-    StatusView, Warmed,
+    StatusView, Verified, Warmed,
 };
 use bytes::Bytes;
 use mrm_proto::error::ErrorReply;
@@ -116,6 +116,13 @@ pub enum Query {
         /// Where the answer goes.
         reply: ReplyTo<Evicted>,
     },
+    /// Compare what is in memory with what was loaded. Answered when all of it was read.
+    Verify {
+        /// Of which model; `None`: everything.
+        name: Option<ModelName>,
+        /// Where the answer goes.
+        reply: ReplyTo<Verified>,
+    },
     /// Take no new leases, and exit when the last is given back.
     Drain {
         /// Where the answer goes.
@@ -138,6 +145,7 @@ impl Query {
             Self::Pin { reply, .. } => reply.is_abandoned(),
             Self::Warm { reply, .. } => reply.is_abandoned(),
             Self::Evict { reply, .. } => reply.is_abandoned(),
+            Self::Verify { reply, .. } => reply.is_abandoned(),
             Self::Drain { reply } => reply.is_abandoned(),
         }
     }

@@ -17,7 +17,8 @@ pub(super) const EVENTS_WAIT_MS_MAX: u64 = 30_000;
 
 /// Every path, for the answer to a wrong one.
 const ROUTES: &str = "GET /v1/status, /v1/models, /v1/models/{name}, /v1/sessions, /v1/events, \
-    /v1/journal, /metrics, /healthz, /readyz; POST /v1/models/{name}/pin, /unpin, /warm, /evict, /v1/drain";
+    /v1/journal, /metrics, /healthz, /readyz; POST /v1/models/{name}/pin, /unpin, /warm, /evict, \
+    /verify, /v1/verify, /v1/drain";
 
 const WARM_TIERS: &str = "`host`, `device`, `best` or a device's UUID";
 const EVICT_TIERS: &str = "`host` or a device's UUID";
@@ -65,6 +66,10 @@ pub(super) enum Verb {
         from: Option<Place>,
         wait_ms: Option<u64>,
     },
+    Verify {
+        name: Option<ModelName>,
+        wait_ms: Option<u64>,
+    },
     Drain,
 }
 
@@ -78,11 +83,16 @@ pub(super) fn route(method: &Method, path: &str, query: Option<&str>) -> Result<
             _ => Err(not_allowed(method, path, "GET, HEAD, POST")),
         };
     }
-    if path == "/v1/drain" {
+    if path == "/v1/drain" || path == "/v1/verify" {
         return match *method {
-            Method::POST => {
+            Method::POST if path == "/v1/drain" => {
                 Params::parse(query, &[])?;
                 Ok(Route::Verb(Verb::Drain))
+            }
+            Method::POST => {
+                let wait_ms = wait_ms(&Params::parse(query, &["wait_ms"])?)?;
+                let name = None;
+                Ok(Route::Verb(Verb::Verify { name, wait_ms }))
             }
             _ => Err(not_allowed(method, path, "POST")),
         };
@@ -155,15 +165,16 @@ fn verb(rest: &str, query: &str) -> Result<Verb, Fault> {
     let (raw, word) = rest.rsplit_once('/').unwrap_or((rest, ""));
     let allowed: &[&str] = match word {
         "warm" | "evict" => &["tier", "wait_ms"],
+        "verify" => &["wait_ms"],
         "pin" | "unpin" => &[],
         _ => {
             let message = "POST to a model needs a verb: \
-                /v1/models/{name}/pin, /unpin, /warm or /evict";
+                /v1/models/{name}/pin, /unpin, /warm, /evict or /verify";
             return Err(Fault::http(HttpCode::MethodNotAllowed, message).allowing("GET, HEAD"));
         }
     };
     let params = Params::parse(query, allowed)?;
-    let wait_ms = params.number("wait_ms")?.map(|ms| ms.min(WAIT_MS_MAX));
+    let wait_ms = wait_ms(&params)?;
     let name = name(raw)?;
     Ok(match word {
         "warm" => Verb::Warm {
@@ -176,11 +187,20 @@ fn verb(rest: &str, query: &str) -> Result<Verb, Fault> {
             from: params.place("tier", EVICT_TIERS)?,
             wait_ms,
         },
+        "verify" => Verb::Verify {
+            name: Some(name),
+            wait_ms,
+        },
         other => Verb::Pin {
             name,
             on: other == "pin",
         },
     })
+}
+
+fn wait_ms(params: &Params) -> Result<Option<u64>, Fault> {
+    let wait_ms = params.number("wait_ms")?;
+    Ok(wait_ms.map(|ms| ms.min(WAIT_MS_MAX)))
 }
 
 fn name(raw: &str) -> Result<ModelName, Fault> {

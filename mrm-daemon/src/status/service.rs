@@ -13,6 +13,7 @@ use hyper::body::Body;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use mrm_proto::error::ErrorCode;
+use mrm_proto::limits::WAIT_MS_MAX;
 use serde::Serialize;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -144,6 +145,11 @@ impl Service {
             } => {
                 let wait_ms = wait_ms.unwrap_or(self.limits.evict_wait_ms);
                 self.change(wait_ms, |reply| Query::Evict { name, from, reply })
+                    .await
+            }
+            Verb::Verify { name, wait_ms } => {
+                let wait_ms = wait_ms.unwrap_or(WAIT_MS_MAX);
+                self.change(wait_ms, |reply| Query::Verify { name, reply })
                     .await
             }
             Verb::Drain => self.change(0, |reply| Query::Drain { reply }).await,

@@ -12,11 +12,13 @@
 //! ```
 
 mod device;
+mod integrity;
 
 pub use device::{
     DeviceCopyStateView, DeviceStateView, DeviceView, DevicesView, DriverStateView, DriverView,
     GranularityView, ModelDeviceView, RegistrationStateView, RegistrationView, SharingView,
 };
+pub use integrity::{IntegrityView, Verified, VerifiedOutcome, VerifiedSegment};
 
 use serde::Serialize;
 
@@ -39,6 +41,8 @@ pub struct StatusView {
     pub loading: u64,
     /// What was counted since the start.
     pub counters: CountersView,
+    /// Checks of what is in memory.
+    pub integrity: IntegrityView,
     /// What works less well than it could, with the cure.
     pub degraded: Vec<DegradedView>,
 }

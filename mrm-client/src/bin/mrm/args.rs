@@ -87,6 +87,8 @@ pub(crate) enum Command {
     Unpin(Models),
     /// Free the memory of models that nobody holds
     Evict(Evict),
+    /// Compare what is in memory with what was loaded; what is damaged is loaded anew
+    Verify(Verify),
     /// What happened in the daemon lately
     Events(Events),
     /// Check this node: kernel, limits, huge pages, sockets, GPUs; says what to do
@@ -132,6 +134,20 @@ pub(crate) struct Evict {
     /// Only from there: `host`, or the UUID of a device, GPU-... [default: everywhere]
     #[arg(long, value_name = "TIER", value_parser = parse_place)]
     pub(crate) from: Option<String>,
+}
+
+/// `mrm verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The models' names
+    #[arg(required_unless_present = "all", value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// Everything that is in memory
+    #[arg(long, conflicts_with = "models")]
+    pub(crate) all: bool,
+    /// How long to wait for the answer to each; the check goes on after that
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_wait)]
+    pub(crate) wait: Duration,
 }
 
 /// `mrm open`.

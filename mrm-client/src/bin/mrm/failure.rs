@@ -63,6 +63,9 @@ pub(crate) enum Failure {
     /// `doctor` found something; its report says what.
     #[error("{0} checks failed")]
     Unhealthy(usize),
+    /// `verify` found something; its report says what.
+    #[error("{0} segments are damaged")]
+    Damaged(usize),
     /// One that has been reported already, among the results of several models.
     #[error(transparent)]
     Reported(Box<Failure>),
@@ -91,7 +94,10 @@ impl Failure {
 
     /// Whether the user has been told already, by the report that was printed.
     pub(crate) fn is_reported(&self) -> bool {
-        matches!(self, Self::Reported(_) | Self::Unhealthy(_))
+        matches!(
+            self,
+            Self::Reported(_) | Self::Unhealthy(_) | Self::Damaged(_)
+        )
     }
 
     /// The exit status.
@@ -115,9 +121,11 @@ impl Failure {
             }
             Self::Command { .. } => exit::CMD_NOT_RUN,
             Self::Reported(failure) => failure.exit_status(),
-            Self::Garbled { .. } | Self::Output(_) | Self::Unhealthy(_) | Self::System(_) => {
-                exit::REFUSED
-            }
+            Self::Garbled { .. }
+            | Self::Output(_)
+            | Self::Unhealthy(_)
+            | Self::Damaged(_)
+            | Self::System(_) => exit::REFUSED,
         }
     }
 
@@ -142,6 +150,7 @@ impl Failure {
             | Self::Usage(_)
             | Self::Output(_)
             | Self::Unhealthy(_)
+            | Self::Damaged(_)
             | Self::System(_) => None,
         }
     }
@@ -160,6 +169,7 @@ impl Failure {
             Self::Command { .. } => "command_failed",
             Self::Output(_) => "output_failed",
             Self::Unhealthy(_) => "unhealthy",
+            Self::Damaged(_) => "damaged",
             Self::Reported(failure) => failure.code(),
             Self::System(_) => "system",
         }
@@ -184,6 +194,7 @@ impl Failure {
             | Self::Command { .. }
             | Self::Output(_)
             | Self::Unhealthy(_)
+            | Self::Damaged(_)
             | Self::System(_) => json!({"code": self.code(), "message": self.to_string()}),
         };
         body["exit_status"] = json!(self.exit_status());
@@ -278,6 +289,7 @@ mod tests {
                 126,
             ),
             (Failure::Unhealthy(1), 1),
+            (Failure::Damaged(1), 1),
         ] {
             assert_eq!(failure.exit_status(), status, "{failure}");
             assert_eq!(failure.to_json()["exit_status"], status);

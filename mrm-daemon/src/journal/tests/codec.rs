@@ -265,6 +265,7 @@ fn kept(mut event: Event) -> Event {
         fault.message = beginning_of(&fault.message, 256).into();
     };
     if let Event::DeviceLost { fault, .. }
+    | Event::Damaged { fault, .. }
     | Event::Resolved {
         outcome: Err(fault),
         ..

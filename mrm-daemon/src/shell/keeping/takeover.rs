@@ -65,6 +65,9 @@ impl State {
             self.keeping.keeper.remove(&key, None);
         }
         self.drop_leftovers(remains);
+        if self.config.integrity.check_adopted {
+            self.verify_adopted();
+        }
         failpoint::pass(Point::Adopted);
         known
     }

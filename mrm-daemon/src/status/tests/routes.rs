@@ -74,6 +74,8 @@ fn the_status_is_exactly_the_documented_json() {
             "promoted_total": 0, "loads_total": 0, "load_failures_total": 0, "evictions_total": 0,
             "refusals_total": 0, "loaded_bytes_total": 0, "sessions_total": 0,
             "protocol_errors_total": 0},
+        "integrity": {"waiting": 0, "waiting_bytes": 0, "done_bytes": 0, "checked_total": 0,
+            "checked_bytes_total": 0, "damaged_total": 0},
         "degraded": [{"id": "huge_\"pages\"\\\n", "cause": "never", "cure": "echo"}],
     });
     assert_eq!(answer.json(), expected);

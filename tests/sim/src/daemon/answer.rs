@@ -189,12 +189,17 @@ impl Daemon {
     pub(super) fn revoke(
         &mut self,
         env: &mut Env,
-        session: SessionId,
-        lease: LeaseId,
+        (session, lease): (SessionId, LeaseId),
+        gone: bool,
         fault: &Fault,
     ) -> Checked {
         let who = self.sessions.get(&session).map(|session| &session.who);
-        if !matches!(who, Some(Who::Client(client)) if client.features & features::DEVICE != 0) {
+        let needed = if gone {
+            features::DEVICE
+        } else {
+            features::DAMAGE
+        };
+        if !matches!(who, Some(Who::Client(client)) if client.features & needed != 0) {
             return Ok(());
         }
         let told = Reply::Revoked(Revoked {

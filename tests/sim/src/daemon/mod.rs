@@ -254,9 +254,9 @@ impl Daemon {
             Effect::Revoke {
                 session,
                 lease,
-                gone: _,
+                gone,
                 fault,
-            } => self.revoke(env, session, lease, &fault),
+            } => self.revoke(env, (session, lease), gone, &fault),
             Effect::Reply {
                 session,
                 request,

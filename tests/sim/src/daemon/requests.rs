@@ -30,7 +30,7 @@ impl Daemon {
             ErrorReply::new(ErrorCode::VersionMismatch, "no version that both speak")
         })?;
         let served = match self.budgets.is_empty() {
-            true => features::PROGRESS | features::RESUME,
+            true => features::ALL & !features::DEVICE,
             false => features::ALL,
         };
         Ok(ServerHello {

@@ -141,7 +141,7 @@ fn print(events: &Events, document: &Value, gap_matters: bool, out: Out) -> Resu
 
 fn line(event: &Event, look: Look) -> String {
     let tone = match event.kind.as_str() {
-        "load_failed" | "open_refused" | "device_lost" | "lease_revoked" => Tone::Bad,
+        "load_failed" | "open_refused" | "device_lost" | "lease_revoked" | "damaged" => Tone::Bad,
         "degraded" | "drain" | "evicted" | "device_evicted" | "registration_failed" => {
             Tone::Warning
         }

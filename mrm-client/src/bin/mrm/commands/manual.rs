@@ -13,7 +13,7 @@ const SECTIONS: &str = r#".SH "EXIT STATUS"
 Done. Also when the reader of the output closed its end, as in \fBmrm ls | head\fR.
 .TP
 1
-The daemon refused, and its error code is printed; or \fBmrm doctor\fR found a failure.
+The daemon refused, and its error code is printed; or \fBmrm doctor\fR found a failure, or \fBmrm verify\fR damage.
 .TP
 2
 The arguments are wrong.
@@ -39,7 +39,7 @@ with the status of the first.
 .SH "JSON OUTPUT"
 With \fB\-\-json\fR, \fBstatus\fR, \fBls\fR, \fBshow\fR and \fBevents\fR print the daemon's own document,
 with fields that this release does not know. \fBtop\fR prints {"status", "models", "sessions"};
-\fBpin\fR, \fBunpin\fR, \fBevict\fR and \fBwarm\fR print {"results": [...]}, one entry for each model;
+\fBpin\fR, \fBunpin\fR, \fBevict\fR, \fBwarm\fR and \fBverify\fR print {"results": [...]}, one entry for each model;
 \fBdoctor\fR prints {"checks": [{"id", "level", "finding", "cure"}], "pass", "info", "warn", "fail",
 "device_tier": {"here": {"state", "version", "finding", "cure"}, "mrmd": state}};
 \fBopen\fR prints {"name", "version", "origin", "kind", "open_ms", "daemon_us", "tensors", "bytes",

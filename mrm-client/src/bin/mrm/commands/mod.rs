@@ -9,6 +9,7 @@ mod open;
 mod show;
 mod status;
 mod top;
+mod verify;
 mod warm;
 
 use crate::args::{Cli, Command};
@@ -37,6 +38,7 @@ pub(crate) fn run(cli: Cli, out: Out) -> Result<u8, Failure> {
             let change = Change::Evict { from: evict.from };
             block_on(change::run(&api()?, &evict.models, &change, out))
         }
+        Command::Verify(verify) => block_on(verify::run(&api()?, &verify, out)),
         Command::Events(events) => block_on(events::run(&api()?, &events, out)),
         Command::Doctor => block_on(doctor::run(&global, out)),
         Command::Completions { shell } => manual::completions(shell, out),
