@@ -473,7 +473,9 @@ impl Ticket<'_> {
             | Request::Cancel(_)
             | Request::Resume(_)
             | Request::List(_)
-            | Request::Stat(_) => false,
+            | Request::Stat(_)
+            | Request::Touched(_)
+            | Request::Heard(_) => false,
         };
         self.connection.send(self.id, request, fds)
     }

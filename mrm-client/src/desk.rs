@@ -110,6 +110,7 @@ impl Desk {
                 | Reply::Progress(_)
                 | Reply::Handed(_)
                 | Reply::Revoked(_)
+                | Reply::Ready(_)
                 | Reply::Resumed(_)
                 | Reply::Listed(_)
                 | Reply::Stated(_)
@@ -159,6 +160,7 @@ impl Desk {
                     | Reply::Progress(_)
                     | Reply::Handed(_)
                     | Reply::Revoked(_)
+                    | Reply::Ready(_)
                     | Reply::Listed(_)
                     | Reply::Stated(_)
                     | Reply::Error(_) => fates_of(None),

@@ -327,6 +327,7 @@ impl Link {
             | Reply::Progress(_)
             | Reply::Handed(_)
             | Reply::Revoked(_)
+            | Reply::Ready(_)
             | Reply::Listed(_)
             | Reply::Stated(_) => {
                 lock(&self.roll).give_up(batch);

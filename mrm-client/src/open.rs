@@ -161,6 +161,7 @@ impl GrantRequest {
             wait_ms: 0,
             progress: how.progress.is_some(),
             devices: wish.asked(),
+            wait_for: None,
         });
         Self {
             request,
@@ -188,7 +189,9 @@ impl GrantRequest {
             | Request::Cancel(_)
             | Request::Resume(_)
             | Request::List(_)
-            | Request::Stat(_) => "",
+            | Request::Stat(_)
+            | Request::Touched(_)
+            | Request::Heard(_) => "",
         }
     }
 
@@ -218,7 +221,9 @@ impl GrantRequest {
             | Request::Cancel(_)
             | Request::Resume(_)
             | Request::List(_)
-            | Request::Stat(_) => {}
+            | Request::Stat(_)
+            | Request::Touched(_)
+            | Request::Heard(_) => {}
         }
         request
     }

@@ -48,6 +48,7 @@ pub(crate) fn decode(frame: Frame<'_>) -> Result<Incoming, SessionError> {
         | Reply::Cancelled(_)
         | Reply::Progress(_)
         | Reply::Revoked(_)
+        | Reply::Ready(_)
         | Reply::Resumed(_)
         | Reply::Listed(_)
         | Reply::Stated(_)

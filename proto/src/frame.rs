@@ -47,6 +47,10 @@ pub enum Kind {
     List = 0x0020,
     /// Describe one model.
     Stat = 0x0021,
+    /// In which order tensors of an open model were used.
+    Touched = 0x0022,
+    /// What was said of a model that is being filled was read.
+    Heard = 0x0023,
     /// First frame of the daemon.
     ServerHello = 0x8001,
     /// An open succeeded.
@@ -63,6 +67,8 @@ pub enum Kind {
     Revoked = 0x8016,
     /// Leases were taken up again.
     Resumed = 0x8017,
+    /// More of a model that is still being filled is there.
+    Ready = 0x8018,
     /// One page of models.
     Listed = 0x8020,
     /// One model.
@@ -73,7 +79,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::ClientHello,
         Self::Open,
         Self::OpenFiles,
@@ -82,6 +88,8 @@ impl Kind {
         Self::Resume,
         Self::List,
         Self::Stat,
+        Self::Touched,
+        Self::Heard,
         Self::ServerHello,
         Self::Opened,
         Self::Closed,
@@ -90,6 +98,7 @@ impl Kind {
         Self::Handed,
         Self::Revoked,
         Self::Resumed,
+        Self::Ready,
         Self::Listed,
         Self::Stated,
         Self::Error,

@@ -80,10 +80,14 @@ pub mod features {
     pub const DEVICE: u64 = 1 << 1;
     /// Leases of the last daemon can be taken up again.
     pub const RESUME: u64 = 1 << 2;
+    /// Opens may wait for the layout alone; [`Ready`](crate::reply::Ready) and
+    /// [`Revoked`](crate::reply::Revoked) frames may come, and
+    /// [`Touched`](crate::request::Touched) may be sent.
+    pub const EARLY: u64 = 1 << 3;
     /// [`Revoked`](crate::reply::Revoked) frames may come for any lease, with the code `damaged`.
     pub const DAMAGE: u64 = 1 << 4;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | DAMAGE;
+    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE;
 }
 
 impl ClientHello {

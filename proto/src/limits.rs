@@ -49,6 +49,16 @@ pub const LEASES_PER_SESSION_MAX: usize = 4096;
 pub const RESUMED_MAX: usize = 2048;
 /// Most requests of one session that may await their reply.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
+/// Most tensors whose order of use one `Touched` may tell.
+pub const TOUCHED_MAX: usize = 16_384;
+/// Most `Ready` frames of one lease that may be unread: the daemon goes on after a `Heard`, and
+/// tells of what came meanwhile in one frame. The one that says that all is sealed is not counted.
+pub const READY_UNHEARD_MAX: u32 = 4;
+/// Most leases of one session on models that are still being filled; what is opened beyond that
+/// is granted when it is filled.
+pub const EARLY_LEASES_PER_SESSION_MAX: usize = 32;
+/// Most ranges that one `Ready` may name; what does not fit comes in the next.
+pub const READY_RANGES_MAX: usize = 1024;
 /// Most rows in one reply to `List`.
 pub const LIST_ROWS_MAX: usize = 256;
 /// Longest wait that an `Open` may ask for.
@@ -59,6 +69,9 @@ pub const ERROR_MESSAGE_BYTES_MAX: usize = 4096;
 pub const CLIENT_NAME_BYTES_MAX: usize = 128;
 
 const _: () = assert!(VERSION_MIN <= VERSION_MAX);
+const _: () = assert!(TOUCHED_MAX * 5 + 64 < FRAME_BODY_BYTES_MAX);
+const _: () =
+    assert!(READY_RANGES_MAX * 32 + SEGMENTS_PER_MODEL_MAX * 5 + 64 < FRAME_BODY_BYTES_MAX);
 const _: () = assert!(SEGMENTS_PER_MODEL_MAX + 1 < FDS_PER_FRAME_MAX);
 // Sizes of all allocations, and as many handles as fit into one frame beside them.
 const _: () =

@@ -29,6 +29,8 @@ pub enum Reply {
     Handed(Handed),
     /// A lease was taken away. Comes unasked, with the request id 0.
     Revoked(Revoked),
+    /// More of a model that is still being filled is there. Comes unasked, with the request id 0.
+    Ready(Ready),
     /// Leases were taken up again.
     Resumed(Resumed),
     /// One page of models.
@@ -69,6 +71,12 @@ pub struct Opened {
     /// Where on a device the weights are; absent when they are in host memory.
     #[n(6)]
     pub device: Option<OnDevice>,
+    /// Which segments are still being filled, in ascending order; absent if none is. Nothing of
+    /// them may be read but what [`Ready`] frames name, and their seals are but
+    /// `F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE`. Only after an open that waits for the
+    /// [layout](crate::request::WaitFor::Layout) alone.
+    #[n(7)]
+    pub filling: Option<Vec<u32>>,
 }
 
 /// Weights on a device: their allocations, in the order of the [layout](crate::layout).
@@ -120,6 +128,37 @@ pub struct Handed {
     /// Handles; empty where sharing is by descriptors, which travel with the frame.
     #[n(1)]
     pub handles: Vec<IpcHandle>,
+}
+
+/// What is there of a model that was still being filled when it was lent: each frame says what is
+/// new. When all segments are sealed, none follows.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ready {
+    /// Which lease.
+    #[n(0)]
+    pub lease: LeaseId,
+    /// What can be read now, at most [`READY_RANGES_MAX`](crate::limits::READY_RANGES_MAX).
+    #[n(1)]
+    pub ranges: Vec<ReadyRange>,
+    /// Segments that are whole, checked and sealed now.
+    #[n(2)]
+    pub sealed: Vec<u32>,
+}
+
+/// Bytes of a segment that are there, and will not change unless the lease is revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ReadyRange {
+    /// Which segment.
+    #[n(0)]
+    pub segment: u32,
+    /// Its first byte.
+    #[n(1)]
+    pub from: u64,
+    /// The byte after its last.
+    #[n(2)]
+    pub to: u64,
 }
 
 /// A lease was taken away: its device was lost. What is mapped of it is of no use any more.
@@ -295,6 +334,7 @@ impl Reply {
             Kind::Progress => decode_cbor(header, body).map(Self::Progress),
             Kind::Handed => decode_cbor(header, body).map(Self::Handed),
             Kind::Revoked => decode_cbor(header, body).map(Self::Revoked),
+            Kind::Ready => decode_cbor(header, body).map(Self::Ready),
             Kind::Resumed => decode_cbor(header, body).map(Self::Resumed),
             Kind::Listed => decode_cbor(header, body).map(Self::Listed),
             Kind::Stated => decode_cbor(header, body).map(Self::Stated),
@@ -307,14 +347,19 @@ impl Reply {
             | Kind::Cancel
             | Kind::Resume
             | Kind::List
-            | Kind::Stat) => Err(FrameError::OutOfPlace(kind)),
+            | Kind::Stat
+            | Kind::Touched
+            | Kind::Heard) => Err(FrameError::OutOfPlace(kind)),
         }
     }
 
     /// Whether this is the last frame about its request.
     #[must_use]
     pub const fn ends_request(&self) -> bool {
-        !matches!(self, Self::Progress(_) | Self::Handed(_) | Self::Revoked(_))
+        !matches!(
+            self,
+            Self::Progress(_) | Self::Handed(_) | Self::Revoked(_) | Self::Ready(_)
+        )
     }
 }
 
@@ -327,6 +372,7 @@ impl Message for Reply {
             Self::Progress(_) => Kind::Progress,
             Self::Handed(_) => Kind::Handed,
             Self::Revoked(_) => Kind::Revoked,
+            Self::Ready(_) => Kind::Ready,
             Self::Resumed(_) => Kind::Resumed,
             Self::Listed(_) => Kind::Listed,
             Self::Stated(_) => Kind::Stated,
@@ -342,6 +388,7 @@ impl Message for Reply {
             Self::Progress(body) => encode_cbor(body, out),
             Self::Handed(body) => encode_cbor(body, out),
             Self::Revoked(body) => encode_cbor(body, out),
+            Self::Ready(body) => encode_cbor(body, out),
             Self::Resumed(body) => encode_cbor(body, out),
             Self::Listed(body) => encode_cbor(body, out),
             Self::Stated(body) => encode_cbor(body, out),

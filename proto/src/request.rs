@@ -29,6 +29,10 @@ pub enum Request {
     List(List),
     /// Describe a model.
     Stat(Stat),
+    /// In which order tensors were used.
+    Touched(Touched),
+    /// What is there was heard of.
+    Heard(Heard),
 }
 
 /// Opens a model of the operator's catalogue. Carries no descriptor.
@@ -47,6 +51,22 @@ pub struct Open {
     /// On which device the weights are wanted. Absent: in host memory.
     #[n(3)]
     pub devices: Option<Devices>,
+    /// What to wait for. Absent: for all. Needs [`features::EARLY`](crate::hello::features).
+    #[n(4)]
+    pub wait_for: Option<WaitFor>,
+}
+
+/// What an open in host memory waits for. On a device it is always all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum WaitFor {
+    /// The last byte.
+    #[n(0)]
+    All,
+    /// The tensor table, and memory for the rest, which [`Ready`](crate::reply::Ready) frames
+    /// speak of as it is filled.
+    #[n(1)]
+    Layout,
 }
 
 /// The devices on which an open may be served. Needs [`features::DEVICE`](crate::hello::features).
@@ -87,6 +107,9 @@ pub struct OpenFiles {
     /// As in [`Open`].
     #[n(4)]
     pub devices: Option<Devices>,
+    /// As in [`Open`].
+    #[n(5)]
+    pub wait_for: Option<WaitFor>,
 }
 
 /// Gives a lease back.
@@ -105,6 +128,30 @@ pub struct Cancel {
     /// The request to give up.
     #[n(0)]
     pub target: RequestId,
+}
+
+/// Tells the order in which the tensors of an open model were first used, for later loads of it.
+/// Carries the request id 0, and is not answered. Needs [`features::EARLY`](crate::hello::features).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Touched {
+    /// The lease that it is open by.
+    #[n(0)]
+    pub lease: LeaseId,
+    /// Positions of tensors in the file order, the first used first; none twice, at most
+    /// [`TOUCHED_MAX`](crate::limits::TOUCHED_MAX).
+    #[n(1)]
+    pub tensors: Vec<u32>,
+}
+
+/// Tells that all [`Ready`](crate::reply::Ready) frames of a lease so far were read: more may come.
+/// Carries the request id 0, and is not answered. Needs [`features::EARLY`](crate::hello::features).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Heard {
+    /// The lease.
+    #[n(0)]
+    pub lease: LeaseId,
 }
 
 /// Takes up leases that another daemon gave, before this one took its memory over. Needs
@@ -162,6 +209,7 @@ impl Open {
             wait_ms: 0,
             progress: false,
             devices: None,
+            wait_for: None,
         }
     }
 }
@@ -180,6 +228,8 @@ impl Request {
             Kind::Resume => decode_cbor(header, body).map(Self::Resume),
             Kind::List => decode_cbor(header, body).map(Self::List),
             Kind::Stat => decode_cbor(header, body).map(Self::Stat),
+            Kind::Touched => decode_cbor(header, body).map(Self::Touched),
+            Kind::Heard => decode_cbor(header, body).map(Self::Heard),
             kind @ (Kind::ClientHello
             | Kind::ServerHello
             | Kind::Opened
@@ -188,6 +238,7 @@ impl Request {
             | Kind::Progress
             | Kind::Handed
             | Kind::Revoked
+            | Kind::Ready
             | Kind::Resumed
             | Kind::Listed
             | Kind::Stated
@@ -205,7 +256,9 @@ impl Request {
             | Self::Cancel(_)
             | Self::Resume(_)
             | Self::List(_)
-            | Self::Stat(_) => 0,
+            | Self::Stat(_)
+            | Self::Touched(_)
+            | Self::Heard(_) => 0,
         }
     }
 }
@@ -220,6 +273,8 @@ impl Message for Request {
             Self::Resume(_) => Kind::Resume,
             Self::List(_) => Kind::List,
             Self::Stat(_) => Kind::Stat,
+            Self::Touched(_) => Kind::Touched,
+            Self::Heard(_) => Kind::Heard,
         }
     }
 
@@ -232,6 +287,8 @@ impl Message for Request {
             Self::Resume(body) => encode_cbor(body, out),
             Self::List(body) => encode_cbor(body, out),
             Self::Stat(body) => encode_cbor(body, out),
+            Self::Touched(body) => encode_cbor(body, out),
+            Self::Heard(body) => encode_cbor(body, out),
         }
     }
 }

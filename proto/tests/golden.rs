@@ -11,10 +11,11 @@ use mrm_proto::layout::Granularity;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{
     Cancelled, Closed, DeviceState, Handed, IpcHandle, Listed, ModelRow, ModelState, OnDevice,
-    Opened, Origin, Progress, Reply, Resumed, Revoked, Sharing, Stated,
+    Opened, Origin, Progress, Ready, ReadyRange, Reply, Resumed, Revoked, Sharing, Stated,
 };
 use mrm_proto::request::{
-    Cancel, Close, Devices, HadLease, List, Open, OpenFiles, Request, Resume, Stat,
+    Cancel, Close, Devices, HadLease, Heard, List, Open, OpenFiles, Request, Resume, Stat, Touched,
+    WaitFor,
 };
 use mrm_proto::table::{ModelKind, Table, TableBuilder};
 use std::path::PathBuf;
@@ -82,6 +83,7 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                 wait_ms: 30_000,
                 progress: true,
                 devices: None,
+                wait_for: None,
             }),
         ),
         (
@@ -95,8 +97,26 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                     any_of: vec![DeviceUuid([0x5a; 16])],
                     else_host: true,
                 }),
+                wait_for: None,
             }),
         ),
+        (
+            "open_layout",
+            0,
+            Request::Open(Open {
+                wait_for: Some(WaitFor::Layout),
+                ..Open::by_name(model("org/bert"))
+            }),
+        ),
+        (
+            "touched",
+            0,
+            Request::Touched(Touched {
+                lease: LeaseId(77),
+                tensors: vec![4, 0, 70_000],
+            }),
+        ),
+        ("heard", 0, Request::Heard(Heard { lease: LeaseId(77) })),
         (
             "open_files",
             2,
@@ -106,6 +126,7 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                 wait_ms: 0,
                 progress: false,
                 devices: None,
+                wait_for: None,
             }),
         ),
         ("close", 0, Request::Close(Close { lease: LeaseId(77) })),
@@ -165,6 +186,34 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
                 segments_bytes: vec![90_868_376, 612],
                 took_us: 15,
                 device: None,
+                filling: None,
+            }),
+        ),
+        (
+            "opened_filling",
+            3,
+            Reply::Opened(Opened {
+                lease: LeaseId(77),
+                version: VersionId(3),
+                origin: Origin::Loaded,
+                table_bytes: 4096,
+                segments_bytes: vec![90_868_376, 612],
+                took_us: 15,
+                device: None,
+                filling: Some(vec![0]),
+            }),
+        ),
+        (
+            "ready",
+            0,
+            Reply::Ready(Ready {
+                lease: LeaseId(77),
+                ranges: vec![ReadyRange {
+                    segment: 0,
+                    from: 4 << 20,
+                    to: 8 << 20,
+                }],
+                sealed: vec![1],
             }),
         ),
         (
@@ -186,6 +235,7 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
                     allocations_bytes: vec![90_868_376],
                     handles: Vec::new(),
                 }),
+                filling: None,
             }),
         ),
         (

@@ -51,6 +51,7 @@ pub fn open(name: &str, wait_ms: u64) -> Request {
         wait_ms,
         progress: false,
         devices: None,
+        wait_for: None,
     })
 }
 
@@ -67,6 +68,7 @@ pub fn open_files(label: &str, files: &[&str]) -> Request {
         wait_ms: 0,
         progress: false,
         devices: None,
+        wait_for: None,
     })
 }
 

@@ -105,6 +105,7 @@ fn open_request(any_of: Vec<DeviceUuid>, else_host: bool) -> Request {
         wait_ms: 60_000,
         progress: false,
         devices: Some(Devices { any_of, else_host }),
+        wait_for: None,
     })
 }
 

@@ -369,6 +369,7 @@ impl Content {
             segments_bytes: self.segments.iter().map(|(_, bytes)| *bytes).collect(),
             took_us: 3,
             device: None,
+            filling: None,
         }
     }
 

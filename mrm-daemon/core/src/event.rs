@@ -153,6 +153,12 @@ pub enum Event {
         /// How long, in microseconds.
         took_us: u64,
     },
+    /// The memory of a load to host memory is there, and may be lent while it is filled. Comes once
+    /// and before its `Loaded`, or not at all: then it is lent when it is filled.
+    Laid {
+        /// Which effect.
+        op: OpId,
+    },
     /// `Load` ended. On an error nothing of the segment is in memory.
     Loaded {
         /// Which effect.
@@ -174,6 +180,9 @@ pub enum Event {
 pub enum Wanted {
     /// In host memory.
     Host,
+    /// In host memory, and as soon as the table is resident and all else is or has its memory
+    /// ([`Event::Laid`]): the lease is on what is still being filled, and is revoked if that fails.
+    Layout,
     /// On any one of these devices; there is at least one.
     Device(Arc<[DeviceId]>),
     /// On one of these devices, if one can make the room now, else in host memory.

@@ -269,8 +269,8 @@ fn i7_leases_are_backed(core: &Core) -> Result<(), Violation> {
             format!("{id} has {leases_before} leases on what it was")
         })?;
         if leases > 0 {
-            let whole = is_whole(core, id)?;
-            ensure(whole, 7, || format!("{id} is leased, but not resident"))?;
+            let lent = is_whole(core, id)? || core.laid_out(id)?.is_some();
+            ensure(lent, 7, || format!("{id} is leased, but not there"))?;
         }
     }
     ensure(of_copy.is_empty() && tainted.is_empty(), 7, || {
@@ -410,13 +410,20 @@ fn i9_sources_and_contents_agree(core: &Core) -> Result<(), Violation> {
             ensure(there, 9, || format!("{version} does not name {id}"))?;
         }
     }
-    let mut resident = 0;
+    let (mut resident, mut twins) = (0, 0);
     for (id, segment) in core.residency.all() {
         for source in &segment.sources {
             let there = core.catalogue.segment(*source, segment.tier) == Some(id);
             ensure(there, 9, || format!("{source} is not in {id}"))?;
         }
-        if let State::Resident(content) = segment.state {
+        let State::Resident(content) = segment.state else {
+            continue;
+        };
+        if core.residency.twin(id).is_some() {
+            twins += 1;
+            let lent = core.is_lent(id)?;
+            ensure(lent, 9, || format!("{id} is a twin, and not lent"))?;
+        } else {
             resident += 1;
             let there = core.residency.holding(segment.tier, content) == Some(id);
             ensure(there, 9, || format!("{content} is resident twice"))?;
@@ -425,6 +432,10 @@ fn i9_sources_and_contents_agree(core: &Core) -> Result<(), Violation> {
     let contents = core.residency.contents_len();
     ensure(contents == resident, 9, || {
         format!("{contents} contents, {resident} resident")
+    })?;
+    let known = core.residency.twins_len();
+    ensure(twins == known, 9, || {
+        format!("{known} twins, {twins} resident")
     })
 }
 

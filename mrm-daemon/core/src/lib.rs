@@ -308,6 +308,7 @@ impl Core {
             Event::Drain => self.drain(turn),
             Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),
             Event::Took { op, took_us } => self.took(op, took_us),
+            Event::Laid { op } => self.laid(turn, op),
             Event::Loaded { op, outcome } => self.loaded(turn, op, outcome),
             Event::Freed { op } => self.freed(turn, op),
             Event::Tick => self.tick(turn),

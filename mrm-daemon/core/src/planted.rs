@@ -63,6 +63,12 @@ pub enum Bug {
     KeepSpoilt,
     /// What is loaded ahead does not mind who waits.
     LoadAheadOfOthers,
+    /// What has no memory yet is lent to those who asked for the layout alone.
+    LendUnlaid,
+    /// Who was granted before the load ended is not told that it failed.
+    KeepFailedLease,
+    /// What turns out to be there twice is freed though it is lent.
+    FreeTwin,
 }
 
 #[cfg(feature = "planted")]
@@ -73,7 +79,7 @@ thread_local! {
 #[cfg(feature = "planted")]
 impl Bug {
     /// Each of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::LeakCharge,
         Self::ForgetRefund,
         Self::ChargeAboveLimit,
@@ -95,6 +101,9 @@ impl Bug {
         Self::LendDamaged,
         Self::KeepSpoilt,
         Self::LoadAheadOfOthers,
+        Self::LendUnlaid,
+        Self::KeepFailedLease,
+        Self::FreeTwin,
     ];
 }
 

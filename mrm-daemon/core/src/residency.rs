@@ -35,6 +35,8 @@ pub(crate) struct Segment {
     pub(crate) left_by: Vec<VersionId>,
     /// The copy that it is being filled from.
     pub(crate) fed_by: Option<CopyId>,
+    /// Its memory is there: it may be lent while it is filled.
+    pub(crate) laid: bool,
     /// What it is being filled from is damaged: by which segments, and what to say of it.
     pub(crate) spoilt: Option<Spoilt>,
     /// How many pairs of a source of it and a held copy that has it there are, and how many leases
@@ -60,6 +62,8 @@ pub(crate) struct Residency {
     segments: BTreeMap<SegmentId, Segment>,
     contents: BTreeMap<(Tier, ContentId), SegmentId>,
     idle: BTreeMap<Tier, Idle>,
+    /// Resident segments that do not stand for their content.
+    twins: BTreeSet<SegmentId>,
 }
 
 /// What can be evicted of a tier: resident and not held.
@@ -87,6 +91,75 @@ impl Residency {
         self.segments
             .get(&id)
             .is_some_and(|segment| matches!(segment.state, State::Resident(_)))
+    }
+
+    /// Whether it can be lent to one who knows that it may still be filled.
+    pub(crate) fn is_laid(&self, id: SegmentId) -> bool {
+        self.segments
+            .get(&id)
+            .is_some_and(|segment| match segment.state {
+                State::Loading(_) => segment.laid,
+                State::Resident(_) => true,
+                State::Damaged | State::Evicting(_) => false,
+            })
+    }
+
+    /// Takes note that the memory of a load is there.
+    pub(crate) fn lay(&mut self, id: SegmentId) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        let loading = matches!(segment.state, State::Loading(_));
+        if !loading || segment.laid || segment.tier != Tier::Host {
+            return Err(Violation::WrongState(id));
+        }
+        segment.laid = true;
+        Ok(())
+    }
+
+    /// What a twin holds: a resident segment that does not stand for its content, because another
+    /// does or did.
+    pub(crate) fn twin(&self, id: SegmentId) -> Option<ContentId> {
+        match self.segments.get(&id)?.state {
+            State::Resident(content) if self.twins.contains(&id) => Some(content),
+            State::Loading(_)
+            | State::Resident(_)
+            | State::Damaged
+            | State::Evicting(_) => None,
+        }
+    }
+
+    pub(crate) fn has_twins(&self) -> bool {
+        !self.twins.is_empty()
+    }
+
+    pub(crate) fn twins_len(&self) -> usize {
+        self.twins.len()
+    }
+
+    /// Loading to Resident, without standing for its content: another segment does, and this one
+    /// is lent.
+    pub(crate) fn arrive_as_twin(
+        &mut self,
+        id: SegmentId,
+        content: ContentId,
+        now: Time,
+    ) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        let State::Loading(_) = segment.state else {
+            return Err(Violation::WrongState(id));
+        };
+        segment.state = State::Resident(content);
+        self.twins.insert(id);
+        self.index(id, now)
+    }
+
+    /// Lets a twin stand for its content, which no other segment holds any more.
+    pub(crate) fn stand_alone(&mut self, id: SegmentId) -> Result<(), Violation> {
+        if let Some(content) = self.twin(id) {
+            let tier = self.get(id)?.tier;
+            self.contents.insert((tier, content), id);
+            self.twins.remove(&id);
+        }
+        Ok(())
     }
 
     pub(crate) fn is_idle(&self, id: SegmentId) -> bool {
@@ -172,10 +245,12 @@ impl Residency {
         to: SegmentId,
         now: Time,
     ) -> Result<Vec<SourceId>, Violation> {
+        let twin = self.twin(from).is_some();
+        self.unindex(from)?;
         let old = self.get_mut(from)?;
-        let State::Loading(_) = old.state else {
+        if !twin && !matches!(old.state, State::Loading(_)) {
             return Err(Violation::WrongState(from));
-        };
+        }
         let held = std::mem::take(&mut old.held);
         let sources = std::mem::take(&mut old.sources);
         let new = self.get_mut(to)?;
@@ -206,7 +281,9 @@ impl Residency {
             // A load whose content was there already, or whose device is lost.
             State::Loading(_) | State::Damaged => {}
             State::Resident(content) => {
-                self.contents.remove(&(tier, content));
+                if !self.twins.remove(&id) {
+                    self.contents.remove(&(tier, content));
+                }
             }
             State::Evicting(_) => return Err(Violation::WrongState(id)),
         }
@@ -229,7 +306,9 @@ impl Residency {
         match before {
             State::Loading(_) => {}
             State::Resident(content) => {
-                self.contents.remove(&(tier, content));
+                if !self.twins.remove(&id) {
+                    self.contents.remove(&(tier, content));
+                }
             }
             State::Damaged | State::Evicting(_) => return Err(Violation::WrongState(id)),
         }

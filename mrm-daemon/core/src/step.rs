@@ -7,6 +7,7 @@ mod adopt;
 mod ahead;
 mod complete;
 mod device;
+mod early;
 mod holders;
 mod operate;
 mod place;

@@ -87,6 +87,7 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
         Event::Took { op, took_us } => put(out, 20, &[op.0, *took_us])?,
         Event::SetPrefetch(settings) => put_prefetch(out, *settings)?,
         Event::Hint { model, due } => put(out, 24, &[model.0, due.0])?,
+        Event::Laid { op } => put(out, 30, &[op.0])?,
         Event::Adopt(adoption) => put_adoption(out, adoption)?,
         Event::Resume {
             session,
@@ -195,6 +196,7 @@ fn put_resolution(out: &mut Out<'_>, resolution: &Resolution) -> Written {
 fn put_wanted(out: &mut Out<'_>, wanted: &Wanted) -> Written {
     let (kind, devices): (u8, &[DeviceId]) = match wanted {
         Wanted::Host => return out.u8(0).map(drop),
+        Wanted::Layout => return out.u8(3).map(drop),
         Wanted::Device(devices) => (1, devices),
         Wanted::Best(devices) => (2, devices),
     };
@@ -294,6 +296,9 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             leases: get_list(from, get_resumed)?,
         },
         19 => get_policy(from)?,
+        30 => Event::Laid {
+            op: OpId(from.u64()?),
+        },
         20 => Event::Took {
             op: OpId(from.u64()?),
             took_us: from.u64()?,
@@ -404,8 +409,10 @@ fn get_resolution(from: &mut Decoder<'_>) -> Read<Resolution> {
 
 fn get_wanted(from: &mut Decoder<'_>) -> Read<Wanted> {
     let kind = from.u8()?;
-    if kind == 0 {
-        return Ok(Wanted::Host);
+    match kind {
+        0 => return Ok(Wanted::Host),
+        3 => return Ok(Wanted::Layout),
+        _ => {}
     }
     let devices: Arc<[DeviceId]> = get_list(from, |from| from.u16().map(DeviceId))?.into();
     match kind {

@@ -158,6 +158,7 @@ impl Fold {
             | Event::Took { .. }
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
+            | Event::Laid { .. }
             | Event::Adopt(_)
             | Event::Resume { .. }
             | Event::DeviceLost { .. }

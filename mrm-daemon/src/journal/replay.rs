@@ -289,6 +289,7 @@ impl Run {
             | Event::Took { .. }
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
+            | Event::Laid { .. }
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

@@ -107,6 +107,7 @@ impl Journal {
             | Event::Took { .. }
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
+            | Event::Laid { .. }
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

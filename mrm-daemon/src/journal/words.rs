@@ -72,6 +72,7 @@ pub(super) fn words(event: &Event) -> String {
             settings.share_percent
         ),
         Event::Hint { model, due } => format!("{model} is said to come at {} µs", due.0),
+        Event::Laid { op } => format!("the memory of {op} is there"),
         Event::Took { op, took_us } => format!("{op} took {took_us} µs by itself"),
     }
 }
@@ -79,6 +80,7 @@ pub(super) fn words(event: &Event) -> String {
 fn place(wanted: &Wanted) -> String {
     match wanted {
         Wanted::Host => "in host memory".to_owned(),
+        Wanted::Layout => "in host memory by its layout".to_owned(),
         Wanted::Device(devices) => format!("on one of {} devices", devices.len()),
         Wanted::Best(devices) => format!("on one of {} devices or the host", devices.len()),
     }

@@ -407,7 +407,7 @@ impl State {
             message: fault.message.to_string(),
         });
         let needed = if gone {
-            features::DEVICE
+            features::DEVICE | features::EARLY
         } else {
             features::DAMAGE
         };

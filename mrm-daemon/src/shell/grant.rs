@@ -167,6 +167,7 @@ impl State {
                 segments_bytes: Vec::new(),
                 took_us,
                 device: None,
+                filling: None,
             },
             fds: vec![lend(table)],
         };

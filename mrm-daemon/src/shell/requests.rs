@@ -60,8 +60,8 @@ impl State {
             ErrorReply::new(ErrorCode::VersionMismatch, message)
         })?;
         let served = match self.tier.devices.is_empty() {
-            true => features::ALL & !features::DEVICE,
-            false => features::ALL,
+            true => features::ALL & !(features::DEVICE | features::EARLY),
+            false => features::ALL & !features::EARLY,
         };
         let agreed = hello.features & served;
         if let Some(Who::Client {
@@ -140,6 +140,10 @@ impl State {
             Request::Resume(resume) => self.resume(session, request, &resume)?,
             Request::List(list) => self.ask_listing(Question::List(session, request, list)),
             Request::Stat(stat) => self.ask_listing(Question::Stat(session, request, stat)),
+            Request::Touched(_) | Request::Heard(_) => {
+                let message = "this needs a feature that was not agreed on";
+                return Err(ErrorReply::new(ErrorCode::MalformedBody, message));
+            }
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ pub fn of(target: &Target) -> Vec<Seed> {
     }
 }
 
-const REQUESTS: [Kind; 7] = [
+const REQUESTS: [Kind; 9] = [
     Kind::Open,
     Kind::OpenFiles,
     Kind::Close,
@@ -55,14 +55,17 @@ const REQUESTS: [Kind; 7] = [
     Kind::Resume,
     Kind::List,
     Kind::Stat,
+    Kind::Touched,
+    Kind::Heard,
 ];
-const REPLIES: [Kind; 10] = [
+const REPLIES: [Kind; 11] = [
     Kind::Opened,
     Kind::Closed,
     Kind::Cancelled,
     Kind::Progress,
     Kind::Handed,
     Kind::Revoked,
+    Kind::Ready,
     Kind::Resumed,
     Kind::Listed,
     Kind::Stated,
@@ -257,11 +260,14 @@ const fn asks(kind: Kind) -> u8 {
         | Kind::Resume
         | Kind::List
         | Kind::Stat
+        | Kind::Touched
+        | Kind::Heard
         | Kind::Opened
         | Kind::Closed
         | Kind::Cancelled
         | Kind::Handed
         | Kind::Revoked
+        | Kind::Ready
         | Kind::Resumed
         | Kind::Error => 2,
     }

@@ -5,7 +5,7 @@
 
 use crate::breach::{Checked, Rule, breach, ensure};
 use mrm_core::effect::{Effect, Feed, Reply};
-use mrm_core::event::Event;
+use mrm_core::event::{Event, Wanted};
 use mrm_core::id::{DeviceId, LeaseId, OpId, RequestId, SegmentId, SessionId, Time};
 use mrm_core::ledger::Tier;
 use mrm_core::{Config, Core};
@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Loading,
+    /// Its memory is there: it may be lent.
+    Laid,
     Resident,
     Damaged,
     Freeing,
@@ -31,7 +33,11 @@ struct Segment {
 /// What an unanswered request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
-    Open { deadline: Time },
+    Open {
+        deadline: Time,
+        /// The layout will do.
+        early: bool,
+    },
     Close,
     Cancel,
     Evict,
@@ -134,11 +140,12 @@ impl Books {
                 session,
                 request,
                 deadline,
+                wanted,
                 ..
             } => {
-                let deadline = *deadline;
+                let (deadline, early) = (*deadline, *wanted == Wanted::Layout);
                 self.asked
-                    .insert((*session, *request), Asked::Open { deadline });
+                    .insert((*session, *request), Asked::Open { deadline, early });
             }
             Event::Close {
                 session,
@@ -178,6 +185,7 @@ impl Books {
             }
             Event::Damaged { segment, .. } => self.damaged(*segment),
             Event::Resolved { op, .. } => self.ends(*op, |op| op == Op::Resolve)?,
+            Event::Laid { op } => self.laid(*op)?,
             Event::Loaded { op, outcome } => self.loaded(*op, outcome.is_ok())?,
             Event::Freed { op } => self.freed(*op)?,
             Event::Configure { .. }
@@ -207,6 +215,19 @@ impl Books {
         let op = self.ops.remove(&id);
         ensure(op.is_some_and(right), Rule::Effects, || {
             format!("{id} ends: {op:?}")
+        })
+    }
+
+    fn laid(&mut self, op: OpId) -> Checked {
+        let Some(Op::Load(segment)) = self.ops.get(&op) else {
+            return breach(Rule::Effects, format!("{op} is no load"));
+        };
+        let Some(loading) = self.segments.get_mut(segment) else {
+            return breach(Rule::Effects, format!("{segment} is not there"));
+        };
+        let before = std::mem::replace(&mut loading.stage, Stage::Laid);
+        ensure(before == Stage::Loading, Rule::Effects, || {
+            format!("memory for what is {before:?}")
         })
     }
 
@@ -243,10 +264,19 @@ impl Books {
         })
     }
 
+    /// Whether what was lent before it was whole never will be: a load failed, or something of it
+    /// is damaged before the rest is there.
+    fn never_whole(&self, lease: &Lease) -> bool {
+        let stage = |id: &SegmentId| self.segments.get(id).map(|there| there.stage);
+        let failed = lease.segments.iter().any(|id| stage(id).is_none());
+        let laid = |id| stage(id) == Some(Stage::Laid);
+        failed || self.is_damaged(lease) && lease.segments.iter().any(laid)
+    }
+
     fn see_revoke(&mut self, key: (SessionId, LeaseId), gone: bool) -> Checked {
         let right = if gone {
             let lease = self.leases.remove(&key);
-            lease.is_some_and(|lease| self.is_lost(lease.tier))
+            lease.is_some_and(|lease| self.is_lost(lease.tier) || self.never_whole(&lease))
         } else {
             let lease = self.leases.get(&key);
             let right = lease.is_some_and(|lease| !lease.told && self.is_damaged(lease));
@@ -346,7 +376,7 @@ impl Books {
         })?;
         for (lease, (tier, segments)) in leases.iter().zip(had) {
             if let Some(lease) = lease {
-                self.see_opened((session, *lease), tier, &segments)?;
+                self.see_opened((session, *lease), (tier, false), &segments)?;
             }
         }
         Ok(())
@@ -405,7 +435,7 @@ impl Books {
         let asked = self.asked.remove(&key);
         let right = match (asked, reply) {
             (
-                Some(Asked::Open { .. }),
+                Some(Asked::Open { early, .. }),
                 Reply::Opened {
                     lease,
                     tier,
@@ -413,7 +443,7 @@ impl Books {
                     ..
                 },
             ) => {
-                return self.see_opened((session, *lease), *tier, segments);
+                return self.see_opened((session, *lease), (*tier, early), segments);
             }
             (Some(Asked::Resume), Reply::Resumed { leases }) => {
                 return self.see_resumed(session, leases);
@@ -432,12 +462,13 @@ impl Books {
     fn see_opened(
         &mut self,
         key: (SessionId, LeaseId),
-        tier: Tier,
+        (tier, early): (Tier, bool),
         segments: &[SegmentId],
     ) -> Checked {
         for segment in segments {
             let stage = self.segments.get(segment).map(|there| there.stage);
-            ensure(stage == Some(Stage::Resident), Rule::Held, || {
+            let laid = early && stage == Some(Stage::Laid);
+            ensure(laid || stage == Some(Stage::Resident), Rule::Held, || {
                 format!("{segment} is lent while {stage:?}")
             })?;
         }
@@ -481,6 +512,13 @@ impl Books {
         ensure(untold.is_none(), Rule::Held, || {
             format!("{untold:?} is on what is damaged, and not told")
         })?;
+        for ((session, lease), held) in &self.leases {
+            let gone = |segment: &&SegmentId| !self.segments.contains_key(segment);
+            let gone = held.segments.iter().find(gone);
+            ensure(gone.is_none(), Rule::Held, || {
+                format!("{gone:?} is gone, and leased by {lease} of {session}")
+            })?;
+        }
         let seen = view.leases().map(|lease| (lease.session, lease.lease));
         ensure(self.leases.keys().copied().eq(seen), Rule::Held, || {
             format!("leases are {:?}", view.leases().collect::<Vec<_>>())
@@ -500,7 +538,7 @@ impl Books {
             format!("{} effects are in flight: {:?}", records.ops, self.ops)
         })?;
         let late = self.asked.iter().find(|(_, asked)| match asked {
-            Asked::Open { deadline } => ticked.is_some_and(|now| *deadline <= now),
+            Asked::Open { deadline, .. } => ticked.is_some_and(|now| *deadline <= now),
             Asked::Close | Asked::Cancel | Asked::Evict | Asked::Resume => false,
         });
         ensure(late.is_none(), Rule::Answers, || {

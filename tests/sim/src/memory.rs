@@ -25,6 +25,10 @@ struct Allocation {
     refs: u64,
     /// Its device is gone.
     lost: bool,
+    /// Clients may map it before it is filled.
+    laid: bool,
+    /// It never will be filled, though clients have mapped it.
+    spoilt: bool,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +78,8 @@ impl Memory {
             left: false,
             refs: 0,
             lost: false,
+            laid: false,
+            spoilt: false,
         };
         self.there.insert(id, allocation);
         Ok(id)
@@ -124,9 +130,27 @@ impl Memory {
     pub(crate) fn fill(&mut self, id: AllocId, content: u64) -> Checked {
         let there = self.get_mut(id)?;
         let before = there.content.replace(content);
-        ensure(before.is_none() && there.refs == 0, Rule::Content, || {
+        let unseen = there.refs == 0 || there.laid;
+        ensure(before.is_none() && unseen, Rule::Content, || {
             format!("{id:?} is written over")
         })
+    }
+
+    /// It may be mapped before it is filled.
+    pub(crate) fn lay(&mut self, id: AllocId) -> Checked {
+        self.get_mut(id)?.laid = true;
+        Ok(())
+    }
+
+    /// It will not be filled.
+    pub(crate) fn spoil(&mut self, id: AllocId) -> Checked {
+        self.get_mut(id)?.spoilt = true;
+        Ok(())
+    }
+
+    /// Whether it will never be filled.
+    pub(crate) fn is_spoilt(&self, id: AllocId) -> bool {
+        self.there.get(&id).is_some_and(|there| there.spoilt)
     }
 
     /// What is in it.

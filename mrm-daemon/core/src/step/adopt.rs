@@ -84,6 +84,7 @@ impl Core {
                     sources: vec![source],
                     left_by: Vec::new(),
                     fed_by: None,
+                    laid: false,
                     spoilt: None,
                     held,
                     idle_since: None,

@@ -101,6 +101,7 @@ impl Core {
                 self.arrived(turn, segment, tier, content)?;
                 for user in users {
                     self.grant_if_whole(turn, user)?;
+                    self.grant_if_laid(turn, user)?;
                 }
                 Ok(())
             }
@@ -132,6 +133,7 @@ impl Core {
         match (failure, tier) {
             (LoadFailure::OutOfMemory(_), Tier::Device(_)) => self.out_of_memory(turn, copy),
             (LoadFailure::OutOfMemory(fault), Tier::Host) | (LoadFailure::Fault(fault), _) => {
+                self.revoke_early(turn, copy, fault)?;
                 let failed = Reply::Failed(fault.clone());
                 self.answer_all(turn, Target::Copy(copy), &failed)
             }
@@ -139,6 +141,7 @@ impl Core {
     }
 
     /// A load brought a content: it is resident now, or was already in another segment of the tier.
+    /// Then the new one goes, unless it is lent already.
     fn arrived(
         &mut self,
         turn: &mut Turn<'_>,
@@ -149,6 +152,9 @@ impl Core {
         let Some(existing) = self.residency.holding(tier, content) else {
             return self.residency.arrive(segment, content, turn.now);
         };
+        if self.is_lent(segment)? && !planted(Bug::FreeTwin) {
+            return self.residency.arrive_as_twin(segment, content, turn.now);
+        }
         for source in self.residency.redirect(segment, existing, turn.now)? {
             self.catalogue.set_segment(source, tier, Some(existing))?;
         }

@@ -31,6 +31,13 @@ impl Core {
             let lease = Lease { model, copy, since };
             return self.grant(turn, key, lease, Origin::Hit, segments);
         }
+        if wanted == Wanted::Layout
+            && let Some(segments) = self.laid_out(copy)?
+        {
+            let since = turn.now;
+            let lease = Lease { model, copy, since };
+            return self.grant(turn, key, lease, Origin::Joined, segments);
+        }
         if let Some(full) = self.queue_full(key.0, |waiting| waiting.for_copies)? {
             return self.turn_away(turn, key, version, full);
         }
@@ -82,7 +89,7 @@ impl Core {
         wanted: &Wanted,
     ) -> Result<Result<Tier, Refusal>, Violation> {
         let (devices, or_host) = match wanted {
-            Wanted::Host => return Ok(Ok(Tier::Host)),
+            Wanted::Host | Wanted::Layout => return Ok(Ok(Tier::Host)),
             Wanted::Device(devices) => (devices, false),
             Wanted::Best(devices) => (devices, true),
         };

@@ -45,6 +45,9 @@ impl Core {
         self.touched.extend(pairs.iter().map(|copy| copy.version));
         self.room_changed = true;
         for copy in &copies {
+            if self.whole(*copy)?.is_none() {
+                self.revoke_early(turn, *copy, fault)?;
+            }
             self.taint_leases(turn, *copy, fault)?;
             self.end_expectation(turn, *copy)?;
             self.answer_all(turn, Target::Copy(*copy), &Reply::Failed(fault.clone()))?;

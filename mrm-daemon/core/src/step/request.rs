@@ -85,7 +85,7 @@ impl Core {
 
     fn expect_devices(&self, key: Key, wanted: &Wanted) -> Result<(), Violation> {
         let devices = match wanted {
-            Wanted::Host => return Ok(()),
+            Wanted::Host | Wanted::Layout => return Ok(()),
             Wanted::Device(devices) if devices.is_empty() => {
                 return Err(Violation::NoDevice(key.0, key.1));
             }
@@ -157,6 +157,9 @@ impl Core {
     ) -> Result<(), Violation> {
         let now = turn.now;
         let subject = self.subject(lease.copy.version).unwrap_or(lease.model);
+        if self.residency.has_twins() {
+            self.touched.insert(lease.copy.version);
+        }
         self.policies
             .history
             .ran(subject, now.us_since(lease.since));

@@ -52,6 +52,7 @@ impl Core {
         loop {
             while let Some(version) = self.touched.pop_first() {
                 done.insert(version);
+                self.merge_twins(turn, version)?;
                 self.evict_eagerly(turn, version)?;
             }
             self.shrink(turn)?;
@@ -206,7 +207,8 @@ impl Core {
             self.admission.set_origin(first, origin);
         }
         // Other loads may have brought what it lacked while it waited.
-        self.grant_if_whole(turn, copy)
+        self.grant_if_whole(turn, copy)?;
+        self.grant_if_laid(turn, copy)
     }
 
     /// Charges one segment and starts to load it; what feeds it is held until that has ended.
@@ -238,6 +240,7 @@ impl Core {
             sources: vec![slot.source],
             left_by: Vec::new(),
             fed_by,
+            laid: false,
             spoilt: None,
             held,
             idle_since: None,

@@ -77,8 +77,9 @@ pub(crate) fn sources_on(version: VersionId, tier: Tier) -> Vec<(SourceId, Tier)
 /// One of the wishes for a place that an open can have.
 pub(crate) fn wanted(index: u8) -> Wanted {
     let [first, second] = DEVICES;
-    match index % 9 {
-        0..=2 => Wanted::Host,
+    match index % 11 {
+        0..=1 => Wanted::Host,
+        2 | 9 | 10 => Wanted::Layout,
         3 => Wanted::Device([first].into()),
         4 => Wanted::Device([second].into()),
         5 => Wanted::Device([first, second].into()),
@@ -91,10 +92,12 @@ pub(crate) fn wanted(index: u8) -> Wanted {
 /// Whether a wish is fulfilled.
 pub(crate) fn wants(wanted: &Wanted, tier: Tier) -> bool {
     match (wanted, tier) {
-        (Wanted::Host | Wanted::Best(_), Tier::Host) => true,
+        (Wanted::Host | Wanted::Layout | Wanted::Best(_), Tier::Host) => true,
         (Wanted::Device(devices) | Wanted::Best(devices), Tier::Device(device)) => {
             devices.contains(&device)
         }
-        (Wanted::Device(_), Tier::Host) | (Wanted::Host, Tier::Device(_)) => false,
+        (Wanted::Device(_), Tier::Host) | (Wanted::Host | Wanted::Layout, Tier::Device(_)) => {
+            false
+        },
     }
 }

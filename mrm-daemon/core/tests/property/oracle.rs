@@ -61,6 +61,8 @@ pub(crate) struct Oracle {
     pub(crate) spoilt: BTreeMap<OpId, BTreeSet<SegmentId>>,
     /// Leases whose sessions were told that what they are on is damaged.
     pub(crate) told: BTreeSet<(SessionId, LeaseId)>,
+    /// Segments whose memory is there, while they are filled.
+    pub(crate) laid: BTreeSet<SegmentId>,
     /// Sources whose bytes are in a tier's memory.
     pub(crate) loaded: BTreeSet<(Tier, SourceId)>,
     /// Segment ids and op ids come once.
@@ -111,6 +113,31 @@ impl Oracle {
         fed.map(|(op, _)| *op).collect()
     }
 
+    /// What is leased is there: filled, or laid and on its way.
+    pub(crate) fn expect_lent(&self) {
+        for ((session, lease), held) in &self.leases {
+            for segment in &held.segments {
+                let seen = self.segments.get(segment).map(|there| there.seen);
+                let there = match seen {
+                    Some(Seen::Filled(_) | Seen::Damaged) => true,
+                    Some(Seen::Loading(_)) => self.laid.contains(segment),
+                    Some(Seen::Freeing) | None => false,
+                };
+                assert!(there, "{lease} of {session} is on {segment}: {seen:?}");
+            }
+        }
+    }
+
+    /// Whether what was lent before it was whole never will be: a load failed, or something of it
+    /// is damaged before the rest is there.
+    fn never_whole(&self, segments: &[SegmentId]) -> bool {
+        let seen = |id: &SegmentId| self.segments.get(id).map(|there| there.seen);
+        let failed = segments.iter().any(|id| seen(id).is_none());
+        let mut damaged = segments.iter().filter(|id| seen(id) == Some(Seen::Damaged));
+        let loading = |id| matches!(seen(id), Some(Seen::Loading(_)));
+        failed || damaged.next().is_some() && segments.iter().any(loading)
+    }
+
     /// Takes in one effect, and panics where it breaks a rule.
     pub(crate) fn see(&mut self, effect: &Effect) {
         if let Some(op) = effect.op() {
@@ -151,7 +178,8 @@ impl Oracle {
     fn see_revoke(&mut self, key: (SessionId, LeaseId), gone: bool) {
         let held = &self.leases[&key];
         if gone {
-            assert!(self.is_lost(held.tier), "{key:?} is revoked");
+            let right = self.is_lost(held.tier) || self.never_whole(&held.segments);
+            assert!(right, "{key:?} is revoked");
             self.leases.remove(&key);
             return;
         }
@@ -340,10 +368,16 @@ impl Oracle {
         assert!(!self.is_lost(*tier), "{tier} is lost");
         let named = sources_on(*version, *tier).into_iter();
         let named: Vec<_> = named.map(|(of, on)| (on, content_of(of))).collect();
+        let is_table = |source| parts_of(*version).contains(&(source, Part::Table));
+        let early = |source| *wanted == Wanted::Layout && !is_table(source);
         let given = segments.iter().map(|segment| {
             let there = self.segments[segment];
             match there.seen {
                 Seen::Filled(content) => (there.tier, content),
+                // It will hold that, or be taken away again.
+                Seen::Loading(source) if early(source) && self.laid.contains(segment) => {
+                    (there.tier, content_of(source))
+                }
                 seen @ (Seen::Loading(_) | Seen::Damaged | Seen::Freeing) => {
                     panic!("{segment} is lent while {seen:?}")
                 }

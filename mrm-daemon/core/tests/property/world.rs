@@ -65,6 +65,8 @@ pub(crate) enum Act {
         which: u8,
         luck: u8,
     },
+    /// The memory of a load is there.
+    Lay(u8),
     Advance(u8),
     /// So many seconds.
     Sleep(u8),
@@ -194,6 +196,7 @@ impl World {
             assert_eq!(charged, self.oracle.charged(tier), "{tier}");
             assert_eq!(ledger.limit.0, self.oracle.limits[&tier], "{tier}");
         }
+        self.oracle.expect_lent();
         let leases: BTreeSet<_> = view
             .leases()
             .map(|lease| (lease.session, lease.lease))
@@ -268,6 +271,7 @@ impl World {
                     self.complete(op, luck);
                 }
             }
+            Act::Lay(which) => self.lay(which),
             Act::Advance(steps) => {
                 self.now = Time(self.now.0 + u64::from(steps) * 100);
                 self.tick_if_due();
@@ -542,6 +546,20 @@ impl World {
             })
         };
         self.handle(Event::Loaded { op, outcome });
+    }
+
+    fn lay(&mut self, which: u8) {
+        let bare = self.oracle.in_flight.iter().filter_map(|(op, effect)| {
+            let Effect::Load { segment, tier, .. } = effect else {
+                return None;
+            };
+            let bare = *tier == Tier::Host && !self.oracle.laid.contains(segment);
+            bare.then_some((*op, *segment))
+        });
+        if let Some((op, segment)) = pick(bare, which) {
+            self.oracle.laid.insert(segment);
+            self.handle(Event::Laid { op });
+        }
     }
 
     fn complete_all(&mut self) {

@@ -9,6 +9,7 @@ mod adopt;
 mod ahead;
 mod damaged;
 mod device;
+mod early;
 mod opens;
 mod operator;
 mod policies;

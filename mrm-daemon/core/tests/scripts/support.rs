@@ -4,7 +4,7 @@
 //! at 100                         the time from here on, in microseconds
 //! > session 1 [of 7]             > gone 1          of tenant 7
 //! > open 1.7 m2 [on WHERE] [by 500]   session 1, request 7, model 2, deadline
-//!                                WHERE: host, d0, d0,d1, best:d0, best:d0,d1, best:
+//!                                WHERE: host, layout, d0, d0,d1, best:d0, best:d0,d1, best:
 //! > close 1.8 l1   > close 1 l1  with and without an answer
 //! > cancel 1.8 of 7
 //! > evict 1.7 v2 [on d0]   > wish m2 pinned eager   > changed m2   > drain   > tick
@@ -18,6 +18,7 @@
 //! > resolved op1 fails 303       > loaded op2 c1   > loaded op2 fails 303   > freed op3
 //! > loaded op2 short             the device had less than was thought
 //! > took op2 500                 in microseconds, by itself
+//! > laid op2                     its memory is there
 //! ```
 //! The lines after an event are all of its effects, in order.
 
@@ -195,6 +196,7 @@ fn wanted(word: &str) -> Wanted {
     match word.strip_prefix("best:") {
         Some(list) => Wanted::Best(devices(list)),
         None if word == "host" => Wanted::Host,
+        None if word == "layout" => Wanted::Layout,
         None => Wanted::Device(devices(word)),
     }
 }
@@ -365,6 +367,7 @@ fn parse_completion(line: &str, words: &[&str]) -> Event {
             segment: SegmentId(number(what, "s")),
             fault: fault(&["", "604"]),
         },
+        ["laid", id] => Event::Laid { op: op(id) },
         ["freed", id] => Event::Freed { op: op(id) },
         _ => panic!("no such event: {line}"),
     }

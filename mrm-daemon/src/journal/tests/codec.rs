@@ -92,6 +92,7 @@ fn events() -> impl Strategy<Value = Event> {
             segment: SegmentId(segment),
             fault,
         }),
+        id().prop_map(|op| Event::Laid { op: OpId(op) }),
         (any::<u16>(), faults()).prop_map(|(device, fault)| Event::DeviceLost {
             device: DeviceId(device),
             fault
@@ -154,10 +155,11 @@ fn faults() -> impl Strategy<Value = Fault> {
 }
 
 fn wishes() -> impl Strategy<Value = Wanted> {
-    (0..3_u8, vec(any::<u16>(), 1..4)).prop_map(|(kind, devices)| {
+    (0..4_u8, vec(any::<u16>(), 1..4)).prop_map(|(kind, devices)| {
         let devices: Arc<[DeviceId]> = devices.into_iter().map(DeviceId).collect();
         match kind {
             0 => Wanted::Host,
+            3 => Wanted::Layout,
             1 => Wanted::Device(devices),
             _ => Wanted::Best(devices),
         }

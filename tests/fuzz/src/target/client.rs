@@ -95,6 +95,7 @@ impl Script {
             segments_bytes,
             took_us: 1,
             device: None,
+            filling: None,
         });
         let announced = u8::try_from(fds.len()).expect("few");
         Self {

@@ -33,7 +33,9 @@ pub fn request(input: &[u8]) -> Verdict {
             | Request::Cancel(_)
             | Request::Resume(_)
             | Request::List(_)
-            | Request::Stat(_) => assert_eq!(request.fds_expected(), 0),
+            | Request::Stat(_)
+            | Request::Touched(_)
+            | Request::Heard(_) => assert_eq!(request.fds_expected(), 0),
         }
     }
     verdict
@@ -70,12 +72,15 @@ pub fn hello(input: &[u8]) -> Verdict {
         | Kind::Resume
         | Kind::List
         | Kind::Stat
+        | Kind::Touched
+        | Kind::Heard
         | Kind::Opened
         | Kind::Closed
         | Kind::Cancelled
         | Kind::Progress
         | Kind::Handed
         | Kind::Revoked
+        | Kind::Ready
         | Kind::Resumed
         | Kind::Listed
         | Kind::Stated

@@ -14,6 +14,7 @@ use mrm_proto::hello::ClientHello;
 use mrm_proto::ids::{InstanceId, LeaseId, RequestId};
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::request::{Cancel, Close, Devices, HadLease, Open, OpenFiles, Request, Resume};
+use mrm_proto::request::WaitFor;
 
 impl Client {
     /// Does something.
@@ -145,6 +146,7 @@ impl Client {
         };
         let progress = random.below(4) == 0;
         let devices = some_devices(random, env.settings.devices.len());
+        let wait_for = (random.below(3) == 0).then_some(WaitFor::Layout);
         let host = devices.is_none();
         let passes = random.below(6) == 0;
         let files = env
@@ -166,6 +168,7 @@ impl Client {
                     wait_ms,
                     progress,
                     devices,
+                    wait_for,
                 };
                 let cargo = inodes.iter().copied().map(Passed::File).collect();
                 (Request::OpenFiles(open), cargo, What::Files(inodes))
@@ -176,6 +179,7 @@ impl Client {
                     wait_ms,
                     progress,
                     devices,
+                    wait_for,
                 };
                 (Request::Open(open), Vec::new(), What::Model(model))
             }

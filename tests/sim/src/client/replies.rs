@@ -10,7 +10,7 @@ use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::frame::{FrameError, Header};
 use mrm_proto::hello::ServerHello;
 use mrm_proto::ids::{LeaseId, RequestId};
-use mrm_proto::reply::{Opened, Reply};
+use mrm_proto::reply::{Opened, Ready, Reply};
 
 /// How old a look may be that an open gets because it was under way already.
 const LOOK_AGE_US: u64 = 125_000;
@@ -53,7 +53,7 @@ impl Client {
     ) -> Checked {
         let id = header.request.0;
         if !reply.ends_request() {
-            return self.handle_more(id, &reply, cargo);
+            return self.handle_more(env, id, &reply, cargo);
         }
         if let (0, Reply::Error(error)) = (id, &reply) {
             return self.session_refused(error);
@@ -127,7 +127,13 @@ impl Client {
     }
 
     /// What comes before an answer, or unasked.
-    fn handle_more(&mut self, id: u64, reply: &Reply, cargo: Vec<AllocId>) -> Checked {
+    fn handle_more(
+        &mut self,
+        env: &mut Env,
+        id: u64,
+        reply: &Reply,
+        cargo: Vec<AllocId>,
+    ) -> Checked {
         match reply {
             Reply::Handed(handed) => {
                 let so_far = self.handed.entry(id).or_default();
@@ -153,6 +159,7 @@ impl Client {
                 }
                 Ok(())
             }
+            Reply::Ready(ready) => self.ready(env, ready),
             Reply::Opened(_)
             | Reply::Closed(_)
             | Reply::Cancelled(_)
@@ -161,6 +168,29 @@ impl Client {
             | Reply::Stated(_)
             | Reply::Error(_) => Ok(()),
         }
+    }
+
+    /// Segments that it was lent before they were filled are whole now.
+    fn ready(&mut self, env: &mut Env, ready: &Ready) -> Checked {
+        let mut leases = self.leases.iter_mut();
+        // It may have been given back meanwhile.
+        let Some(lease) = leases.find(|lease| lease.id == ready.lease && !lease.resumed) else {
+            return Ok(());
+        };
+        for index in &ready.sealed {
+            let at = lease.mappings.get_mut(*index as usize + 1);
+            let Some(mapping) = at.filter(|there| there.content.is_none()) else {
+                return breach(Rule::Answers, format!("{ready:?} of {lease:?}"));
+            };
+            mapping.content = Some(env.memory.read(mapping.alloc)?);
+            env.reads += 1;
+        }
+        let there: Vec<Option<u64>> = lease.mappings.iter().skip(1).map(|m| m.content).collect();
+        let mut all = lease.could_be.iter();
+        let right = all.any(|files| could_hold(&there, files));
+        ensure(right, Rule::Content, || {
+            format!("what came to be there: {there:?}, not {:?}", lease.could_be)
+        })
     }
 
     fn session_refused(&mut self, error: &ErrorReply) -> Checked {
@@ -192,8 +222,10 @@ impl Client {
         (table, allocs): (Option<AllocId>, Vec<AllocId>),
     ) -> Checked {
         let mut mappings = Vec::new();
-        for alloc in table.into_iter().chain(allocs) {
-            let content = env.memory.read(alloc)?;
+        let filling = opened.filling.as_deref().unwrap_or_default();
+        for (index, alloc) in (0..).zip(table.into_iter().chain(allocs)) {
+            let there = index == 0 || !filling.contains(&(index - 1));
+            let content = there.then(|| env.memory.read(alloc)).transpose()?;
             mappings.push(Mapping { alloc, content });
         }
         let from = sent_at.saturating_sub(LOOK_AGE_US);
@@ -211,18 +243,20 @@ impl Client {
                 env.disk.stood_for(*model, from, env.now)
             }
         };
-        let contents: Vec<u64> = mappings.iter().map(|mapping| mapping.content).collect();
+        let contents: Vec<Option<u64>> = mappings.iter().map(|there| there.content).collect();
         let gone = mappings
             .iter()
             .any(|mapping| env.memory.is_gone(mapping.alloc));
         let right = could_be.iter().any(|files| match &opened.device {
             None => contents
                 .split_first()
-                .is_some_and(|(table, there)| *table == disk::table_of(files) && there == *files),
+                .is_some_and(|(table, there)| {
+                    *table == Some(disk::table_of(files)) && could_hold(there, files)
+                }),
             Some(on) => contents.split_first().is_some_and(|(table, there)| {
-                *table == disk::table_of(files)
+                *table == Some(disk::table_of(files))
                     && there.len() == on.allocations_bytes.len()
-                    && there.iter().all(|piece| *piece == disk::image_of(files))
+                    && there.iter().all(|piece| *piece == Some(disk::image_of(files)))
             }),
         });
         ensure(right || gone, Rule::Content, || {
@@ -240,9 +274,16 @@ impl Client {
             version: opened.version,
             device: opened.device.as_ref().map(|on| on.uuid),
             resumed: false,
+            could_be: could_be.into_iter().collect(),
         });
         Ok(())
     }
+}
+
+/// Whether files with these contents may be what is mapped, some of which is not there yet.
+fn could_hold(there: &[Option<u64>], files: &[u64]) -> bool {
+    let mut pairs = there.iter().zip(files);
+    there.len() == files.len() && pairs.all(|(there, file)| there.is_none_or(|it| it == *file))
 }
 
 /// How an open may fail.

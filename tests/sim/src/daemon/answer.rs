@@ -16,7 +16,8 @@ use mrm_proto::hello::features;
 use mrm_proto::ids;
 use mrm_proto::layout::Granularity;
 use mrm_proto::reply::{self, Cancelled, Closed, Handed, OnDevice, Opened, Progress, Reply};
-use mrm_proto::reply::{Resumed, Revoked, Sharing};
+use mrm_proto::reply::{Ready, Resumed, Revoked, Sharing};
+use std::collections::BTreeSet;
 
 /// What the decider granted.
 struct Granted<'a> {
@@ -113,15 +114,25 @@ impl Daemon {
         granted: &Granted<'_>,
     ) -> Checked {
         let mut allocs = Vec::new();
-        for segment in granted.segments {
-            let Some(held) = self
-                .segments
-                .get(segment)
-                .filter(|held| held.freeing.is_none())
-            else {
-                return impossible("a granted segment is not there");
-            };
-            allocs.push(held.alloc);
+        let mut filling = Vec::new();
+        for (index, segment) in (0..).zip(granted.segments) {
+            let held = self.segments.get(segment);
+            let held = held.filter(|held| held.freeing.is_none());
+            let laid = self.loads.get(segment).filter(|load| load.laid);
+            match (held, laid.and_then(|load| load.alloc)) {
+                (Some(held), _) => allocs.push(held.alloc),
+                (None, Some(alloc)) if index > 0 => {
+                    allocs.push(alloc);
+                    filling.push(index - 1);
+                }
+                (None, _) => return impossible("a granted segment is not there"),
+            }
+        }
+        if !filling.is_empty() {
+            let at = |index: &u32| granted.segments.get(*index as usize + 1).copied();
+            let files = filling.iter().map(|index| (*index, at(index)));
+            self.early
+                .insert((session, granted.lease), files.collect());
         }
         let mut opened = Opened {
             lease: ids::LeaseId(granted.lease.0),
@@ -131,13 +142,17 @@ impl Daemon {
             segments_bytes: Vec::new(),
             took_us: 0,
             device: None,
+            filling: (!filling.is_empty()).then(|| filling.clone()),
         };
         match granted.tier {
             Tier::Host => {
-                for alloc in &allocs[1..] {
-                    opened
-                        .segments_bytes
-                        .push(disk::bytes_of(env.memory.read(*alloc)?));
+                for (index, alloc) in (0..).zip(&allocs[1..]) {
+                    // The size is that of the file; here nobody looks at it.
+                    let bytes = match filling.contains(&index) {
+                        true => crate::settings::PAGE_BYTES,
+                        false => disk::bytes_of(env.memory.read(*alloc)?),
+                    };
+                    opened.segments_bytes.push(bytes);
                 }
             }
             Tier::Device(device) => {
@@ -154,6 +169,32 @@ impl Daemon {
             }
         }
         self.send(env, session, request, &Reply::Opened(opened), allocs)
+    }
+
+    /// Tells those who were lent a segment before it was filled that it is.
+    pub(super) fn sealed(&mut self, env: &mut Env, segment: SegmentId) -> Checked {
+        let view = self.core.view();
+        let leases: BTreeSet<_> = view.leases().map(|l| (l.session, l.lease)).collect();
+        self.early.retain(|key, _| leases.contains(key));
+        let mut ready = Vec::new();
+        for ((session, lease), files) in &self.early {
+            let at = files.iter().filter(|(_, file)| *file == Some(segment));
+            let sealed: Vec<u32> = at.map(|(index, _)| *index).collect();
+            if !sealed.is_empty() {
+                let lease = ids::LeaseId(lease.0);
+                let ranges = Vec::new();
+                let told = Ready {
+                    lease,
+                    ranges,
+                    sealed,
+                };
+                ready.push((*session, Reply::Ready(told)));
+            }
+        }
+        for (session, reply) in ready {
+            self.send(env, session, ids::RequestId::NO_REPLY, &reply, Vec::new())?;
+        }
+        Ok(())
     }
 
     /// Hands over the pieces of an image but for the last ones; says how many there are in all, and
@@ -195,7 +236,7 @@ impl Daemon {
     ) -> Checked {
         let who = self.sessions.get(&session).map(|session| &session.who);
         let needed = if gone {
-            features::DEVICE
+            features::DEVICE | features::EARLY
         } else {
             features::DAMAGE
         };

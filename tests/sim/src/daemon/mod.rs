@@ -17,7 +17,7 @@ use crate::memory::AllocId;
 use crate::settings::{DRAIN_US, HEALTH_EVERY_US, PROGRESS_EVERY_US};
 use mrm_core::effect::Effect;
 use mrm_core::event::{Event, Fault};
-use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SessionId, SourceId};
+use mrm_core::id::{Bytes, DeviceId, LeaseId, ModelId, OpId, SegmentId, SessionId, SourceId};
 use mrm_core::ledger::Tier;
 use mrm_core::view::RecordsView;
 use mrm_core::{Config, Core, DeviceConfig, Prefetch, invariants};
@@ -42,6 +42,8 @@ pub(crate) struct Daemon {
     sessions_made: u64,
     segments: BTreeMap<SegmentId, Held>,
     loads: BTreeMap<SegmentId, Load>,
+    /// Leases that were granted before all was filled, and which of their files were not.
+    early: BTreeMap<(SessionId, LeaseId), Vec<(u32, Option<SegmentId>)>>,
     found: BTreeMap<OpId, Result<Found, Fault>>,
     /// What the last daemon left of a source on a tier: memory, bytes, pieces.
     left: BTreeMap<(SourceId, Tier), (AllocId, u64, u64)>,
@@ -99,6 +101,7 @@ impl Daemon {
             sessions_made: 0,
             segments: BTreeMap::new(),
             loads: BTreeMap::new(),
+            early: BTreeMap::new(),
             found: BTreeMap::new(),
             left: BTreeMap::new(),
             feeding: BTreeMap::new(),

@@ -13,13 +13,16 @@ use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
 use mrm_proto::ids;
 use mrm_proto::limits;
 use mrm_proto::reply::Reply;
-use mrm_proto::request::{Devices, Request};
+use mrm_proto::request::{Devices, Request, WaitFor};
 
 /// Most opens of one session that may await their reply.
 pub(crate) const IN_FLIGHT_MAX: usize = 8;
 
 /// Gives a model its number.
 type Naming<'a> = dyn Fn(&mut Names) -> ModelId + 'a;
+
+/// Where an open wants its model, and what it waits for.
+type Place<'a> = (Option<&'a Devices>, Option<WaitFor>);
 
 /// Keeps to the protocol, or ends the session.
 type Kept = Result<(), ErrorReply>;
@@ -63,7 +66,8 @@ impl Daemon {
             Request::Open(open) => {
                 let model = |names: &mut Names| names.registered(index_of(open.model.as_str()));
                 let asked = (open.wait_ms, open.progress, false);
-                return self.open(env, key, (open.devices.as_ref(), &model), asked);
+                let place = (open.devices.as_ref(), open.wait_for);
+                return self.open(env, key, (place, &model), asked);
             }
             Request::OpenFiles(open) => {
                 let file = |passed: &Passed| match passed {
@@ -73,7 +77,8 @@ impl Daemon {
                 let model =
                     |names: &mut Names| names.passed(cargo.iter().filter_map(file).collect());
                 let asked = (open.wait_ms, open.progress, true);
-                return self.open(env, key, (open.devices.as_ref(), &model), asked);
+                let place = (open.devices.as_ref(), open.wait_for);
+                return self.open(env, key, (place, &model), asked);
             }
             Request::Close(close) => {
                 let lease = LeaseId(close.lease.0);
@@ -98,7 +103,8 @@ impl Daemon {
                 )?;
             }
             Request::Resume(resume) => self.resume(env, key, &resume)?,
-            Request::List(_) | Request::Stat(_) => {
+            Request::Heard(_) => {}
+            Request::Touched(_) | Request::List(_) | Request::Stat(_) => {
                 let error = ErrorReply::new(ErrorCode::NotPermitted, "not simulated");
                 return self.turned_away(env, key, error);
             }
@@ -139,9 +145,16 @@ impl Daemon {
         Ok(())
     }
 
-    fn wanted(&self, session: SessionId, devices: Option<&Devices>) -> Result<Wanted, ErrorReply> {
+    fn wanted(&self, session: SessionId, place: Place<'_>) -> Result<Wanted, ErrorReply> {
+        let (devices, wait_for) = place;
+        let who = self.sessions.get(&session).map(|session| &session.who);
+        let agreed = match who {
+            Some(Who::Client(client)) => client.features,
+            Some(Who::Operator) | None => 0,
+        };
         let Some(devices) = devices else {
-            return Ok(Wanted::Host);
+            let early = agreed & features::EARLY != 0 && wait_for == Some(WaitFor::Layout);
+            return Ok(if early { Wanted::Layout } else { Wanted::Host });
         };
         let own = |uuid: &ids::DeviceUuid| self.devices().find(|device| uuid_of(*device) == *uuid);
         let mut known: Vec<DeviceId> = Vec::new();
@@ -150,8 +163,7 @@ impl Daemon {
                 known.push(device);
             }
         }
-        let who = self.sessions.get(&session).map(|session| &session.who);
-        let agreed = matches!(who, Some(Who::Client(c)) if c.features & features::DEVICE != 0);
+        let agreed = agreed & features::DEVICE != 0;
         match (known.is_empty() || !agreed, devices.else_host) {
             (true, true) => Ok(Wanted::Host),
             (true, false) => Err(ErrorReply::new(ErrorCode::UnknownDevice, "no such device")),
@@ -164,10 +176,10 @@ impl Daemon {
         &mut self,
         env: &mut Env,
         key: (SessionId, ids::RequestId),
-        (devices, model): (Option<&Devices>, &Naming<'_>),
+        (place, model): (Place<'_>, &Naming<'_>),
         (wait_ms, progress, passed): (u64, bool, bool),
     ) -> Checked<Kept> {
-        let wanted = match self.wanted(key.0, devices) {
+        let wanted = match self.wanted(key.0, place) {
             Ok(wanted) => wanted,
             Err(error) => return self.turned_away(env, key, error),
         };

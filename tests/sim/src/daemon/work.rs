@@ -31,7 +31,9 @@ pub(super) struct Load {
     pub(super) tier: Tier,
     pub(super) charge: Bytes,
     order: Order,
-    alloc: Option<AllocId>,
+    pub(super) alloc: Option<AllocId>,
+    /// It may be lent before it is filled.
+    pub(super) laid: bool,
     pub(super) cancelled: bool,
     outcome: Option<Result<u64, Failed>>,
 }
@@ -213,6 +215,7 @@ impl Daemon {
             charge,
             order,
             alloc: None,
+            laid: false,
             cancelled: false,
             outcome: None,
         };
@@ -254,7 +257,23 @@ impl Daemon {
             env.work_us(READ_US)
         };
         self.plan(env, us, Job::Read { op, segment });
-        Ok(())
+        self.lay(env, op, segment)
+    }
+
+    /// Says that the memory of a file is there, as is done for those that are large.
+    fn lay(&mut self, env: &mut Env, op: OpId, segment: SegmentId) -> Checked {
+        let Some(load) = self.loads.get_mut(&segment) else {
+            return impossible("a load vanished");
+        };
+        let (Order::File(_), Some(alloc)) = (&load.order, load.alloc) else {
+            return Ok(());
+        };
+        if env.random.below(4) == 0 {
+            return Ok(());
+        }
+        load.laid = true;
+        env.memory.lay(alloc)?;
+        self.step(env, Event::Laid { op })
     }
 
     /// Reads or copies what a load is filled from.
@@ -306,7 +325,9 @@ impl Daemon {
         failed: Failed,
     ) -> Checked {
         if let Some(load) = self.loads.get_mut(&segment) {
-            if let Some(alloc) = load.alloc.take() {
+            if load.laid {
+                // It may be lent until the decider knows.
+            } else if let Some(alloc) = load.alloc.take() {
                 env.memory.let_go(alloc)?;
             }
             load.outcome = Some(Err(failed));
@@ -318,11 +339,16 @@ impl Daemon {
 
     /// A load ended.
     pub(super) fn loaded(&mut self, env: &mut Env, op: OpId, segment: SegmentId) -> Checked {
-        let Some(load) = self.loads.remove(&segment) else {
+        let Some(mut load) = self.loads.remove(&segment) else {
             return impossible("a load that is not under way has ended");
         };
         for feed in feeds(&load.order) {
             self.end_feed(env, *feed);
+        }
+        if let (Some(Err(_)), Some(alloc)) = (&load.outcome, load.alloc) {
+            env.memory.spoil(alloc)?;
+            env.memory.let_go(alloc)?;
+            load.alloc = None;
         }
         let outcome = match (load.outcome, load.alloc) {
             (Some(Ok(content)), Some(alloc)) => {
@@ -343,9 +369,10 @@ impl Daemon {
             }),
             (_, _) => return impossible("a load ended without an end"),
         };
+        let there = outcome.is_ok();
         self.step(env, Event::Loaded { op, outcome })?;
         self.supplies_stale = true;
-        Ok(())
+        if there { self.sealed(env, segment) } else { Ok(()) }
     }
 
     /// One load less is filled from a segment.
