@@ -1,9 +1,10 @@
 //! A decider that knows one model and does what the others' names say.
 
-use crate::status::query::{self, Query, StatusHandle, StatusInbox};
+use crate::status::query::{self, Query, ReplyTo, StatusHandle, StatusInbox};
 use crate::status::view::*;
-use crate::status::{Event, EventKind, EventLog, WarmOn};
+use crate::status::{Event, EventKind, EventLog, Place, WarmOn};
 use mrm_proto::error::{ErrorCode, ErrorReply};
+use mrm_proto::name::ModelName;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -170,21 +171,7 @@ impl Decider {
                 self.note(format!("warm {name} {on} {wait_ms}"));
                 reply.send(warmed(name.as_str(), on));
             }
-            Query::Evict { name, from, reply } => match name.as_str() {
-                "held" => reply.send(Err(refusal(ErrorCode::InUse))),
-                "stuck" => {
-                    self.note("evict stuck");
-                    self.kept.push(Query::Evict { name, from, reply });
-                }
-                name => {
-                    let from = from.map_or_else(|| "everywhere".to_owned(), |p| p.to_string());
-                    self.note(format!("evict {name} {from}"));
-                    reply.send(Ok(Evicted {
-                        name: name.to_owned(),
-                        freed_bytes: 4096,
-                    }));
-                }
-            },
+            Query::Evict { name, from, reply } => self.evict(name, from, reply),
             Query::Verify { name, reply } => {
                 let name = name.map_or_else(|| "everything".to_owned(), |name| name.to_string());
                 self.note(format!("verify {name}"));
@@ -197,6 +184,24 @@ impl Decider {
                 reply.send(Ok(Drained {
                     sessions: 2,
                     leases: 3,
+                }));
+            }
+        }
+    }
+
+    fn evict(&mut self, name: ModelName, from: Option<Place>, reply: ReplyTo<Evicted>) {
+        match name.as_str() {
+            "held" => reply.send(Err(refusal(ErrorCode::InUse))),
+            "stuck" => {
+                self.note("evict stuck");
+                self.kept.push(Query::Evict { name, from, reply });
+            }
+            name => {
+                let from = from.map_or_else(|| "everywhere".to_owned(), |p| p.to_string());
+                self.note(format!("evict {name} {from}"));
+                reply.send(Ok(Evicted {
+                    name: name.to_owned(),
+                    freed_bytes: 4096,
                 }));
             }
         }
