@@ -21,7 +21,7 @@ pub struct Respawn {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// The delay after a first crash.
+    /// The delay after the second crash within a minute. After the first there is none.
     pub backoff_min_ms: u64,
     /// The longest delay.
     pub backoff_max_ms: u64,
@@ -63,7 +63,8 @@ struct Watched {
 }
 
 impl Respawn {
-    /// Starts `program` with `args`, after 100 ms to 10 s, and gives up after 8 crashes in a minute.
+    /// Starts `program` with `args`, at once and then after 100 ms to 10 s, and gives up after 8
+    /// crashes in a minute.
     #[must_use]
     pub const fn new(program: PathBuf, args: Vec<OsString>) -> Self {
         Self {
@@ -156,10 +157,16 @@ impl Respawner {
             self.given_up = true;
             return Some(Happened::GaveUp { crashes });
         }
-        let delay_ms = self.backoff_ms;
+        // The first time it is most likely an accident, and clients wait.
+        let delay_ms = match crashes {
+            1 => 0,
+            _ => self.backoff_ms,
+        };
         self.due = Some(now + Duration::from_millis(delay_ms));
-        let doubled = self.backoff_ms.saturating_mul(2);
-        self.backoff_ms = doubled.min(self.settings.backoff_max_ms);
+        if crashes > 1 {
+            let doubled = self.backoff_ms.saturating_mul(2);
+            self.backoff_ms = doubled.min(self.settings.backoff_max_ms);
+        }
         Some(Happened::Died { crashes, delay_ms })
     }
 

@@ -106,12 +106,13 @@ fn crashes_are_counted_within_a_minute_and_delays_double() {
     let start = Instant::now();
     let at = |s: u64| start + Duration::from_secs(s);
     let died = |crashes, delay_ms| Some(Happened::Died { crashes, delay_ms });
-    assert_eq!(respawner.went(at(0)), died(1, 100));
-    assert_eq!(respawner.due(), Some(at(0) + Duration::from_millis(100)));
-    assert_eq!(respawner.went(at(1)), died(2, 200));
-    assert_eq!(respawner.went(at(2)), died(3, 400));
+    assert_eq!(respawner.went(at(0)), died(1, 0));
+    assert_eq!(respawner.due(), Some(at(0)));
+    assert_eq!(respawner.went(at(1)), died(2, 100));
+    assert_eq!(respawner.due(), Some(at(1) + Duration::from_millis(100)));
+    assert_eq!(respawner.went(at(2)), died(3, 200));
     // The first is long ago.
-    assert_eq!(respawner.went(at(60)), died(3, 800));
+    assert_eq!(respawner.went(at(60)), died(3, 400));
     // A program that is not there is a crash as well.
     let (_, happened) = respawner.start(at(60)).unwrap_err();
     assert_eq!(happened, Some(Happened::GaveUp { crashes: 4 }));
