@@ -35,7 +35,7 @@ use mrm_core::id::{
 use mrm_core::ledger::Tier;
 use mrm_core::policy::Future;
 use mrm_core::violation::Violation;
-use mrm_core::{Config, Core, DeviceConfig};
+use mrm_core::{Config, Core, DeviceConfig, Prefetch};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -288,6 +288,10 @@ fn config(setup: &Setup<'_>) -> Config {
         revalidate_ms: u64::MAX,
         policy,
         devices: setup.device_bytes.map(device).into_iter().collect(),
+        prefetch: Prefetch {
+            enabled: setup.prefetch,
+            ..Prefetch::default()
+        },
         ..Config::with_limit(Bytes(setup.host_bytes))
     }
 }
