@@ -21,6 +21,7 @@ pub mod serve;
 mod session;
 mod shell;
 pub mod source;
+mod spin;
 pub mod status;
 pub mod transfer;
 pub mod wire;

@@ -3,6 +3,7 @@
 use crate::runtime::ClientListener;
 use crate::session::{self, Patience};
 use crate::shell::Shell;
+use crate::spin::Spin;
 use rustix::io::Errno;
 use std::time::Duration;
 
@@ -10,11 +11,15 @@ use std::time::Duration;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until dropped.
-pub(crate) async fn listen(listener: ClientListener, shell: Shell, patience: Patience) {
+pub(crate) async fn listen(
+    listener: ClientListener,
+    shell: Shell,
+    (patience, spin): (Patience, Spin),
+) {
     loop {
         match listener.accept().await {
             Ok(stream) => {
-                tokio::task::spawn_local(session::serve(stream, shell.clone(), patience));
+                tokio::task::spawn_local(session::serve(stream, shell.clone(), (patience, spin.clone())));
             }
             Err(error) => match Errno::from_io_error(&error) {
                 // The peer is gone already.

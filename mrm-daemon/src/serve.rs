@@ -25,6 +25,7 @@ use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
 use crate::session::Patience;
 use crate::shell::{DeviceTier, Parts, Shell, ShellConfig, answer_queries};
 use crate::source::Closer;
+use crate::spin::Spin;
 use crate::status::metrics::{Metrics, MetricsError};
 use crate::status::{self, Access, ServeError, ServeOptions, StatusInbox, StatusServer};
 use crate::transfer::{Lanes, LanesConfig, LanesError};
@@ -148,8 +149,12 @@ async fn serve(
         hello: Duration::from_millis(config.limits.idle_hello_ms),
         stall: Duration::from_millis(config.limits.write_stall_ms),
     };
-    let listening =
-        tokio::task::spawn_local(crate::listener::listen(clients, shell.clone(), patience));
+    let spin = Spin::start(config.daemon.spin_us);
+    let listening = tokio::task::spawn_local(crate::listener::listen(
+        clients,
+        shell.clone(),
+        (patience, spin),
+    ));
     let options = status_options(&config);
     let status_server = status::serve(status_listener, handle, metrics, options)?;
     tokio::task::spawn_local(keep_watchdog(notifier.clone()));

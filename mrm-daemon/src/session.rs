@@ -8,6 +8,7 @@
 use crate::peer::Peer;
 use crate::shell::Shell;
 use crate::source::PassedFd;
+use crate::spin::Spin;
 use crate::wire::{FrameReader, FrameWriter, LentFd, OutFrame, ReadStep, WireError};
 use mrm_core::id::SessionId;
 use mrm_proto::error::{ErrorCode, ErrorReply};
@@ -131,7 +132,7 @@ fn too_many_lent(error: &io::Error) -> bool {
 }
 
 /// Serves a connection until it ends. The shell is told of its begin and its end.
-pub(crate) async fn serve(stream: UnixStream, shell: Shell, patience: Patience) {
+pub(crate) async fn serve(stream: UnixStream, shell: Shell, (patience, spin): (Patience, Spin)) {
     let io = SessionIo::new(stream);
     let mut peer = match Peer::of(&io.stream) {
         Ok(peer) => peer,
@@ -156,6 +157,7 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, patience: Patience) 
         session,
         frames: 0,
         said_hello: false,
+        spin,
     };
     let why = task.run(pidfd, patience).await;
     task.io.close();
@@ -185,6 +187,7 @@ struct Task {
     /// How many were handled.
     frames: u64,
     said_hello: bool,
+    spin: Spin,
 }
 
 /// When the client is given up, and why.
@@ -204,10 +207,14 @@ impl Task {
             done: 0,
         });
         loop {
+            let before = self.frames;
             let partial = match self.handle_frames().await {
                 Ok(partial) => partial,
                 Err(error) => return self.refuse(error),
             };
+            if self.frames != before {
+                self.spin.handled();
+            }
             if self.io.ended.get() {
                 return Ended::Dropped;
             }

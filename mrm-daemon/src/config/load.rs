@@ -11,8 +11,8 @@ use super::setting::{
 };
 use super::values::{self, Form, Given, Reader};
 use super::{
-    CatalogueEntry, Config, IntegrityConfig, JournalConfig, KeeperConfig, KeeperKind, Limits, Load,
-    LogFormat, LogLevel, ManifestPolicy, ModelEntry, Size,
+    CatalogueEntry, Config, DaemonConfig, IntegrityConfig, JournalConfig, KeeperConfig, KeeperKind,
+    Limits, Load, LogFormat, LogLevel, ManifestPolicy, ModelEntry, Size,
 };
 use crate::memory::available::Probe;
 use crate::runtime::STATUS_SOCKET;
@@ -306,6 +306,9 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
         journal: JournalConfig {
             bytes_max: reader.bytes(Key::JournalBytesMax, default.journal.bytes_max),
             dir: reader.read(Key::JournalDir, None, |given| values::path(given).map(Some)),
+        },
+        daemon: DaemonConfig {
+            spin_us: reader.number(Key::DaemonSpinUs, default.daemon.spin_us),
         },
         device: devices::settings(reader),
         ..default

@@ -89,6 +89,8 @@ pub struct Config {
     pub load: Load,
     /// The record of what the daemon decides on.
     pub journal: JournalConfig,
+    /// The thread that decides.
+    pub daemon: DaemonConfig,
     /// What outlives the daemon's death.
     pub keeper: KeeperConfig,
     /// Whether what is in memory is what it should be.
@@ -134,6 +136,13 @@ pub struct JournalConfig {
     pub bytes_max: u64,
     /// Where it is written when the daemon has to abort; the runtime directory when not set.
     pub dir: Option<PathBuf>,
+}
+
+/// `[daemon]`: the thread that decides.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// For how many microseconds after a request it does not sleep; 0 for not at all.
+    pub spin_us: u64,
 }
 
 /// One `[[model]]`.
@@ -217,6 +226,7 @@ impl Config {
             limits: Limits::default(),
             load: Load::default(),
             journal: JournalConfig::default(),
+            daemon: DaemonConfig::default(),
             keeper: KeeperConfig::default(),
             integrity: IntegrityConfig::default(),
             device: DeviceConfig::default(),

@@ -31,6 +31,7 @@ pub(super) enum Key {
     LoadForeignThreads,
     JournalBytesMax,
     JournalDir,
+    DaemonSpinUs,
     DeviceEnabled,
     DeviceSharing,
     DeviceUuids,
@@ -104,6 +105,8 @@ pub(super) const GRANULARITIES: &[&str] = &["model", "block", "tensor"];
 pub(super) const REGISTER: &[&str] = &["auto", "never", "always"];
 
 const DAY_MS: u64 = 86_400_000;
+/// A longer wait between requests is not worth a core.
+const SPIN_US_MAX: u64 = 10_000;
 const SESSIONS: Kind = Kind::Integer {
     min: 1,
     max: 65_536,
@@ -127,7 +130,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 38] = [
+pub(super) const SETTINGS: [Setting; 39] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -365,6 +368,16 @@ pub(super) const SETTINGS: [Setting; 38] = [
         Kind::Path,
         "Directory into which that record is written if the daemon has to abort \
          [default: the runtime directory]",
+    ),
+    setting(
+        Key::DaemonSpinUs,
+        ["daemon.spin_us", "daemon-spin-us", "MRM_DAEMON_SPIN_US"],
+        Kind::Integer {
+            min: 0,
+            max: SPIN_US_MAX,
+        },
+        "How long mrmd stays awake after a request, in microseconds: the next one that comes by \
+         then is answered sooner, and a core is busy meanwhile [default: 0]",
     ),
     setting(
         Key::DeviceEnabled,

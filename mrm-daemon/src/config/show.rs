@@ -147,6 +147,7 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::LoadThreads => load.threads.to_string(),
         Key::LoadForeignThreads => load.foreign_threads.to_string(),
         Key::JournalBytesMax => config.journal.bytes_max.to_string(),
+        Key::DaemonSpinUs => config.daemon.spin_us.to_string(),
         Key::JournalDir => quoted_path(config.journal.dir.as_ref()?),
         Key::DeviceEnabled => quoted(device.enabled.as_str()),
         Key::DeviceSharing => quoted(&fill.sharing.to_string()),
