@@ -189,6 +189,27 @@ impl Client {
         self.state().open(name, options)
     }
 
+    /// Opens several registered models, with one message there and as few back as hold the
+    /// descriptors of all (253 each). One outcome for each name, in order; a name that fails does
+    /// not keep the others from being opened.
+    ///
+    /// ```no_run
+    /// use mrm_client::{Client, OpenOptions};
+    /// let client = Client::connect()?;
+    /// let names = ["clip/text", "clip/vision"];
+    /// let opened = client.open_many(&names, &OpenOptions::new());
+    /// let models = opened.into_iter().collect::<Result<Vec<_>, _>>()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn open_many(
+        &self,
+        names: &[&str],
+        options: &OpenOptions<'_>,
+    ) -> Vec<Result<Model, OpenError>> {
+        self.state().open_many(names, options)
+    }
+
     /// Opens local files that nobody registered: one file, a directory that holds one model, or
     /// a `model.safetensors.index.json`. The client opens them, so that its own permissions
     /// count, and passes the descriptors.

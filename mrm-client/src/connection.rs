@@ -141,6 +141,42 @@ impl Connection {
         let deadline = Instant::now() + patience.reply;
         let mut ticket = self.register(deadline)?.ok_or_else(late)?;
         ticket.send(request, fds)?;
+        self.finish(ticket, deadline, patience)
+    }
+
+    /// Sends opens that carry no descriptors in one message, and waits for the reply to each. None
+    /// for those that did not fit in beside what others await.
+    pub(crate) fn open_together(
+        &self,
+        opens: &[Request],
+        patience: &Patience<'_>,
+    ) -> Vec<Option<Result<Replied, SessionError>>> {
+        let deadline = Instant::now() + patience.reply;
+        let mut bytes = Vec::new();
+        let ask = |open| {
+            let mut ticket = self.try_register()?;
+            frame::encode_into(&mut bytes, ticket.id, 0, open).ok()?;
+            ticket.to_cancel = true;
+            Some(ticket)
+        };
+        let tickets: Vec<_> = opens.iter().map(ask).collect();
+        let sent = self.send_bytes(bytes, &[], true);
+        let finish = |ticket: Ticket<'_>| {
+            sent.clone()?;
+            self.finish(ticket, deadline, patience)
+        };
+        let each = tickets.into_iter();
+        each.map(|ticket| ticket.map(finish)).collect()
+    }
+
+    /// Waits for the reply; beyond the deadline, cancels.
+    fn finish(
+        &self,
+        mut ticket: Ticket<'_>,
+        deadline: Instant,
+        patience: &Patience<'_>,
+    ) -> Result<Replied, SessionError> {
+        let late = || SessionError::TimedOut(patience.reply);
         if let Some(replied) = self.wait(&ticket, deadline, patience)? {
             return Ok(replied);
         }
@@ -217,9 +253,18 @@ impl Connection {
     ) -> Result<(), SessionError> {
         let count = u8::try_from(fds.len()).unwrap_or(u8::MAX);
         let frame = frame::encode(id, count, request)?;
-        match lock(&self.outbox).send(self.socket.as_fd(), frame, fds) {
+        self.send_bytes(frame, fds, !id.wants_no_reply())
+    }
+
+    fn send_bytes(
+        &self,
+        frames: Vec<u8>,
+        fds: &[BorrowedFd<'_>],
+        awaited: bool,
+    ) -> Result<(), SessionError> {
+        match lock(&self.outbox).send(self.socket.as_fd(), frames, fds) {
             // The daemon may have said why before it hung up: whoever waits will read it.
-            Err(SessionError::Disconnected) if !id.wants_no_reply() => Ok(()),
+            Err(SessionError::Disconnected) if awaited => Ok(()),
             sent => sent.map_err(|why| self.end(why)),
         }
     }
@@ -421,7 +466,7 @@ impl Turn<'_> {
         };
         let any = read(inbox, self.connection.socket.as_fd())?;
         while let Some(frame) = inbox.next()? {
-            self.arrived.push(decode(frame)?);
+            decode(frame, &mut self.arrived)?;
         }
         Ok(any)
     }

@@ -112,6 +112,7 @@ impl Desk {
                 | Reply::Revoked(_)
                 | Reply::Ready(_)
                 | Reply::Resumed(_)
+                | Reply::OpenedMany(_)
                 | Reply::Listed(_)
                 | Reply::Stated(_)
                 | Reply::Error(_) => Left::Nothing,
@@ -161,6 +162,7 @@ impl Desk {
                     | Reply::Handed(_)
                     | Reply::Revoked(_)
                     | Reply::Ready(_)
+                    | Reply::OpenedMany(_)
                     | Reply::Listed(_)
                     | Reply::Stated(_)
                     | Reply::Error(_) => fates_of(None),

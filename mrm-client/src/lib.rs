@@ -43,6 +43,7 @@ mod inbox;
 mod lease;
 mod link;
 pub mod locate;
+mod many;
 mod mapping;
 pub mod model;
 pub mod open;

@@ -328,6 +328,7 @@ impl Link {
             | Reply::Handed(_)
             | Reply::Revoked(_)
             | Reply::Ready(_)
+            | Reply::OpenedMany(_)
             | Reply::Listed(_)
             | Reply::Stated(_) => {
                 lock(&self.roll).give_up(batch);

@@ -3,8 +3,9 @@
 use crate::error::{Refusal, RequestError, SessionError};
 use crate::inbox::Frame;
 use crate::lease::Fate;
+use mrm_proto::frame::Kind;
 use mrm_proto::ids::RequestId;
-use mrm_proto::reply::{Reply, Sharing};
+use mrm_proto::reply::{OpenedOne, Reply, Sharing};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -26,14 +27,44 @@ pub(crate) struct Replied {
     pub(crate) fates: Vec<Arc<Fate>>,
 }
 
-/// Decodes a frame, and checks that as many descriptors came as its body speaks of.
-pub(crate) fn decode(frame: Frame<'_>) -> Result<Incoming, SessionError> {
+/// Decodes a frame, and checks that as many descriptors came as its body speaks of. What answers
+/// several requests becomes as many replies.
+pub(crate) fn decode(frame: Frame<'_>, arrived: &mut Vec<Incoming>) -> Result<(), SessionError> {
     let Frame { header, body, fds } = frame;
-    let reply = Reply::decode(&header, body)?;
+    match Reply::decode(&header, body)? {
+        Reply::OpenedMany(many) => {
+            // All of them or none: a frame that is wrong in part is wrong.
+            let mut fds = fds.into_iter();
+            let one = |OpenedOne { request, opened }| {
+                let own = fds.by_ref().take(1 + opened.segments_bytes.len());
+                let (reply, own) = (Reply::Opened(opened), own.collect());
+                fitting(header.kind, request, reply, own)
+            };
+            let each: Result<Vec<_>, _> = many.opens.into_iter().map(one).collect();
+            match fds.len() {
+                0 => arrived.extend(each?),
+                strays => return Err(ill_fitting(header.kind, strays)),
+            }
+            Ok(())
+        }
+        reply => {
+            arrived.push(fitting(header.kind, header.request, reply, fds)?);
+            Ok(())
+        }
+    }
+}
+
+fn fitting(
+    kind: Kind,
+    id: RequestId,
+    reply: Reply,
+    fds: Vec<OwnedFd>,
+) -> Result<Incoming, SessionError> {
     let came = fds.len();
     let fits = match &reply {
         Reply::Opened(opened) => match &opened.device {
             None => came == 1 + opened.segments_bytes.len(),
+            Some(_) if kind == Kind::OpenedMany => false,
             // How many of the allocations came before is known where they are put together.
             Some(on_device) => {
                 let shared = match on_device.sharing {
@@ -50,21 +81,21 @@ pub(crate) fn decode(frame: Frame<'_>) -> Result<Incoming, SessionError> {
         | Reply::Revoked(_)
         | Reply::Ready(_)
         | Reply::Resumed(_)
+        | Reply::OpenedMany(_)
         | Reply::Listed(_)
         | Reply::Stated(_)
         | Reply::Error(_) => came == 0,
     };
     if !fits {
-        let kind = header.kind;
-        return Err(SessionError::OutOfPlace(format!(
-            "a frame of kind {kind:?} came with {came} descriptors, which its body does not speak of"
-        )));
+        return Err(ill_fitting(kind, came));
     }
-    Ok(Incoming {
-        id: header.request,
-        reply,
-        fds,
-    })
+    Ok(Incoming { id, reply, fds })
+}
+
+fn ill_fitting(kind: Kind, came: usize) -> SessionError {
+    SessionError::OutOfPlace(format!(
+        "a frame of kind {kind:?} came with {came} descriptors, which its body does not speak of"
+    ))
 }
 
 /// What a reply without a request says: the end of the session, and why.

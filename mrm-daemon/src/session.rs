@@ -13,10 +13,10 @@ use crate::wire::{FrameReader, FrameWriter, LentFd, OutFrame, ReadStep, WireErro
 use mrm_core::id::SessionId;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::frame::{FrameError, Header, Message, encode_into};
-use mrm_proto::hello::ClientHello;
+use mrm_proto::hello::{ClientHello, features};
 use mrm_proto::ids::RequestId;
-use mrm_proto::limits::FRAME_BODY_BYTES_MAX;
-use mrm_proto::reply::Reply;
+use mrm_proto::limits::{FDS_PER_FRAME_MAX, FRAME_BODY_BYTES_MAX};
+use mrm_proto::reply::{Opened, OpenedMany, OpenedOne, Reply};
 use mrm_proto::request::Request;
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
@@ -44,6 +44,15 @@ pub(crate) struct SessionIo {
     writer: RefCell<FrameWriter>,
     wake: Notify,
     ended: Cell<bool>,
+    /// Grants that go out together, while requests that came together are handled.
+    gathered: RefCell<Option<Gathered>>,
+}
+
+/// Several grants on their way.
+#[derive(Default)]
+struct Gathered {
+    opens: Vec<OpenedOne>,
+    fds: Vec<LentFd>,
 }
 
 /// How long a session may keep others waiting.
@@ -63,12 +72,57 @@ impl SessionIo {
             writer,
             wake: Notify::new(),
             ended: Cell::new(false),
+            gathered: RefCell::default(),
         })
     }
 
-    /// Sends a frame now, or as soon as the client reads. A client that does not read until the
-    /// queue is full loses its session.
+    /// From here on, grants wait for each other, until [`flush_gathered`](Self::flush_gathered).
+    fn gather(&self) {
+        self.gathered.replace(Some(Gathered::default()));
+    }
+
+    /// Sends the grants that wait: one by itself, several as one frame.
+    fn flush_gathered(&self) {
+        if let Some(gathered) = self.gathered.take() {
+            self.send_gathered(gathered);
+        }
+    }
+
+    fn send_gathered(&self, Gathered { mut opens, fds }: Gathered) {
+        if opens.len() > 1 {
+            let many = Reply::OpenedMany(OpenedMany { opens });
+            self.send_now(RequestId::NO_REPLY, &many, fds);
+        } else if let Some(OpenedOne { request, opened }) = opens.pop() {
+            self.send_now(request, &Reply::Opened(opened), fds);
+        }
+    }
+
+    /// Sends a grant, now or with others.
+    pub(crate) fn grant(&self, request: RequestId, opened: Opened, fds: Vec<LentFd>) {
+        let waiting = self.gathered.borrow().as_ref().map(|g| g.fds.len());
+        let Some(waiting) = waiting.filter(|_| opened.device.is_none()) else {
+            return self.send(request, &Reply::Opened(opened), fds);
+        };
+        if waiting + fds.len() > FDS_PER_FRAME_MAX {
+            self.flush_gathered();
+            self.gather();
+        }
+        if let Some(gathered) = &mut *self.gathered.borrow_mut() {
+            gathered.opens.push(OpenedOne { request, opened });
+            gathered.fds.extend(fds);
+        }
+    }
+
+    /// Sends a frame now, or as soon as the client reads, behind those that wait. A client that
+    /// does not read until the queue is full loses its session.
     pub(crate) fn send(&self, request: RequestId, message: &impl Message, fds: Vec<LentFd>) {
+        if let Some(gathered) = self.gathered.borrow_mut().as_mut().map(std::mem::take) {
+            self.send_gathered(gathered);
+        }
+        self.send_now(request, message, fds);
+    }
+
+    fn send_now(&self, request: RequestId, message: &impl Message, fds: Vec<LentFd>) {
         if self.ended.get() {
             return;
         }
@@ -157,6 +211,7 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, (patience, spin): (P
         session,
         frames: 0,
         said_hello: false,
+        takes_many: false,
         spin,
     };
     let why = task.run(pidfd, patience).await;
@@ -187,6 +242,8 @@ struct Task {
     /// How many were handled.
     frames: u64,
     said_hello: bool,
+    /// Whether the client knows grants that come together.
+    takes_many: bool,
     spin: Spin,
 }
 
@@ -274,6 +331,15 @@ impl Task {
 
     /// Handles every whole frame; says whether a part of one is left.
     async fn handle_frames(&mut self) -> Result<bool, ErrorReply> {
+        if self.takes_many && self.reader.holds_several() {
+            self.io.gather();
+        }
+        let handled = self.handle_each().await;
+        self.io.flush_gathered();
+        handled
+    }
+
+    async fn handle_each(&mut self) -> Result<bool, ErrorReply> {
         loop {
             if self.io.ended.get() || self.io.is_full() {
                 return Ok(false);
@@ -301,10 +367,12 @@ impl Task {
                     let reply = self.shell.hello(self.session, &hello)?;
                     self.io.send(header.request, &reply, Vec::new());
                     self.said_hello = true;
+                    self.takes_many = reply.features & features::MANY != 0;
                 }
             }
             self.frames += 1;
             if self.frames.is_multiple_of(FRAMES_PER_TURN_MAX) {
+                self.io.flush_gathered();
                 tokio::task::yield_now().await;
             }
         }

@@ -175,6 +175,14 @@ impl FrameReader {
         Ok(ReadStep::Frame(header, &self.buffer[body], fds))
     }
 
+    /// Whether more has come than the frame at the front.
+    #[must_use]
+    pub fn holds_several(&self) -> bool {
+        let held = &self.buffer[self.start..self.end];
+        Header::decode(held)
+            .is_ok_and(|header| held.len() > FRAME_HEADER_BYTES + header.body_bytes as usize)
+    }
+
     fn make_room(&mut self) {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);

@@ -69,6 +69,8 @@ pub enum Kind {
     Resumed = 0x8017,
     /// More of a model that is still being filled is there.
     Ready = 0x8018,
+    /// Several opens succeeded.
+    OpenedMany = 0x8019,
     /// One page of models.
     Listed = 0x8020,
     /// One model.
@@ -79,7 +81,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ClientHello,
         Self::Open,
         Self::OpenFiles,
@@ -99,6 +101,7 @@ impl Kind {
         Self::Revoked,
         Self::Resumed,
         Self::Ready,
+        Self::OpenedMany,
         Self::Listed,
         Self::Stated,
         Self::Error,

@@ -86,8 +86,11 @@ pub mod features {
     pub const EARLY: u64 = 1 << 3;
     /// [`Revoked`](crate::reply::Revoked) frames may come for any lease, with the code `damaged`.
     pub const DAMAGE: u64 = 1 << 4;
+    /// Grants of opens that came together may come together, as
+    /// [`OpenedMany`](crate::reply::OpenedMany).
+    pub const MANY: u64 = 1 << 6;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE;
+    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE | MANY;
 }
 
 impl ClientHello {

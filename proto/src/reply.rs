@@ -8,7 +8,7 @@
 
 use crate::error::ErrorReply;
 use crate::frame::{FrameError, Header, Kind, Message, decode_cbor, encode_cbor};
-use crate::ids::{DeviceUuid, Digest, LeaseId, VersionId};
+use crate::ids::{DeviceUuid, Digest, LeaseId, RequestId, VersionId};
 use crate::layout::Granularity;
 use crate::name::ModelName;
 use minicbor::{Decode, Encode};
@@ -33,6 +33,8 @@ pub enum Reply {
     Ready(Ready),
     /// Leases were taken up again.
     Resumed(Resumed),
+    /// Several opens succeeded. Comes with the request id 0.
+    OpenedMany(OpenedMany),
     /// One page of models.
     Listed(Listed),
     /// One model.
@@ -231,6 +233,28 @@ pub struct Resumed {
     pub leases: Vec<Option<LeaseId>>,
 }
 
+/// Grants of several opens, each as if it had come by itself, in host memory. The frame's
+/// descriptors are theirs, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct OpenedMany {
+    /// The grants.
+    #[n(0)]
+    pub opens: Vec<OpenedOne>,
+}
+
+/// One of several grants.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct OpenedOne {
+    /// The request that it answers.
+    #[n(0)]
+    pub request: RequestId,
+    /// The grant.
+    #[n(1)]
+    pub opened: Opened,
+}
+
 /// One page of models.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -336,6 +360,7 @@ impl Reply {
             Kind::Revoked => decode_cbor(header, body).map(Self::Revoked),
             Kind::Ready => decode_cbor(header, body).map(Self::Ready),
             Kind::Resumed => decode_cbor(header, body).map(Self::Resumed),
+            Kind::OpenedMany => decode_cbor(header, body).map(Self::OpenedMany),
             Kind::Listed => decode_cbor(header, body).map(Self::Listed),
             Kind::Stated => decode_cbor(header, body).map(Self::Stated),
             Kind::Error => decode_cbor(header, body).map(Self::Error),
@@ -353,12 +378,16 @@ impl Reply {
         }
     }
 
-    /// Whether this is the last frame about its request.
+    /// Whether this is the last frame about the request whose id it carries.
     #[must_use]
     pub const fn ends_request(&self) -> bool {
         !matches!(
             self,
-            Self::Progress(_) | Self::Handed(_) | Self::Revoked(_) | Self::Ready(_)
+            Self::Progress(_)
+                | Self::Handed(_)
+                | Self::Revoked(_)
+                | Self::Ready(_)
+                | Self::OpenedMany(_)
         )
     }
 }
@@ -374,6 +403,7 @@ impl Message for Reply {
             Self::Revoked(_) => Kind::Revoked,
             Self::Ready(_) => Kind::Ready,
             Self::Resumed(_) => Kind::Resumed,
+            Self::OpenedMany(_) => Kind::OpenedMany,
             Self::Listed(_) => Kind::Listed,
             Self::Stated(_) => Kind::Stated,
             Self::Error(_) => Kind::Error,
@@ -390,6 +420,7 @@ impl Message for Reply {
             Self::Revoked(body) => encode_cbor(body, out),
             Self::Ready(body) => encode_cbor(body, out),
             Self::Resumed(body) => encode_cbor(body, out),
+            Self::OpenedMany(body) => encode_cbor(body, out),
             Self::Listed(body) => encode_cbor(body, out),
             Self::Stated(body) => encode_cbor(body, out),
             Self::Error(body) => encode_cbor(body, out),

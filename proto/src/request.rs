@@ -240,6 +240,7 @@ impl Request {
             | Kind::Revoked
             | Kind::Ready
             | Kind::Resumed
+            | Kind::OpenedMany
             | Kind::Listed
             | Kind::Stated
             | Kind::Error) => Err(FrameError::OutOfPlace(kind)),

@@ -11,7 +11,8 @@ use mrm_proto::layout::Granularity;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{
     Cancelled, Closed, DeviceState, Handed, IpcHandle, Listed, ModelRow, ModelState, OnDevice,
-    Opened, Origin, Progress, Ready, ReadyRange, Reply, Resumed, Revoked, Sharing, Stated,
+    Opened, OpenedMany, OpenedOne, Origin, Progress, Ready, ReadyRange, Reply, Resumed, Revoked,
+    Sharing, Stated,
 };
 use mrm_proto::request::{
     Cancel, Close, Devices, HadLease, Heard, List, Open, OpenFiles, Request, Resume, Stat, Touched,
@@ -255,6 +256,15 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
                 message: "the device is lost".to_owned(),
             }),
         ),
+        (
+            "opened_many",
+            5,
+            Reply::OpenedMany(OpenedMany {
+                opens: [(8, 2), (9, 1)]
+                    .map(|(request, files)| one_of_many(request, files))
+                    .into(),
+            }),
+        ),
         ("closed", 0, Reply::Closed(Closed {})),
         (
             "cancelled",
@@ -429,4 +439,20 @@ fn fields_of_a_newer_sender_are_skipped() {
         Request::decode(&header, &body),
         Ok(Request::Close(Close { lease: LeaseId(77) }))
     );
+}
+
+fn one_of_many(request: u64, files: u64) -> OpenedOne {
+    OpenedOne {
+        request: RequestId(request),
+        opened: Opened {
+            lease: LeaseId(70 + request),
+            version: VersionId(request),
+            origin: Origin::Hit,
+            table_bytes: 4096,
+            segments_bytes: (0..files).map(|file| 612 + file).collect(),
+            took_us: 3,
+            device: None,
+            filling: None,
+        },
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::DEADLINE;
 use mrm_proto::frame::{self, Header, Message};
-use mrm_proto::hello::{ClientHello, ServerHello};
+use mrm_proto::hello::{ClientHello, ServerHello, features};
 use mrm_proto::ids::RequestId;
 use mrm_proto::reply::Reply;
 use rustix::net::{
@@ -29,10 +29,19 @@ impl Raw {
         Self { stream }
     }
 
-    /// Connects and says hello.
+    /// Connects and says hello, as one who knows all but grants that come together.
     pub fn hello(socket: &Path) -> Self {
+        Self::hello_with(socket, features::ALL & !features::MANY)
+    }
+
+    /// Connects and says hello with these features.
+    pub fn hello_with(socket: &Path, features: u64) -> Self {
         let mut raw = Self::connect(socket);
-        raw.send(RequestId(1), &ClientHello::new("raw"), &[]);
+        let hello = ClientHello {
+            features,
+            ..ClientHello::new("raw")
+        };
+        raw.send(RequestId(1), &hello, &[]);
         let (header, body, _) = raw.receive().expect("a hello");
         ServerHello::decode(&header, &body).expect("a hello");
         raw

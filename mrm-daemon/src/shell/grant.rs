@@ -106,9 +106,11 @@ impl State {
     pub(super) fn not_served(&self, any_of: &[ids::DeviceUuid]) -> String {
         let named: Vec<String> = any_of.iter().map(ToString::to_string).collect();
         let why = self.devices_there();
-        let refused = self.tier.refused.iter().find(|refused| {
-            any_of.contains(&refused.uuid)
-        });
+        let refused = self
+            .tier
+            .refused
+            .iter()
+            .find(|refused| any_of.contains(&refused.uuid));
         match refused {
             Some(refused) => format!("{} is not used: {}", refused.uuid, refused.cause),
             None if named.is_empty() => format!("no device was named; the daemon {why}"),
@@ -141,7 +143,7 @@ impl State {
             for (handed, fds) in handed {
                 io.send(request, &Reply::Handed(handed), fds);
             }
-            io.send(request, &Reply::Opened(lent.opened), lent.fds);
+            io.grant(request, lent.opened, lent.fds);
         }
         failpoint::pass(Point::AfterGrant);
         if let (Origin::Promoted, Tier::Device(device)) = (origin, tier) {

@@ -58,7 +58,7 @@ const REQUESTS: [Kind; 9] = [
     Kind::Touched,
     Kind::Heard,
 ];
-const REPLIES: [Kind; 11] = [
+const REPLIES: [Kind; 12] = [
     Kind::Opened,
     Kind::Closed,
     Kind::Cancelled,
@@ -67,6 +67,7 @@ const REPLIES: [Kind; 11] = [
     Kind::Revoked,
     Kind::Ready,
     Kind::Resumed,
+    Kind::OpenedMany,
     Kind::Listed,
     Kind::Stated,
     Kind::Error,
@@ -269,6 +270,7 @@ const fn asks(kind: Kind) -> u8 {
         | Kind::Revoked
         | Kind::Ready
         | Kind::Resumed
+        | Kind::OpenedMany
         | Kind::Error => 2,
     }
 }

@@ -82,6 +82,7 @@ pub fn hello(input: &[u8]) -> Verdict {
         | Kind::Revoked
         | Kind::Ready
         | Kind::Resumed
+        | Kind::OpenedMany
         | Kind::Listed
         | Kind::Stated
         | Kind::Error => check(&header, body, ServerHello::decode),

@@ -164,6 +164,7 @@ impl Client {
             | Reply::Closed(_)
             | Reply::Cancelled(_)
             | Reply::Resumed(_)
+            | Reply::OpenedMany(_)
             | Reply::Listed(_)
             | Reply::Stated(_)
             | Reply::Error(_) => Ok(()),
