@@ -21,6 +21,7 @@ mod pages;
 mod plot;
 mod report;
 mod results;
+mod scale;
 mod share;
 mod trims;
 
@@ -73,6 +74,8 @@ enum Bench {
     Churn,
     /// The experiment of the TrIMS paper: a process per inference, of 45 models.
     Trims,
+    /// Many models, many clients: what they take, and whether hits stay as quick.
+    Scale,
 }
 
 #[derive(Subcommand)]
@@ -159,6 +162,7 @@ fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
         Bench::Miss => miss::measure(python),
         Bench::Share => share::measure(),
         Bench::Churn => churn::measure(cli.opens),
+        Bench::Scale => scale::measure(),
         Bench::Trims => trims::measure(python, cli.rounds, cli.most_mb),
     }
 }

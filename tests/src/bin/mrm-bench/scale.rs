@@ -1,0 +1,128 @@
+//! `scale`: what many models and many clients cost the daemon, and each other.
+
+use crate::hit::open_cycle;
+use crate::report::Row;
+use mrm_client::{Client, ConnectOptions};
+use mrm_tests::model;
+use mrm_tests::node::{Node, Setup};
+use mrm_tests::{Random, eventually};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use std::path::Path;
+
+/// Models of the large catalogue, how many of them are resident, and clients that are connected.
+const CATALOGUE: usize = 100_000;
+const RESIDENT: usize = 10_000;
+const CLIENTS: usize = 1_000;
+/// Models of the small one.
+const FEW: usize = 10;
+const ROUNDS: usize = 31;
+const CYCLES: usize = 200;
+
+/// Descriptors: two a model, two a client, on each side.
+const FILES: u64 = 120_000;
+/// Limits of the issue.
+const HIT_MAX: f64 = 1.2;
+const MODELS_MB_MAX: f64 = 5.0;
+const CLIENTS_MB_MAX: f64 = 20.0;
+/// Models of 300 tensors that are counted, and a part of each.
+const LARGE: usize = 1_000;
+const TENSORS: u64 = 300;
+
+pub(crate) fn measure() -> Vec<Row> {
+    let limit = Rlimit {
+        current: Some(FILES),
+        maximum: Some(FILES),
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        println!("scale: left out, it needs {FILES} descriptors: {error}; run it as root");
+        return Vec::new();
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut rows = costs(&dir.path().join("large"));
+    rows.push(hits(dir.path()));
+    rows
+}
+
+/// A node with a directory of models of one tensor each, or of many.
+fn node(root: &Path, models: usize, tensors: u64) -> Node {
+    for i in 0..models {
+        model::write_zeros(root, &format!("{i}.safetensors"), tensors * 4, tensors);
+    }
+    let catalogue = format!("[[catalogue]]\nroot = {root:?}");
+    let setup = Setup::new()
+        .setting(&format!("limits.sessions_max = {}", CLIENTS + 24))
+        .setting(&format!("limits.sessions_per_uid_max = {}", CLIENTS + 24))
+        .setting("revalidate_ms = 600000")
+        .setting(&catalogue);
+    Node::start(&setup)
+}
+
+fn client(node: &Node) -> Client {
+    // A thread for each would be the bench's own cost.
+    let options = ConnectOptions::new().socket(node.socket()).reconnect(false);
+    Client::connect_with(&options).expect("connects")
+}
+
+/// What models and clients take of the daemon's own memory.
+fn costs(root: &Path) -> Vec<Row> {
+    let node = node(root, LARGE, TENSORS);
+    let clients = [client(&node)];
+    drop(clients[0].open("0.safetensors").expect("loads"));
+    let before = node.resident_bytes();
+    for i in 0..LARGE {
+        drop(clients[0].open(&format!("{i}.safetensors")).expect("loads"));
+    }
+    let models_mb = (node.resident_bytes().saturating_sub(before)) as f64 / 1e6;
+    let before = node.resident_bytes();
+    let connected: Vec<Client> = (0..CLIENTS).map(|_| client(&node)).collect();
+    let all = (clients.len() + connected.len()) as u64;
+    eventually("all are connected", || {
+        (node.number("/sessions") == all).then_some(())
+    });
+    let clients_mb = (node.resident_bytes().saturating_sub(before)) as f64 / 1e6;
+    let models = format!("daemon's memory for {LARGE} models of {TENSORS} tensors");
+    let clients = format!("daemon's memory for {CLIENTS} idle clients");
+    vec![
+        Row::at_most("scale", models, "MB", &mut [models_mb], MODELS_MB_MAX),
+        Row::at_most("scale", clients, "MB", &mut [clients_mb], CLIENTS_MB_MAX),
+    ]
+}
+
+/// One client's worth of hits, spread over many models and clients or not.
+fn hits(dir: &Path) -> Row {
+    let (many, few) = (
+        node(&dir.join("many"), CATALOGUE, 1),
+        node(&dir.join("few"), FEW, 1),
+    );
+    let alone = client(&few);
+    let crowd: Vec<Client> = (0..CLIENTS).map(|_| client(&many)).collect();
+    for (client, models) in [(&alone, FEW), (&crowd[0], RESIDENT)] {
+        for i in 0..models {
+            drop(client.open(&format!("{i}.safetensors")).expect("loads"));
+        }
+    }
+    let mut random = Random(7);
+    println!("scale: seed {}", random.0);
+    let mut pick = |of: usize| random.below(of as u64);
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for _ in 0..CYCLES {
+            let name = format!("{}.safetensors", pick(FEW));
+            floor.push(open_cycle(&alone, &name) / 1e3);
+        }
+        for _ in 0..CYCLES {
+            let name = format!("{}.safetensors", pick(RESIDENT));
+            let client = usize::try_from(pick(CLIENTS)).expect("small");
+            ours.push(open_cycle(&crowd[client], &name) / 1e3);
+        }
+    }
+    Row::of(
+        "scale",
+        format!("hit: {CATALOGUE} models, {RESIDENT} resident, {CLIENTS} clients"),
+        "us",
+        &mut ours,
+        format!("{FEW} models, one client"),
+        &mut floor,
+        Some(HIT_MAX),
+    )
+}
