@@ -744,6 +744,15 @@ typedef struct mrm_open_options_t {
      * UUID as `GPU-...`. NULL or `cuda`: any that this process sees. Only with a tier of devices.
      */
     const char *device;
+    /**
+     * 1: every page of what is in host memory is mapped before the open returns, so that no first
+     * touch waits for the kernel: 0.3 ms per GiB in 2 MiB pages, 48 ms in those of 4 KiB. Else 0.
+     */
+    uint32_t populate;
+    /**
+     * Zero.
+     */
+    uint32_t reserved_2;
 } mrm_open_options_t;
 
 /**
@@ -1193,6 +1202,24 @@ int mrm_client_open(mrm_client_ref client,
                     mrm_model_h *model);
 
 /**
+ * Opens `count` registered models, whose names `names` points to, with one message there and as few
+ * back as hold the descriptors of all. All of them or none: when one cannot be opened, those that
+ * were are given back, and the error is that of the first that was not. Otherwise as
+ * `mrm_client_open`; `models` gets one handle a name, in order.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `client` is open; `names` has `count` texts, each NUL-terminated; `options` is NULL or begins
+ * with its size; `models` has room for `count` handles.
+ */
+int mrm_client_open_many(mrm_client_ref client,
+                         const char *const *names,
+                         size_t count,
+                         const struct mrm_open_options_t *options,
+                         mrm_model_h *models);
+
+/**
  * Opens local files that nobody registered: `path` is one file, a directory that holds one model,
  * or a `model.safetensors.index.json`. The calling process opens them, so that its own
  * permissions count, and passes the descriptors. `options` may be NULL. Otherwise as
@@ -1502,7 +1529,7 @@ int mrm_model_segment_dup_fd(mrm_model_ref model, size_t index, int *fd);
 #endif  // __cplusplus
 
 /* The options of an open, with every member at its default. */
-#define MRM_OPEN_OPTIONS_INIT { sizeof(mrm_open_options_t), MRM_WAIT_DEFAULT, NULL, NULL, 0, 0, NULL }
+#define MRM_OPEN_OPTIONS_INIT { sizeof(mrm_open_options_t), MRM_WAIT_DEFAULT, NULL, NULL, 0, 0, NULL, 0, 0 }
 
 /* An empty mrm_model_info_t, to be filled. */
 #define MRM_MODEL_INFO_INIT { sizeof(mrm_model_info_t), { NULL, 0 }, 0, 0, 0, 0, 0, 0, 0, 0 }

@@ -239,6 +239,8 @@ struct OpenOptions {
     // Called with bytes in place and bytes of the whole. What it throws ends up at the caller of
     // open, once the open is over.
     std::function<void(std::uint64_t, std::uint64_t)> progress;
+    // Whether every page in host memory is mapped before the open returns.
+    bool populate = false;
 };
 
 // A session with the daemon.
@@ -288,6 +290,7 @@ private:
         if (options.wait) {
             raw.wait_ms = static_cast<std::uint64_t>(options.wait->count());
         }
+        raw.populate = options.populate ? 1 : 0;
         raw.tier = static_cast<std::uint32_t>(options.tier);
         raw.device = options.device.empty() ? nullptr : options.device.c_str();
         if (options.progress) {

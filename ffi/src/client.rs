@@ -111,6 +111,51 @@ pub unsafe extern "C" fn mrm_client_open(
     })
 }
 
+/// Opens `count` registered models, whose names `names` points to, with one message there and as few
+/// back as hold the descriptors of all. All of them or none: when one cannot be opened, those that
+/// were are given back, and the error is that of the first that was not. Otherwise as
+/// `mrm_client_open`; `models` gets one handle a name, in order.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// `client` is open; `names` has `count` texts, each NUL-terminated; `options` is NULL or begins
+/// with its size; `models` has room for `count` handles.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_open_many(
+    client: mrm_client_ref,
+    names: *const *const c_char,
+    count: usize,
+    options: *const mrm_open_options_t,
+    models: *mut mrm_model_h,
+) -> c_int {
+    guard::call(|| {
+        if count == 0 {
+            return Ok(());
+        }
+        let place = |at: usize| models.wrapping_add(at);
+        // SAFETY: the caller says that there is room for so many handles.
+        let out = |at| unsafe { Out::handle(place(at), "models") };
+        let outs = (0..count).map(out).collect::<Result<Vec<_>, _>>()?;
+        // SAFETY: the caller says that the client is open.
+        let client = unsafe { borrow(client, "client") }?;
+        // SAFETY: the caller says that there are so many names, each NUL-terminated.
+        let name = |at: usize| unsafe {
+            let name = borrow(names.wrapping_add(at), "names")?;
+            text(*name, "a name")
+        };
+        let names = (0..count).map(name).collect::<Result<Vec<_>, _>>()?;
+        // SAFETY: the caller's promise about `options`, passed on.
+        let options = unsafe { open_options(options) }?;
+        let opened = client.client.open_many(&names, &options).into_iter();
+        let opened: Result<Vec<Model>, OpenError> = opened.collect();
+        for (out, model) in outs.iter().zip(opened.map_err(|e| Failure::of(&e))?) {
+            out.set(give(mrm_model_h_t::new(model)));
+        }
+        Ok(())
+    })
+}
+
 /// Opens local files that nobody registered: `path` is one file, a directory that holds one model,
 /// or a `model.safetensors.index.json`. The calling process opens them, so that its own
 /// permissions count, and passes the descriptors. `options` may be NULL. Otherwise as
@@ -214,6 +259,8 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
         tier: mrm_tier_e::Host as u32,
         reserved: 0,
         device: std::ptr::null(),
+        populate: 0,
+        reserved_2: 0,
     };
     let least_bytes = offset_of!(mrm_open_options_t, progress);
     // SAFETY: this function's own contract; any bytes are a valid mrm_open_options_t.
@@ -223,6 +270,11 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
     }
     // SAFETY: this function's own contract.
     chosen = chosen.tier(unsafe { tier(&given) }?);
+    if given.populate > 1 || given.reserved_2 != 0 {
+        let message = "`options->populate` is neither 0 nor 1, or what follows it is not 0";
+        return Err(Failure::local(Local::BadArgument, message.to_owned()));
+    }
+    chosen = chosen.populate(given.populate == 1);
     if let Some(callback) = given.progress {
         let user = given.user;
         chosen = chosen.on_progress(move |progress| {

@@ -42,6 +42,8 @@ pub(crate) struct Content {
     table: OnceLock<Result<Mapping, SegmentError>>,
     /// Whether every entry leads to a tensor, once somebody asked for all of them.
     pub(crate) whole: OnceLock<bool>,
+    /// Once every page is mapped.
+    populated: OnceLock<()>,
 }
 
 /// Where the bytes are.
@@ -116,6 +118,7 @@ impl Content {
             table_bytes: opened.table_bytes,
             table: OnceLock::new(),
             whole: OnceLock::new(),
+            populated: OnceLock::new(),
         }
     }
 
@@ -154,6 +157,12 @@ impl Content {
             Memory::Host(parts) => parts,
             Memory::Device(_) => &[],
         }
+    }
+
+    /// Maps every page of what is in host memory, once.
+    pub(crate) fn populate(&self) {
+        self.populated
+            .get_or_init(|| self.parts().iter().for_each(|part| part.mapping.populate()));
     }
 
     /// Where the weights are on a device.

@@ -63,6 +63,7 @@ pub use error::{
     ConnectError, Fault, LocalCode, OpenError, Refusal, RequestError, SegmentError, SessionError,
     TensorError,
 };
+pub use mapping::CopyOnWrite;
 pub use model::{Model, NotClosed, Segment};
 pub use mrm_proto::dtype::DType;
 pub use mrm_proto::hello::ServerHello;

@@ -49,7 +49,7 @@ impl State {
     fn open_here(&self, name: &str, how: &OpenOptions<'_>) -> Result<Here, OpenError> {
         let wish = Wish::of(how.tier)?;
         if let Some(model) = self.cached(name, &wish) {
-            return Ok(Here::Open(model));
+            return Ok(Here::Open(model.as_asked(how)));
         }
         Ok(Here::Ask(GrantRequest::by_name(name, how, wish)?))
     }
@@ -87,7 +87,7 @@ impl State {
                 .and_then(|replied| self.admit(Arc::clone(&connection), ask, replied));
             let mut retry = Retry::new(wait, self.link().reconnects());
             opened[*at] = match model {
-                Ok(model) => Some(Ok(self.remember(model))),
+                Ok(model) => Some(Ok(self.remember(model).as_asked(how))),
                 Err(why) if retry.after_open(&why).is_some() => None,
                 Err(why) => Some(Err(why)),
             };

@@ -20,7 +20,7 @@
 use crate::error::{SegmentError, What};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr;
@@ -59,18 +59,22 @@ unsafe impl Sync for Mapped {}
 impl Mapping {
     /// Checks that `fd` is sealed and has exactly `bytes` bytes, and maps them.
     pub(crate) fn new(fd: BorrowedFd<'_>, bytes: u64, what: What) -> Result<Self, SegmentError> {
-        check(fd, bytes, what)?;
-        let failed = |e: Errno| SegmentError::Map {
-            what,
-            source: Arc::new(e.into()),
+        let mapped = map_checked(fd, bytes, what, How::Shared)?;
+        Ok(mapped.map_or(Self::Empty, Self::Mapped))
+    }
+
+    /// Has the kernel map every page.
+    pub(crate) fn populate(&self) {
+        let Self::Mapped(Mapped { start, bytes }) = self else {
+            return;
         };
-        let len = usize::try_from(bytes).map_err(|_| failed(Errno::NOMEM))?;
-        let mapped = match len {
-            0 => return Ok(Self::Empty),
-            small if small < HUGE_BYTES => map_small(fd, small),
-            large => map_large(fd, large),
-        };
-        mapped.map(Self::Mapped).map_err(failed)
+        // SAFETY: the range is a mapping of ours; what it holds does not change by this.
+        if unsafe { madvise(start.as_ptr(), *bytes, Advice::LinuxPopulateRead) }.is_err() {
+            // Kernels before 5.14: page by page.
+            for byte in self.bytes().iter().step_by(rustix::param::page_size()) {
+                std::hint::black_box(byte);
+            }
+        }
     }
 
     /// The bytes.
@@ -95,6 +99,65 @@ impl Drop for Mapped {
         // SAFETY: the range was mapped by `map_small` or `map_large`, is owned, and no borrow outlives `self`.
         if unsafe { munmap(self.start.as_ptr(), self.bytes) }.is_ok() {
             let _ = NEXT.compare_exchange(end, start, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The image of a file that can be written to: see
+/// [`Segment::copy_on_write`](crate::Segment::copy_on_write).
+#[derive(Debug)]
+pub struct CopyOnWrite(Option<Mapped>);
+
+impl CopyOnWrite {
+    pub(crate) fn new(fd: BorrowedFd<'_>, bytes: u64, what: What) -> Result<Self, SegmentError> {
+        map_checked(fd, bytes, what, How::Private).map(Self)
+    }
+}
+
+impl std::ops::Deref for CopyOnWrite {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let Some(Mapped { start, bytes }) = &self.0 else {
+            return &[];
+        };
+        // SAFETY: a live mapping of as many bytes, owned by `self`. What lies below it is sealed,
+        // and what was written came through `&mut self`.
+        unsafe { std::slice::from_raw_parts(start.as_ptr().cast(), *bytes) }
+    }
+}
+
+impl std::ops::DerefMut for CopyOnWrite {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let Some(Mapped { start, bytes }) = &mut self.0 else {
+            return &mut [];
+        };
+        // SAFETY: as in `deref`; the mapping is private and writable, and borrowed by nobody else.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), *bytes) }
+    }
+}
+
+/// How a sealed file is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// For reading, as everybody else has it.
+    Shared,
+    /// For writing, to be seen by nobody else.
+    Private,
+}
+
+impl How {
+    const fn flags(self) -> MapFlags {
+        match self {
+            Self::Shared => MapFlags::SHARED,
+            Self::Private => MapFlags::PRIVATE,
+        }
+    }
+
+    const fn protection(self) -> ProtFlags {
+        match self {
+            Self::Shared => ProtFlags::READ,
+            Self::Private => ProtFlags::READ.union(ProtFlags::WRITE),
         }
     }
 }
@@ -144,24 +207,45 @@ fn check(fd: BorrowedFd<'_>, bytes: u64, what: What) -> Result<(), SegmentError>
     Ok(())
 }
 
+/// Maps all of a file that is sealed and as long as it should be; `None` if that is empty.
+fn map_checked(
+    fd: BorrowedFd<'_>,
+    bytes: u64,
+    what: What,
+    how: How,
+) -> Result<Option<Mapped>, SegmentError> {
+    check(fd, bytes, what)?;
+    let failed = |e: Errno| SegmentError::Map {
+        what,
+        source: Arc::new(e.into()),
+    };
+    let len = usize::try_from(bytes).map_err(|_| failed(Errno::NOMEM))?;
+    let mapped = match len {
+        0 => return Ok(None),
+        small if small < HUGE_BYTES => map_small(fd, small, how),
+        large => map_large(fd, large, how),
+    };
+    mapped.map(Some).map_err(failed)
+}
+
 /// The next address to propose; 0 before the first mapping.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-fn map_small(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errno> {
+fn map_small(fd: BorrowedFd<'_>, len: usize, how: How) -> Result<Mapped, Errno> {
     // SAFETY: without MAP_FIXED the kernel chooses a free range.
-    let start = unsafe { map_at(ptr::null_mut(), len, fd, MapFlags::SHARED) }?;
+    let start = unsafe { map_at(ptr::null_mut(), len, fd, (how, MapFlags::empty())) }?;
     owned(start, len)
 }
 
-fn map_large(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errno> {
+fn map_large(fd: BorrowedFd<'_>, len: usize, how: How) -> Result<Mapped, Errno> {
     let hint = propose(len);
     // SAFETY: without MAP_FIXED the kernel chooses a free range, so no memory of anybody is
     // touched; the hint is only a wish.
-    let start = unsafe { map_at(hint, len, fd, MapFlags::SHARED) }?;
+    let start = unsafe { map_at(hint, len, fd, (how, MapFlags::empty())) }?;
     if (start as usize).is_multiple_of(HUGE_BYTES) {
         return owned(start, len);
     }
-    match map_within_reservation(fd, len) {
+    match map_within_reservation(fd, len, how) {
         Ok(aligned) => {
             // SAFETY: mapped above, and nothing refers to it.
             let _ = unsafe { munmap(start, len) };
@@ -173,7 +257,7 @@ fn map_large(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errno> {
 }
 
 /// Maps at the first boundary inside a reserved range, and frees the rest of the range.
-fn map_within_reservation(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errno> {
+fn map_within_reservation(fd: BorrowedFd<'_>, len: usize, how: How) -> Result<Mapped, Errno> {
     let rounded = len
         .checked_next_multiple_of(HUGE_BYTES)
         .ok_or(Errno::NOMEM)?;
@@ -182,7 +266,7 @@ fn map_within_reservation(fd: BorrowedFd<'_>, len: usize) -> Result<Mapped, Errn
     let skip = (reserved as usize).next_multiple_of(HUGE_BYTES) - reserved as usize;
     let aligned = reserved.wrapping_byte_add(skip);
     // SAFETY: `aligned .. aligned + len` lies inside the reservation, which is ours alone.
-    let mapped = unsafe { map_at(aligned, len, fd, MapFlags::SHARED | MapFlags::FIXED) };
+    let mapped = unsafe { map_at(aligned, len, fd, (how, MapFlags::FIXED)) };
     let page = rustix::param::page_size();
     let kept = if mapped.is_ok() {
         len.next_multiple_of(page)
@@ -206,10 +290,10 @@ unsafe fn map_at(
     at: *mut c_void,
     len: usize,
     fd: BorrowedFd<'_>,
-    flags: MapFlags,
+    (how, flags): (How, MapFlags),
 ) -> Result<*mut c_void, Errno> {
     // SAFETY: forwarded to the caller.
-    unsafe { mmap(at, len, ProtFlags::READ, flags, fd, 0) }
+    unsafe { mmap(at, len, how.protection(), how.flags() | flags, fd, 0) }
 }
 
 fn owned(start: *mut c_void, bytes: usize) -> Result<Mapped, Errno> {
@@ -304,9 +388,53 @@ mod tests {
     #[test]
     fn a_taken_place_makes_a_detour_not_an_error() {
         let fd = memfd(3 << 20, SEALED);
-        let aligned = map_within_reservation(fd.as_fd(), 3 << 20).expect("maps");
+        let aligned = map_within_reservation(fd.as_fd(), 3 << 20, How::Shared).expect("maps");
         assert!((aligned.start.as_ptr() as usize).is_multiple_of(HUGE_BYTES));
         assert_eq!(Mapping::Mapped(aligned).bytes()[(3 << 20) - 1], 0x2a);
+    }
+
+    #[test]
+    fn a_private_mapping_is_written_to_by_its_owner_alone() {
+        for bytes in [10, 5 << 20] {
+            let fd = memfd(bytes, SEALED);
+            let shared = Mapping::new(fd.as_fd(), bytes, What::Segment(0)).expect("maps");
+            shared.populate();
+            let own = || CopyOnWrite::new(fd.as_fd(), bytes, What::Segment(0)).expect("maps");
+            let (mut one, two) = (own(), own());
+            assert_eq!(one[..], *shared.bytes());
+            one[0] = 7;
+            *one.last_mut().expect("a byte") = 8;
+            assert_eq!((one[0], one.last()), (7, Some(&8)));
+            for other in [&two[..], shared.bytes()] {
+                assert_eq!((other[0], other.last()), (0, Some(&0x2a)));
+            }
+        }
+        let empty = memfd_create("test", MemfdFlags::ALLOW_SEALING).expect("memfd");
+        fcntl_add_seals(&empty, SEALED).expect("seals");
+        let own = CopyOnWrite::new(empty.as_fd(), 0, What::Segment(0)).expect("maps");
+        assert!(own.is_empty());
+        let open = memfd(10, SealFlags::SHRINK);
+        let refused = CopyOnWrite::new(open.as_fd(), 10, What::Segment(0));
+        assert!(matches!(refused, Err(SegmentError::NotSealed { .. })));
+    }
+
+    #[test]
+    fn populating_maps_every_page() {
+        let bytes = 6 << 20;
+        let fd = memfd(bytes, SEALED);
+        let map = Mapping::new(fd.as_fd(), bytes, What::Segment(0)).expect("maps");
+        let mapped_kib = || {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").expect("is there");
+            let start = format!("{:x}-", map.bytes().as_ptr() as usize);
+            let lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+            let rss = lines.filter_map(|line| line.strip_prefix("Rss:")).next();
+            let number = rss.and_then(|rss| rss.split_whitespace().next());
+            number.expect("a size").parse::<u64>().expect("a number")
+        };
+        let before = mapped_kib();
+        map.populate();
+        assert!(before < bytes / 1024, "{before} KiB");
+        assert_eq!(mapped_kib(), bytes / 1024);
     }
 
     #[test]

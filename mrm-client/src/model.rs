@@ -9,7 +9,9 @@
 
 use crate::content::{Open, Part};
 use crate::device::{CloseError, DeviceError, DeviceWeights};
-use crate::error::{LocalCode, Refusal, TensorError};
+use crate::error::{LocalCode, Refusal, SegmentError, TensorError, What};
+use crate::mapping::CopyOnWrite;
+use crate::open::OpenOptions;
 use crate::tensor::{Tensor, Tensors};
 use crate::vram::RawStream;
 use mrm_proto::ids::VersionId;
@@ -264,6 +266,14 @@ impl Model {
         Arc::ptr_eq(&self.open, &other.open)
     }
 
+    /// What the options ask for besides the open itself.
+    pub(crate) fn as_asked(self, how: &OpenOptions<'_>) -> Self {
+        if how.populate {
+            self.open.content.populate();
+        }
+        self
+    }
+
     pub(crate) fn table(&self) -> Result<Table<'_>, TensorError> {
         self.open.content.table(self.name())
     }
@@ -300,8 +310,21 @@ impl<'m> Segment<'m> {
         self.part.mapping.bytes()
     }
 
-    /// The sealed memory file itself, open for reading, for a mapping of one's own: private and
-    /// writable, for instance.
+    /// A mapping of the file's image that can be written to. Pages stay shared until they are
+    /// written; what is written nobody else sees, and it is gone with the mapping. It may outlive
+    /// the model, and then, like any mapping, keeps the memory.
+    ///
+    /// Those who only read keep their 2 MiB pages; the kernel copies 4 KiB for each page that is
+    /// written here.
+    ///
+    /// # Errors
+    /// When there is no address space for it.
+    pub fn copy_on_write(&self) -> Result<CopyOnWrite, SegmentError> {
+        let bytes = self.bytes().len() as u64;
+        CopyOnWrite::new(self.part.fd.as_fd(), bytes, What::Segment(self.index))
+    }
+
+    /// The sealed memory file itself, open for reading, for a mapping of one's own.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'m> {
         self.part.fd.as_fd()

@@ -87,11 +87,11 @@ impl State {
     pub(crate) fn open(&self, name: &str, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
         let wish = Wish::of(how.tier)?;
         if let Some(model) = self.cached(name, &wish) {
-            return Ok(model);
+            return Ok(model.as_asked(how));
         }
         let ask = GrantRequest::by_name(name, how, wish)?;
         let model = self.granted(&ask, &[], how)?;
-        Ok(self.remember(model))
+        Ok(self.remember(model).as_asked(how))
     }
 
     pub(crate) fn open_files(
@@ -100,7 +100,8 @@ impl State {
         how: &OpenOptions<'_>,
     ) -> Result<Model, OpenError> {
         let ask = GrantRequest::of_files(files, how, Wish::of(how.tier)?);
-        self.granted(&ask, &files.fds, how)
+        let model = self.granted(&ask, &files.fds, how)?;
+        Ok(model.as_asked(how))
     }
 
     /// The model that stands for `name` in this process, if it is open where it is wanted. Who

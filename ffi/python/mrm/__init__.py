@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import builtins
 import os
+from collections.abc import Sequence
 
 from ._client import Client, ModelRow, Progress, release_deferred, shared
 from ._errors import (
@@ -47,6 +48,7 @@ __all__ = [
     "TimedOut",
     "list",
     "open",
+    "open_many",
     "open_path",
     "release_deferred",
     "stat",
@@ -63,11 +65,38 @@ def open(
     else_host: bool = False,
     wait: float | None = None,
     progress: Progress | None = None,
+    populate: bool = False,
     client: Client | None = None,
 ) -> Model:
     """Opens the registered model ``name``; see :meth:`Client.open`."""
     return (client or shared.get()).open(
-        name, device=device, else_host=else_host, wait=wait, progress=progress
+        name,
+        device=device,
+        else_host=else_host,
+        wait=wait,
+        progress=progress,
+        populate=populate,
+    )
+
+
+def open_many(
+    names: Sequence[str],
+    *,
+    device: str | int | None = None,
+    else_host: bool = False,
+    wait: float | None = None,
+    progress: Progress | None = None,
+    populate: bool = False,
+    client: Client | None = None,
+) -> builtins.list[Model]:
+    """Opens several registered models at once; see :meth:`Client.open_many`."""
+    return (client or shared.get()).open_many(
+        names,
+        device=device,
+        else_host=else_host,
+        wait=wait,
+        progress=progress,
+        populate=populate,
     )
 
 
@@ -78,11 +107,17 @@ def open_path(
     else_host: bool = False,
     wait: float | None = None,
     progress: Progress | None = None,
+    populate: bool = False,
     client: Client | None = None,
 ) -> Model:
     """Opens local files that nobody registered; see :meth:`Client.open_path`."""
     return (client or shared.get()).open_path(
-        path, device=device, else_host=else_host, wait=wait, progress=progress
+        path,
+        device=device,
+        else_host=else_host,
+        wait=wait,
+        progress=progress,
+        populate=populate,
     )
 
 

@@ -7,7 +7,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import _ffi
@@ -63,6 +63,7 @@ class Client:
         else_host: bool = False,
         wait: float | None = None,
         progress: Progress | None = None,
+        populate: bool = False,
     ) -> Model:
         """Opens the registered model ``name``.
 
@@ -73,10 +74,43 @@ class Client:
 
         Waits up to ``wait`` seconds for room and for the load (0: takes only what is there at
         once; None: the default of the library). ``progress(loaded_bytes, total_bytes)`` is called
-        while it waits.
+        while it waits. With ``populate`` every page in host memory is mapped before this returns, so
+        that no first touch waits for the kernel.
         """
-        place = _place(device, else_host)
-        return self._open(lib.client_open, name.encode(), place, wait, progress)
+        how = _How(_place(device, else_host), wait, progress, populate)
+        return self._open(lib.client_open, name.encode(), how)
+
+    def open_many(
+        self,
+        names: Sequence[str],
+        *,
+        device: str | int | None = None,
+        else_host: bool = False,
+        wait: float | None = None,
+        progress: Progress | None = None,
+        populate: bool = False,
+    ) -> builtins.list[Model]:
+        """Opens several registered models, with one message there and as few back as can be.
+
+        All of them or none: when one cannot be opened, its error is raised. Otherwise as
+        :meth:`open`.
+        """
+        how = _How(_place(device, else_host), wait, progress, populate)
+        count = len(names)
+        texts = (ctypes.c_char_p * count)(*(_text(name) for name in names))
+        handles = (ctypes.c_void_p * count)()
+        number = lib.client_open_many(
+            self._open_handle(), texts, count, ctypes.byref(how.options), handles
+        )
+        try:
+            how.raise_again()
+        except BaseException:
+            for handle in handles:
+                if handle:
+                    lib.model_close(handle)
+            raise
+        lib.check(number)
+        return [Model(handle or 0) for handle in handles]
 
     def open_path(
         self,
@@ -86,13 +120,14 @@ class Client:
         else_host: bool = False,
         wait: float | None = None,
         progress: Progress | None = None,
+        populate: bool = False,
     ) -> Model:
         """Opens local files that nobody registered: a file, a model's directory, or an index.
 
         This process opens them, so that its own permissions count, and passes the descriptors.
         """
-        place = _place(device, else_host)
-        return self._open(lib.client_open_path, os.fsencode(path), place, wait, progress)
+        how = _How(_place(device, else_host), wait, progress, populate)
+        return self._open(lib.client_open_path, os.fsencode(path), how)
 
     def list(self, prefix: str = "") -> builtins.list[ModelRow]:
         """Every model whose name begins with ``prefix``, in the order of names."""
@@ -128,41 +163,55 @@ class Client:
             raise ValueError("this client is closed; make another one")
         return self._handle
 
-    def _open(
+    def _open(self, function: Callable[..., int], what: bytes, how: _How) -> Model:
+        if b"\0" in what:
+            raise ValueError("a name or path cannot hold NUL")
+        handle = ctypes.c_void_p()
+        number = function(
+            self._open_handle(), what, ctypes.byref(how.options), ctypes.byref(handle)
+        )
+        try:
+            how.raise_again()
+        except BaseException:
+            if handle.value:
+                lib.model_close(handle)
+            raise
+        lib.check(number)
+        return Model(handle.value or 0)
+
+
+class _How:
+    """The options of an open, as C has them."""
+
+    def __init__(
         self,
-        function: Callable[..., int],
-        what: bytes,
         place: tuple[int, bytes | None],
         wait: float | None,
         progress: Progress | None,
-    ) -> Model:
-        if b"\0" in what:
-            raise ValueError("a name or path cannot hold NUL")
+        populate: bool,
+    ) -> None:
         options = _ffi.OpenOptions(size=ctypes.sizeof(_ffi.OpenOptions), wait_ms=_WAIT_DEFAULT)
         options.tier, options.device = place
+        options.populate = int(populate)
         if wait is not None:
             options.wait_ms = max(0, round(wait * 1000))
-        raised: builtins.list[BaseException] = []
+        self.options = options
+        self._raised: builtins.list[BaseException] = []
         if progress is not None:
             # What it raises cannot pass through C: it is raised again when the open is over.
             def report(loaded_bytes: int, total_bytes: int, _: int) -> None:
                 try:
-                    if not raised:
+                    if not self._raised:
                         progress(loaded_bytes, total_bytes)
                 except BaseException as error:
-                    raised.append(error)
+                    self._raised.append(error)
 
             options.progress = _ffi.PROGRESS(report)
-        handle = ctypes.c_void_p()
-        number = function(
-            self._open_handle(), what, ctypes.byref(options), ctypes.byref(handle)
-        )
-        if raised:
-            if handle.value:
-                lib.model_close(handle)
-            raise raised[0]
-        lib.check(number)
-        return Model(handle.value or 0)
+
+    def raise_again(self) -> None:
+        """Raises what the progress callback raised, if it did."""
+        if self._raised:
+            raise self._raised[0]
 
 
 def _place(device: str | int | None, else_host: bool) -> tuple[int, bytes | None]:

@@ -51,6 +51,8 @@ class OpenOptions(Structure):
         ("tier", c_uint32),
         ("reserved", c_uint32),
         ("device", c_char_p),
+        ("populate", c_uint32),
+        ("reserved_2", c_uint32),
     ]
 
 
@@ -158,6 +160,11 @@ FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
     "mrm_client_open": (
         c_int,
         [c_void_p, c_char_p, POINTER(OpenOptions), POINTER(c_void_p)],
+        True,
+    ),
+    "mrm_client_open_many": (
+        c_int,
+        [c_void_p, POINTER(c_char_p), c_size_t, POINTER(OpenOptions), POINTER(c_void_p)],
         True,
     ),
     "mrm_client_open_path": (

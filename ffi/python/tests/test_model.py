@@ -42,6 +42,22 @@ def test_tensors_are_those_of_the_file(client: mrm.Client) -> None:
                 assert model[name].shape == tuple(shape)
 
 
+def test_several_are_opened_at_once_or_none(client: mrm.Client) -> None:
+    names = ["small", "large", "small"]
+    models = client.open_many(names, populate=True)
+    assert [model.name for model in models] == names
+    with client.open("large", populate=True) as alone:
+        assert alone.raw() == models[1].raw()
+    for model in models:
+        model.close()
+    assert client.open_many([]) == []
+    with pytest.raises(mrm.NotFound):
+        client.open_many(["small", "nobody"])
+    with pytest.raises(ValueError):
+        client.open_many(["small", "a\0b"])
+    assert (leases(client, "small"), leases(client, "large")) == (0, 0)
+
+
 def test_arrays_are_read_only_views_of_the_image(client: mrm.Client) -> None:
     with client.open("small") as model:
         image = np.frombuffer(model.raw(), np.uint8)
