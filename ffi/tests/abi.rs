@@ -277,6 +277,7 @@ fn options_are_read_by_their_size_and_progress_is_called() {
                 let progress = Progress {
                     loaded_bytes: 5,
                     total_bytes: 10,
+                    eta_ms: None,
                 };
                 session.send(id, &Reply::Progress(progress), &[]);
                 let was_called = was_called.lock().expect("lock");

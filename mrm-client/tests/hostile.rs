@@ -277,6 +277,7 @@ fn an_open_that_is_never_answered_is_cancelled_and_its_late_grant_given_back() {
         let progress = Progress {
             loaded_bytes: 1,
             total_bytes: 2,
+            eta_ms: None,
         };
         session.send(id, &Reply::Progress(progress), &[]);
         session.grant(id, 77, 7, &Content::sample(8));

@@ -197,6 +197,7 @@ fn progress_reaches_the_thread_that_opens() {
             let progress = Progress {
                 loaded_bytes,
                 total_bytes: 100,
+                eta_ms: Some(100 - loaded_bytes),
             };
             session.send(id, &Reply::Progress(progress), &[]);
             // Reports that are not read in time are merged, with each other and with the end.

@@ -83,6 +83,8 @@ fn once(source: &FileSource, degraded: &Degraded) -> Result<(f64, u64)> {
         feed: None,
         onlooker: None,
         first: &[],
+        turn: None,
+        is_ahead: false,
     };
     let loaded = load(&order, degraded)?;
     Ok((loaded.took_us as f64 / 1e6, loaded.segment.huge_bytes()))

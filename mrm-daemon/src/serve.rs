@@ -21,6 +21,7 @@ use crate::failpoint::{self, Point};
 use crate::journal::{Header, Journal};
 use crate::keeper::Keeper;
 use crate::keeper::describe::Which;
+use crate::memory::stock::Stock;
 use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
 use crate::session::Patience;
 use crate::shell::{DeviceTier, Parts, Shell, ShellConfig, answer_queries};
@@ -200,6 +201,7 @@ fn assemble(
     metrics: Metrics,
     inbox: &StatusInbox,
 ) -> Result<Parts, RunError> {
+    let stock_degraded = degraded.clone();
     let lanes = Lanes::start(LanesConfig {
         registered_threads: config.load.threads,
         foreign_threads: config.load.foreign_threads,
@@ -248,7 +250,26 @@ fn assemble(
         closer: Closer::new().at_most(files_unknown_max, files_waiting_max + files_unknown_max),
         tier,
         keeper,
+        stock: stock_of(config, &stock_degraded),
     })
+}
+
+/// Memory that is ready for loads to come, if there is to be any.
+fn stock_of(config: &Config, degraded: &Degraded) -> Option<Stock> {
+    let bytes_max = match config.load.stock_bytes {
+        0 => return None,
+        bytes => bytes,
+    };
+    Stock::start(bytes_max, degraded)
+        .inspect_err(|error| {
+            degraded.report(
+                "stock",
+                format!("no thread to make memory ready: {error}"),
+                "raise the daemon's TasksMax or LimitNPROC; loads take fresh memory, which may be \
+                 slower",
+            );
+        })
+        .ok()
 }
 
 fn catalogue_of(config: &Config, degraded: &Degraded) -> Result<Catalogue, CatalogueError> {

@@ -221,6 +221,9 @@ pub struct Progress {
     /// Bytes of the whole model.
     #[n(1)]
     pub total_bytes: u64,
+    /// When the load is expected to have ended, in milliseconds from now, if the daemon says.
+    #[n(2)]
+    pub eta_ms: Option<u64>,
 }
 
 /// Leases were taken up again.

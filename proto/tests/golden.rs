@@ -277,6 +277,16 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
             Reply::Progress(Progress {
                 loaded_bytes: 1 << 20,
                 total_bytes: 1 << 30,
+                eta_ms: None,
+            }),
+        ),
+        (
+            "progress_eta",
+            0,
+            Reply::Progress(Progress {
+                loaded_bytes: 1 << 20,
+                total_bytes: 1 << 30,
+                eta_ms: Some(730),
             }),
         ),
         (

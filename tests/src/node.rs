@@ -236,7 +236,9 @@ pub fn command(dir: &Path, setup: &Setup) -> Command {
         .env_remove("LISTEN_FDS")
         .env_remove("MRM_RUNTIME_DIR")
         // A test that wants one says so: a killed daemon is to stay dead in all others.
-        .env("MRM_KEEPER_KIND", "none");
+        .env("MRM_KEEPER_KIND", "none")
+        // Nor does a daemon that is not asked about it make memory ready: tests count memory.
+        .env("MRM_LOAD_STOCK_BYTES", "0");
     command.envs(setup.environment.iter().map(|(k, v)| (k, v)));
     command
 }

@@ -65,6 +65,12 @@ impl<'a> View<'a> {
         }
     }
 
+    /// What may be charged on a tier now. Takes no time in the number of segments.
+    #[must_use]
+    pub fn free(&self, tier: Tier) -> Bytes {
+        self.core.ledger.account(tier).free().bytes
+    }
+
     /// All versions.
     pub fn versions(&self) -> impl Iterator<Item = VersionView> + 'a {
         let view = *self;

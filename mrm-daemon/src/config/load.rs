@@ -302,6 +302,7 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
         load: Load {
             threads: reader.count(Key::LoadThreads, default.load.threads),
             foreign_threads: reader.count(Key::LoadForeignThreads, default.load.foreign_threads),
+            stock_bytes: reader.bytes(Key::LoadStockBytes, default.load.stock_bytes),
         },
         journal: JournalConfig {
             bytes_max: reader.bytes(Key::JournalBytesMax, default.journal.bytes_max),

@@ -127,6 +127,8 @@ pub struct Load {
     pub threads: usize,
     /// Threads that read files whose descriptors clients passed.
     pub foreign_threads: usize,
+    /// Most memory that is made ready for loads to come, out of what the host budget leaves.
+    pub stock_bytes: u64,
 }
 
 /// `[journal]`: the record of what the daemon decides on.
@@ -275,6 +277,7 @@ impl Default for Load {
         Self {
             threads: 2,
             foreign_threads: 2,
+            stock_bytes: 512 << 20,
         }
     }
 }

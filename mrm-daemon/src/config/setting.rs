@@ -1,5 +1,6 @@
 //! The one list of settings: flags, variables, the file's keys and the manual all come from it.
 
+use crate::memory::stock::STOCK_BYTES_MAX;
 use mrm_proto::limits::WAIT_MS_MAX;
 
 /// Names a scalar setting.
@@ -29,6 +30,7 @@ pub(super) enum Key {
     WriteStallMs,
     LoadThreads,
     LoadForeignThreads,
+    LoadStockBytes,
     JournalBytesMax,
     JournalDir,
     DaemonSpinUs,
@@ -130,7 +132,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 39] = [
+pub(super) const SETTINGS: [Setting; 40] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -347,6 +349,20 @@ pub(super) const SETTINGS: [Setting; 39] = [
         ],
         THREADS,
         "Threads that read files whose descriptors clients passed [default: 2]",
+    ),
+    setting(
+        Key::LoadStockBytes,
+        [
+            "load.stock_bytes",
+            "load-stock-bytes",
+            "MRM_LOAD_STOCK_BYTES",
+        ],
+        Kind::Bytes {
+            min: 0,
+            max: STOCK_BYTES_MAX,
+        },
+        "Most memory that is made ready for loads to come, out of what the host budget leaves; 0 for \
+         none [default: 512MiB]",
     ),
     setting(
         Key::JournalBytesMax,

@@ -146,6 +146,7 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::WriteStallMs => limits.write_stall_ms.to_string(),
         Key::LoadThreads => load.threads.to_string(),
         Key::LoadForeignThreads => load.foreign_threads.to_string(),
+        Key::LoadStockBytes => load.stock_bytes.to_string(),
         Key::JournalBytesMax => config.journal.bytes_max.to_string(),
         Key::DaemonSpinUs => config.daemon.spin_us.to_string(),
         Key::JournalDir => quoted_path(config.journal.dir.as_ref()?),

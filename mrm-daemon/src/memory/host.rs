@@ -4,6 +4,7 @@
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
@@ -65,7 +66,7 @@ impl Mapping {
         let mut mapping = Self { start, bytes };
         // A child that inherits a writable mapping keeps the segment from being sealed until it
         // execs: whoever forks in this process must not have it.
-        mapping.advise(0..bytes, Advice::LinuxDontFork)?;
+        mapping.pager().advise(0..bytes, Advice::LinuxDontFork)?;
         Ok(mapping)
     }
 
@@ -92,6 +93,40 @@ impl Mapping {
         Ok(())
     }
 
+    /// The segment's bytes and what is left of its last page, and what allocates their pages while
+    /// others fill those that are there.
+    pub(super) fn parts(&mut self) -> Result<(&mut [u8], Pager<'_>), Errno> {
+        let pager = Pager {
+            start: self.start,
+            bytes: self.bytes,
+            of: PhantomData,
+        };
+        Ok((self.as_mut_pages()?, pager))
+    }
+
+    /// What allocates its pages.
+    pub(super) fn pager(&mut self) -> Pager<'_> {
+        Pager {
+            start: self.start,
+            bytes: self.bytes,
+            of: PhantomData,
+        }
+    }
+}
+
+/// Decides about the pages behind a mapping, never about the bytes in them.
+pub(super) struct Pager<'m> {
+    start: NonNull<u8>,
+    bytes: usize,
+    /// The mapping outlives it, and has no other.
+    of: PhantomData<&'m mut Mapping>,
+}
+
+// SAFETY: it is no more than a range of addresses; nothing is read or written through it, and the
+// calls that it makes may be made from any thread.
+unsafe impl Send for Pager<'_> {}
+
+impl Pager<'_> {
     /// Where the mapping begins.
     pub(super) fn address(&self) -> usize {
         self.start.as_ptr().addr()
@@ -118,8 +153,9 @@ impl Mapping {
     /// many parts were replaced.
     pub(super) fn collapse(&mut self, range: Range<usize>) -> Result<(), Errno> {
         let (start, bytes) = self.pages(range)?;
-        // SAFETY: the range lies within this mapping (checked by `pages`). MADV_COLLAPSE keeps the
-        // contents and the addresses; it changes only which physical pages are behind them.
+        // SAFETY: the range lies within the mapping (checked by `pages`), which outlives `self`.
+        // MADV_COLLAPSE keeps the contents and the addresses, also for who uses them meanwhile; it
+        // changes only which physical pages are behind them.
         match unsafe { libc::madvise(start, bytes, libc::MADV_COLLAPSE) } {
             0 => Ok(()),
             _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
@@ -129,8 +165,9 @@ impl Mapping {
     fn advise(&mut self, range: Range<usize>, advice: Advice) -> Result<(), Errno> {
         let (start, bytes) = self.pages(range)?;
         rustix::io::retry_on_intr(|| {
-            // SAFETY: the range lies within this mapping (checked by `pages`). The advice passed
-            // here (populate, allow or forbid huge pages, not for children) never changes contents.
+            // SAFETY: the range lies within the mapping (checked by `pages`), which outlives `self`.
+            // The advice passed here (populate, allow or forbid huge pages, not for children) never
+            // changes contents, also of what others use meanwhile.
             unsafe { madvise(start, bytes, advice) }
         })
     }

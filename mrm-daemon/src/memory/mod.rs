@@ -25,7 +25,9 @@ mod smaps;
 pub mod stock;
 
 pub use error::MemoryError;
+pub(crate) use pages::Populator;
 pub use pages::{HUGE_PAGE_BYTES, HugePages, PAGE_BYTES};
+pub(crate) use segment::Reserved;
 pub use segment::{HostSegment, Unsealed};
 
 /// What a segment of `bytes` is charged: whole pages. Never less than what the kernel takes.

@@ -1,7 +1,7 @@
 //! Allocating the pages of a segment: huge ones where the kernel gives them.
 
 use super::error::MemoryError;
-use super::host::Mapping;
+use super::host::Pager;
 use super::smaps;
 use crate::degraded::Degraded;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -22,6 +22,9 @@ const PAGE: usize = PAGE_BYTES as usize;
 /// How much is asked of the kernel at a time. Each call first drains the page lists of all
 /// processors, so it should be large; after a failure its parts are tried one by one.
 const STEP: usize = 32 * HUGE;
+
+/// How much is allocated first: as much as is read at a time, so that reading begins soon.
+const FIRST_STEP: usize = 8 * HUGE;
 
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
@@ -106,85 +109,118 @@ impl NotHuge {
     }
 }
 
-/// Allocates every page of the segment.
-pub(super) fn populate(
-    mapping: &mut Mapping,
-    fd: BorrowedFd<'_>,
+/// Allocates the pages of a segment, a part at a time and from its beginning.
+pub(crate) struct Populator<'m> {
+    pager: Pager<'m>,
+    fd: BorrowedFd<'m>,
+    policy: Policy,
     bytes: usize,
-    degraded: &Degraded,
-) -> Result<HugePages, MemoryError> {
-    let policy = match bytes < HUGE {
-        // No part of it can be huge.
-        true => Policy::Absent,
-        false => Policy::read(),
-    };
-    populate_by(&policy, mapping, fd, bytes, degraded)
+    /// Up to where pages are there.
+    done: usize,
+    huge: HugeParts,
 }
 
-fn populate_by(
-    policy: &Policy,
-    mapping: &mut Mapping,
-    fd: BorrowedFd<'_>,
-    bytes: usize,
-    degraded: &Degraded,
-) -> Result<HugePages, MemoryError> {
-    let whole = bytes - bytes % HUGE;
-    if bytes > whole {
-        // A huge page there would reach beyond the end, and take more than was charged. A kernel
-        // without huge pages refuses the wish, and needs none.
-        let _ = mapping.allow_huge(whole..bytes, false);
+impl<'m> Populator<'m> {
+    /// Of a segment of `bytes` bytes behind `fd`.
+    pub(super) fn new(pager: Pager<'m>, fd: BorrowedFd<'m>, bytes: usize) -> Self {
+        let policy = match bytes < HUGE {
+            // No part of it can be huge.
+            true => Policy::Absent,
+            false => Policy::read(),
+        };
+        Self::by(policy, pager, fd, bytes)
     }
-    let (huge, why) = huge_parts(mapping, whole, policy);
-    if let Some(why) = &why {
-        degraded.report("huge_pages", why.cause(), why.cure());
-    }
-    let populated = match mapping.populate(0..bytes) {
-        // Linux before 5.14: allocated, if not mapped.
-        Err(Errno::INVAL) => {
-            rustix::io::retry_on_intr(|| fallocate(fd, FallocateFlags::empty(), 0, bytes as u64))
+
+    fn by(policy: Policy, mut pager: Pager<'m>, fd: BorrowedFd<'m>, bytes: usize) -> Self {
+        let whole = bytes - bytes % HUGE;
+        if bytes > whole {
+            // A huge page there would reach beyond the end, and take more than was charged. A kernel
+            // without huge pages refuses the wish, and needs none.
+            let _ = pager.allow_huge(whole..bytes, false);
         }
-        other => other,
-    };
-    populated.map_err(|e| MemoryError::from_errno("allocating pages", bytes as u64, e))?;
-    Ok(HugePages {
-        requested_bytes: whole as u64,
-        huge_bytes: huge as u64,
-        cause: why.map(|why| why.cause()),
-    })
-}
-
-/// Gets huge pages for the first `whole` bytes; returns how many bytes got them.
-fn huge_parts(mapping: &mut Mapping, whole: usize, policy: &Policy) -> (usize, Option<NotHuge>) {
-    if whole == 0 {
-        return (0, None);
-    }
-    if *policy == Policy::OnFault && mapping.allow_huge(0..whole, true).is_ok() {
-        // What it could not do is tried again below, and an error comes up again in `populate`.
-        let _ = mapping.populate(0..whole);
-    }
-    let (huge, errno) = collapse_all(mapping, whole);
-    match errno {
-        None => (huge, None),
-        Some(Errno::INVAL) if *policy == Policy::OnFault => {
-            // Linux before 6.1 does not say what a fault gave; its account of the mapping does.
-            let mapped = smaps::huge_bytes(mapping.address()).unwrap_or(0);
-            let why = (mapped < whole).then(|| NotHuge::Refused(policy.clone()));
-            (mapped.min(whole), why)
+        let huge_on_fault =
+            policy == Policy::OnFault && whole > 0 && pager.allow_huge(0..whole, true).is_ok();
+        Self {
+            pager,
+            fd,
+            policy,
+            bytes,
+            done: 0,
+            huge: HugeParts {
+                on_fault: huge_on_fault,
+                ..HugeParts::default()
+            },
         }
-        Some(Errno::INVAL) => (huge, Some(NotHuge::Refused(policy.clone()))),
-        Some(errno) => (huge, Some(NotHuge::NoneFree(errno))),
+    }
+
+    /// Whether all pages are there.
+    pub(crate) const fn is_done(&self) -> bool {
+        self.done >= self.bytes
+    }
+
+    /// Allocates the next part; returns up to where all pages are there. After an error it can be
+    /// tried again.
+    ///
+    /// # Errors
+    /// If there is no memory to be had.
+    pub(crate) fn step(&mut self) -> Result<usize, MemoryError> {
+        let part = if self.done == 0 { FIRST_STEP } else { STEP };
+        let step = self.done..self.bytes.min(self.done + part);
+        let whole = step.start..step.end.min(self.bytes - self.bytes % HUGE);
+        self.huge.step(&mut self.pager, whole);
+        let (fd, offset) = (self.fd, step.start as u64);
+        let populated = match self.pager.populate(step.clone()) {
+            // Linux before 5.14: allocated, if not mapped.
+            Err(Errno::INVAL) => rustix::io::retry_on_intr(|| {
+                fallocate(fd, FallocateFlags::empty(), offset, step.len() as u64)
+            }),
+            other => other,
+        };
+        populated.map_err(|e| MemoryError::from_errno("allocating pages", self.bytes as u64, e))?;
+        self.done = step.end;
+        Ok(self.done)
+    }
+
+    /// What came of the wish for huge pages; reported where it is not all.
+    pub(crate) fn finish(self, degraded: &Degraded) -> HugePages {
+        let whole = self.bytes - self.bytes % HUGE;
+        let (huge, why) = match self.huge.last {
+            None => (self.huge.bytes, None),
+            Some(Errno::INVAL) if self.policy == Policy::OnFault => {
+                // Linux before 6.1 does not say what a fault gave; its account of the mapping does.
+                let mapped = smaps::huge_bytes(self.pager.address()).unwrap_or(0);
+                let why = (mapped < whole).then_some(NotHuge::Refused(self.policy));
+                (mapped.min(whole), why)
+            }
+            Some(Errno::INVAL) => (self.huge.bytes, Some(NotHuge::Refused(self.policy))),
+            Some(errno) => (self.huge.bytes, Some(NotHuge::NoneFree(errno))),
+        };
+        if let Some(why) = &why {
+            degraded.report("huge_pages", why.cause(), why.cure());
+        }
+        HugePages {
+            requested_bytes: whole as u64,
+            huge_bytes: huge as u64,
+            cause: why.map(|why| why.cause()),
+        }
     }
 }
 
-/// What [`collapse_all`] needs of a mapping.
+/// What [`HugeParts`] needs of a mapping.
 trait Collapse {
+    /// Allocates and maps all pages of a range.
+    fn fault(&mut self, range: Range<usize>) -> Result<(), Errno>;
     /// Allocates the page at an offset.
     fn touch(&mut self, offset: usize) -> Result<(), Errno>;
     /// Replaces the pages of a range by huge ones.
     fn collapse(&mut self, range: Range<usize>) -> Result<(), Errno>;
 }
 
-impl Collapse for Mapping {
+impl Collapse for Pager<'_> {
+    fn fault(&mut self, range: Range<usize>) -> Result<(), Errno> {
+        self.populate(range)
+    }
+
     fn touch(&mut self, offset: usize) -> Result<(), Errno> {
         self.populate(offset..offset + PAGE)
     }
@@ -194,39 +230,50 @@ impl Collapse for Mapping {
     }
 }
 
-/// Collapses `whole` bytes step by step; returns how many bytes that was, and the last error.
-fn collapse_all(memory: &mut impl Collapse, whole: usize) -> (usize, Option<Errno>) {
-    let mut huge = 0;
-    let mut last = None;
-    for start in (0..whole).step_by(STEP) {
-        let step = start..(start + STEP).min(whole);
+/// How much got huge pages so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct HugeParts {
+    /// The kernel may give them by itself.
+    on_fault: bool,
+    bytes: usize,
+    /// The last error.
+    last: Option<Errno>,
+    /// No more are asked for.
+    ended: bool,
+}
+
+impl HugeParts {
+    /// Gets huge pages for the next part, of whole 2 MiB pieces.
+    fn step(&mut self, memory: &mut impl Collapse, step: Range<usize>) {
+        if self.ended || step.is_empty() {
+            return;
+        }
+        if self.on_fault {
+            // What it could not do is tried again below, and an error comes up again afterwards.
+            let _ = memory.fault(step.clone());
+        }
         // A part of which no page is there is not collapsed.
-        if let Some(errno) = step
-            .clone()
-            .step_by(HUGE)
-            .find_map(|at| memory.touch(at).err())
-        {
-            return (huge, Some(errno));
+        let mut touched = step.clone().step_by(HUGE);
+        if let Some(errno) = touched.find_map(|at| memory.touch(at).err()) {
+            (self.last, self.ended) = (Some(errno), true);
+            return;
         }
         match memory.collapse(step.clone()) {
-            Ok(()) => huge += step.len(),
-            Err(Errno::INVAL) => return (huge, Some(Errno::INVAL)),
+            Ok(()) => self.bytes += step.len(),
+            Err(Errno::INVAL) => (self.last, self.ended) = (Some(Errno::INVAL), true),
             Err(_) => {
-                let before = huge;
+                let before = self.bytes;
                 for at in step.step_by(HUGE) {
                     match memory.collapse(at..at + HUGE) {
-                        Ok(()) => huge += HUGE,
-                        Err(errno) => last = Some(errno),
+                        Ok(()) => self.bytes += HUGE,
+                        Err(errno) => self.last = Some(errno),
                     }
                 }
-                if huge == before {
-                    // Looking for free huge pages is slow, and the next step will find none.
-                    return (huge, last);
-                }
+                // Looking for free huge pages is slow, and the next step would find none.
+                self.ended = self.bytes == before;
             }
         }
     }
-    (huge, last)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::available::{self, Amount, Probe, Promise};
 use super::error::MemoryError;
 use super::host::Mapping;
-use super::pages::{self, HugePages};
+use super::pages::{HugePages, Populator};
 use crate::degraded::Degraded;
 use rustix::fs::{self, MemfdFlags, Mode, OFlags, SealFlags, Stat};
 use rustix::io::Errno;
@@ -28,6 +28,17 @@ pub struct Unsealed {
     huge: HugePages,
 }
 
+/// A segment whose memory was promised and whose length is fixed, but not all of whose pages are
+/// there: they may be allocated while the first are filled.
+pub(crate) struct Reserved {
+    fd: OwnedFd,
+    mapping: Mapping,
+    length: usize,
+    ready: usize,
+    charge_bytes: u64,
+    promise: Promise,
+}
+
 /// A segment without content or fixed length, with all its pages: nobody but the daemon ever had
 /// it, and nothing was ever written to it.
 #[derive(Debug)]
@@ -37,20 +48,33 @@ pub(super) struct Blank {
 }
 
 impl Blank {
-    /// Takes memory for a blank of `bytes` bytes.
+    /// Takes memory for a blank of `bytes` bytes, for as long as `go_on` says so: it is asked every
+    /// 64 MiB. `None` if it was given up.
     ///
     /// # Errors
     /// As [`Unsealed::allocate`].
-    pub(super) fn make(bytes: u64, degraded: &Degraded) -> Result<Self, MemoryError> {
+    pub(super) fn make(
+        bytes: u64,
+        go_on: impl Fn() -> bool,
+        degraded: &Degraded,
+    ) -> Result<Option<Self>, MemoryError> {
         let length = addressable(bytes)?;
         let promise = Promise::of(super::charge_for(bytes), &Probe::default().free())?;
         let fd = create(bytes, degraded)?;
         // Its length is not sealed yet, but only this function has the descriptor.
         let mut mapping = Mapping::new(fd.as_fd(), length)
             .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
-        pages::populate(&mut mapping, fd.as_fd(), length, degraded)?;
+        let mut populator = Populator::new(mapping.pager(), fd.as_fd(), length);
+        while !populator.is_done() {
+            if !go_on() {
+                return Ok(None);
+            }
+            populator.step()?;
+        }
+        populator.finish(degraded);
         drop(promise);
-        Ok(Self { fd, bytes })
+        drop(mapping);
+        Ok(Some(Self { fd, bytes }))
     }
 
     /// The length, all of which is allocated.
@@ -94,61 +118,7 @@ impl Unsealed {
         free: &Amount,
         degraded: &Degraded,
     ) -> Result<Self, MemoryError> {
-        let length = addressable(bytes)?;
-        let promise = Promise::of(super::charge_for(bytes), free)?;
-        let fd = create(bytes, degraded)?;
-        fix_length(fd.as_fd(), bytes)?;
-        Self::populated(fd, length, charge_bytes, promise, degraded)
-    }
-
-    /// A segment of `bytes` bytes from memory that was made ready: it is cut to that length, or
-    /// what it lacks is taken.
-    ///
-    /// # Errors
-    /// As [`allocate`](Self::allocate).
-    pub(super) fn of_blank(
-        blank: Blank,
-        bytes: u64,
-        charge_bytes: u64,
-        degraded: &Degraded,
-    ) -> Result<Self, MemoryError> {
-        let length = addressable(bytes)?;
-        let lacks = super::charge_for(bytes).saturating_sub(blank.bytes);
-        let promise = Promise::of(lacks, &available::free_for(lacks))?;
-        fs::ftruncate(&blank.fd, bytes)
-            .map_err(|e| MemoryError::from_errno("setting the length", bytes, e))?;
-        fix_length(blank.fd.as_fd(), bytes)?;
-        Self::populated(blank.fd, length, charge_bytes, promise, degraded)
-    }
-
-    /// Allocates what is not there yet of a memfd of `length` bytes, for which memory was promised.
-    fn populated(
-        fd: OwnedFd,
-        length: usize,
-        charge_bytes: u64,
-        promise: Promise,
-        degraded: &Degraded,
-    ) -> Result<Self, MemoryError> {
-        let bytes = length as u64;
-        let mut mapping = Mapping::new(fd.as_fd(), length)
-            .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
-        let huge = pages::populate(&mut mapping, fd.as_fd(), length, degraded)?;
-        drop(promise);
-        let allocated_bytes = allocated(&stat(fd.as_fd(), bytes)?);
-        if allocated_bytes > charge_bytes || allocated_bytes < bytes {
-            return Err(MemoryError::Allocated {
-                bytes,
-                allocated_bytes,
-                charge_bytes,
-            });
-        }
-        Ok(Self {
-            fd,
-            mapping,
-            bytes,
-            allocated_bytes,
-            huge,
-        })
+        Reserved::within(bytes, charge_bytes, free, degraded)?.populate(degraded)
     }
 
     /// The bytes, to be filled.
@@ -158,10 +128,8 @@ impl Unsealed {
 
     /// The bytes, and what is left of the last page: room for a read in whole pages. What is put
     /// there is cleared when the segment is sealed.
-    ///
-    /// # Errors
-    /// None for a segment that could be mapped.
-    pub(crate) fn as_mut_pages(&mut self) -> Result<&mut [u8], MemoryError> {
+    #[cfg(test)]
+    pub(super) fn as_mut_pages(&mut self) -> Result<&mut [u8], MemoryError> {
         let bytes = self.bytes;
         self.mapping
             .as_mut_pages()
@@ -180,8 +148,9 @@ impl Unsealed {
         &self.huge
     }
 
-    /// The memory, which is still written to: nobody outside the daemon gets this.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+    /// The memory, which is still written to.
+    #[cfg(test)]
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
@@ -297,6 +266,128 @@ impl HostSegment {
     #[must_use]
     pub const fn huge_pages(&self) -> &HugePages {
         &self.huge
+    }
+}
+
+impl Reserved {
+    /// As [`Unsealed::allocate`], without the pages.
+    ///
+    /// # Errors
+    /// As [`Unsealed::allocate`].
+    pub(crate) fn take(
+        bytes: u64,
+        charge_bytes: u64,
+        degraded: &Degraded,
+    ) -> Result<Self, MemoryError> {
+        let free = available::free_for(super::charge_for(bytes));
+        Self::within(bytes, charge_bytes, &free, degraded)
+    }
+
+    fn within(
+        bytes: u64,
+        charge_bytes: u64,
+        free: &Amount,
+        degraded: &Degraded,
+    ) -> Result<Self, MemoryError> {
+        let length = addressable(bytes)?;
+        let promise = Promise::of(super::charge_for(bytes), free)?;
+        let fd = create(bytes, degraded)?;
+        Self::of(fd, (length, 0), charge_bytes, promise)
+    }
+
+    /// Memory that was made ready, for a segment of `bytes` bytes: it is cut to that length, or
+    /// what it lacks is taken.
+    ///
+    /// # Errors
+    /// As [`Unsealed::allocate`].
+    pub(super) fn of_blank(
+        blank: Blank,
+        bytes: u64,
+        charge_bytes: u64,
+    ) -> Result<Self, MemoryError> {
+        let length = addressable(bytes)?;
+        let lacks = super::charge_for(bytes).saturating_sub(blank.bytes);
+        let promise = Promise::of(lacks, &available::free_for(lacks))?;
+        fs::ftruncate(&blank.fd, bytes)
+            .map_err(|e| MemoryError::from_errno("setting the length", bytes, e))?;
+        let ready = usize::try_from(blank.bytes).unwrap_or(usize::MAX);
+        Self::of(blank.fd, (length, ready.min(length)), charge_bytes, promise)
+    }
+
+    fn of(
+        fd: OwnedFd,
+        (length, ready): (usize, usize),
+        charge_bytes: u64,
+        promise: Promise,
+    ) -> Result<Self, MemoryError> {
+        let bytes = length as u64;
+        fix_length(fd.as_fd(), bytes)?;
+        let mapping = Mapping::new(fd.as_fd(), length)
+            .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
+        Ok(Self {
+            fd,
+            mapping,
+            length,
+            ready,
+            charge_bytes,
+            promise,
+        })
+    }
+
+    /// The memory, which is about to be written to: nobody outside the daemon gets this.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// How much of it is allocated already, from its beginning.
+    pub(crate) const fn ready_bytes(&self) -> usize {
+        self.ready
+    }
+
+    /// The bytes, what is left of the last page, and what allocates their pages. What is put beyond
+    /// the end, by a read in whole pages, is cleared when the segment is sealed.
+    ///
+    /// # Errors
+    /// None for a segment that could be mapped.
+    pub(crate) fn parts(&mut self) -> Result<(&mut [u8], Populator<'_>), MemoryError> {
+        let length = self.length;
+        let fail = |e| MemoryError::from_errno("mapping", length as u64, e);
+        let (pages, pager) = self.mapping.parts().map_err(fail)?;
+        Ok((pages, Populator::new(pager, self.fd.as_fd(), length)))
+    }
+
+    /// Allocates all pages that are not there.
+    fn populate(mut self, degraded: &Degraded) -> Result<Unsealed, MemoryError> {
+        let (_, mut populator) = self.parts()?;
+        while !populator.is_done() {
+            populator.step()?;
+        }
+        let huge = populator.finish(degraded);
+        self.populated(huge)
+    }
+
+    /// All pages are there.
+    ///
+    /// # Errors
+    /// [`MemoryError::Allocated`] if they are not, or take more than was charged.
+    pub(crate) fn populated(self, huge: HugePages) -> Result<Unsealed, MemoryError> {
+        let (bytes, charge_bytes) = (self.length as u64, self.charge_bytes);
+        drop(self.promise);
+        let allocated_bytes = allocated(&stat(self.fd.as_fd(), bytes)?);
+        if allocated_bytes > charge_bytes || allocated_bytes < bytes {
+            return Err(MemoryError::Allocated {
+                bytes,
+                allocated_bytes,
+                charge_bytes,
+            });
+        }
+        Ok(Unsealed {
+            fd: self.fd,
+            mapping: self.mapping,
+            bytes,
+            allocated_bytes,
+            huge,
+        })
     }
 }
 

@@ -22,7 +22,7 @@
 use super::available::Probe;
 use super::error::MemoryError;
 use super::pages::HUGE_PAGE_BYTES;
-use super::segment::{Blank, Unsealed};
+use super::segment::{Blank, Reserved, Unsealed};
 use crate::degraded::Degraded;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -37,6 +37,17 @@ const FREE_SHARE: u64 = 16;
 const CLASSES: [(u64, usize); 4] = [(16 << 20, 2), (64 << 20, 2), (256 << 20, 1), (1 << 30, 1)];
 /// A blank is not cut to less than one in so many parts of it: most of it would be thrown away.
 const CUT_MAX: u64 = 4;
+
+/// All that a stock can hold: more is of no use to it.
+pub const STOCK_BYTES_MAX: u64 = {
+    let (mut sum, mut at) = (0, 0);
+    while at < CLASSES.len() {
+        let (bytes, count) = CLASSES[at];
+        sum += bytes * count as u64;
+        at += 1;
+    }
+    sum
+};
 
 /// Blanks, and the thread that makes them.
 #[derive(Debug)]
@@ -140,20 +151,40 @@ impl Stock {
         charge_bytes: u64,
         degraded: &Degraded,
     ) -> Result<Unsealed, MemoryError> {
-        let (blank, surplus) = {
+        let mut reserved = self.reserve(bytes, charge_bytes, degraded)?;
+        let (_, mut populator) = reserved.parts()?;
+        while !populator.is_done() {
+            match populator.step() {
+                Err(MemoryError::OutOfMemory { .. }) if self.give_up() => {}
+                step => drop(step?),
+            }
+        }
+        let huge = populator.finish(degraded);
+        reserved.populated(huge)
+    }
+
+    /// As [`allocate`](Self::allocate), without the pages that are not in stock.
+    ///
+    /// # Errors
+    /// As [`Unsealed::allocate`].
+    pub(crate) fn reserve(
+        &self,
+        bytes: u64,
+        charge_bytes: u64,
+        degraded: &Degraded,
+    ) -> Result<Reserved, MemoryError> {
+        let blank = {
             let mut state = self.shared.lock();
             let blank = state.take(bytes);
-            let room_bytes = state.room_bytes;
-            let surplus = state.over(room_bytes);
-            if blank.is_some() || !surplus.is_empty() {
+            if blank.is_some() {
                 self.shared.notify(&mut state);
             }
-            (blank, surplus)
+            blank
         };
-        drop(surplus);
+        self.make_room();
         if let Some(blank) = blank {
-            match Unsealed::of_blank(blank, bytes, charge_bytes, degraded) {
-                Ok(unsealed) => return Ok(unsealed),
+            match Reserved::of_blank(blank, bytes, charge_bytes) {
+                Ok(reserved) => return Ok(reserved),
                 Err(error) => {
                     degraded.report(
                         "stock",
@@ -163,12 +194,32 @@ impl Stock {
                 }
             }
         }
-        match Unsealed::allocate(bytes, charge_bytes, degraded) {
+        match Reserved::take(bytes, charge_bytes, degraded) {
             Err(MemoryError::OutOfMemory { .. }) if self.give_up() => {
-                Unsealed::allocate(bytes, charge_bytes, degraded)
+                Reserved::take(bytes, charge_bytes, degraded)
             }
             other => other,
         }
+    }
+
+    /// Gives back what the stock has beyond its room. Whoever takes memory past the stock calls this
+    /// first, so that what the node has charged and what is in stock are within the budget together.
+    /// Blocks.
+    pub fn make_room(&self) {
+        let mut state = self.shared.lock();
+        let room_bytes = state.room_bytes;
+        let surplus = state.over(room_bytes);
+        if !surplus.is_empty() {
+            self.shared.notify(&mut state);
+        }
+        // What is being made is given up at its next part.
+        let too_much = |state: &mut State| {
+            state.making_bytes > 0
+                && state.blank_bytes().saturating_add(state.making_bytes) > state.room_bytes
+        };
+        let state = self.shared.settled.wait_while(state, too_much);
+        drop(state.unwrap_or_else(PoisonError::into_inner));
+        drop(surplus);
     }
 
     /// Gives all blanks back at once; returns whether there were any. More are made when it is told
@@ -307,12 +358,18 @@ impl Shared {
     }
 
     fn make(&self, bytes: u64) {
-        let made = Blank::make(bytes, &self.degraded);
+        let go_on = || {
+            let state = self.lock();
+            let fits = state.blank_bytes().saturating_add(bytes) <= state.room_bytes;
+            fits && state.loads == 0 && !state.closed
+        };
+        let made = Blank::make(bytes, go_on, &self.degraded);
         let mut state = self.lock();
         state.making_bytes = 0;
         match made {
             // It may have more than its room now; the next look sees to that.
-            Ok(blank) => state.blanks.push(blank),
+            Ok(Some(blank)) => state.blanks.push(blank),
+            Ok(None) => {}
             Err(error) => {
                 self.degraded.report(
                     "stock",
@@ -323,6 +380,8 @@ impl Shared {
                 state.room_bytes = 0;
             }
         }
+        drop(state);
+        self.settled.notify_all();
     }
 
     fn wait(&self, mut state: MutexGuard<'_, State>, changes: u64) {

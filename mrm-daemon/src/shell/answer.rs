@@ -154,7 +154,10 @@ impl State {
     pub(super) fn progress_of(&self, session: SessionId, request: RequestId) -> Option<Progress> {
         let copy = self.core.view().pending_segments(session, request)?.copy?;
         Some(match copy.tier {
-            Tier::Host => self.progress_of_version(copy.version),
+            Tier::Host => Progress {
+                eta_ms: self.eta_us(copy.version).map(|us| us.div_ceil(1000)),
+                ..self.progress_of_version(copy.version)
+            },
             Tier::Device(_) => self.progress_of_image(copy),
         })
     }
@@ -176,6 +179,7 @@ impl State {
         Progress {
             loaded_bytes,
             total_bytes,
+            eta_ms: None,
         }
     }
 
@@ -183,6 +187,7 @@ impl State {
         let mut progress = Progress {
             loaded_bytes: 0,
             total_bytes: 0,
+            eta_ms: None,
         };
         let segments = self.segments_of(version);
         let parts = self

@@ -7,13 +7,16 @@
 mod answer;
 mod device_views;
 mod devices;
+mod forecast;
 mod grant;
 mod keeping;
 mod listing;
+mod loading;
 mod names;
 mod operator;
 mod refusal;
 mod requests;
+mod supply;
 mod verify;
 mod views;
 mod work;
@@ -26,15 +29,17 @@ use crate::integrity::{Listed, Lists};
 use crate::journal::{self, Journal};
 use crate::keeper::Keeper;
 use crate::memory::HostSegment;
+use crate::memory::stock::Stock;
 use crate::peer::Peer;
 use crate::session::{Ended, SessionIo};
 use crate::source::Closer;
 use crate::status::events::{Event as LogEvent, EventKind, EventLog};
 use crate::status::metrics::Metrics;
-use crate::transfer::Lanes;
+use crate::transfer::{Lanes, ReadWay};
 use devices::{FillEffect, FillRecord, HeldImage};
 use keeping::Keeping;
 use listing::Listing;
+use loading::{Loading, Underlying};
 use mrm_core::Core;
 use mrm_core::effect::Effect;
 use mrm_core::event::Event;
@@ -105,6 +110,8 @@ pub(crate) struct Parts {
     pub(crate) closer: Closer,
     pub(crate) tier: DeviceTier,
     pub(crate) keeper: Keeper,
+    /// Memory that is ready for loads.
+    pub(crate) stock: Option<Stock>,
 }
 
 struct State {
@@ -130,6 +137,7 @@ struct State {
     sessions_of_uid: HashMap<u32, usize>,
     segments: HashMap<SegmentId, Held>,
     loads: HashMap<SegmentId, LoadRecord>,
+    loading: Loading,
     keeping: Keeping,
     tier: DeviceTier,
     images: HashMap<SegmentId, HeldImage>,
@@ -165,6 +173,8 @@ struct Held {
     load_us: u64,
     /// The model that it was loaded for; `None` for a tensor table, which is not worth a mention.
     label: Option<Arc<str>>,
+    /// How its file was read; `None` for a tensor table, and for what was taken over.
+    way: Option<ReadWay>,
 }
 
 /// A segment on its way into host memory.
@@ -176,6 +186,7 @@ struct LoadRecord {
     began: Instant,
     /// `None` for a tensor table, which is not worth a mention.
     label: Option<Arc<str>>,
+    place: Underlying,
     /// What it should be, if a list says.
     listed: Option<Listed>,
 }
@@ -238,6 +249,7 @@ impl Shell {
             sessions_of_uid: HashMap::new(),
             segments: HashMap::new(),
             loads: HashMap::new(),
+            loading: Loading::new(parts.stock),
             images: HashMap::new(),
             fills: HashMap::new(),
             health_at: (!parts.tier.devices.is_empty()).then(|| Instant::now() + HEALTH_EVERY),
@@ -301,6 +313,7 @@ impl Shell {
         let mut state = self.0.state.borrow_mut();
         let outcome = action(&mut state);
         state.follow_up();
+        state.tell_stock();
         let wake_at = state.wake_at();
         if wake_at != state.last_wake {
             state.last_wake = wake_at;
@@ -364,6 +377,7 @@ impl State {
             self.carry_out(effect);
         }
         self.effects = effects;
+        self.queue_small_loads();
     }
 
     /// The events that answers gave rise to.

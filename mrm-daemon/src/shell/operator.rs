@@ -14,7 +14,7 @@ use crate::degraded::Degraded;
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::status::view::{Drained, Evicted, OriginView, Pinned, Warmed};
 use crate::status::{Place, Query, ReplyTo, StatusInbox, WarmOn};
-use crate::transfer::Hung;
+use crate::transfer::{Hung, Urgency};
 use mrm_core::effect::{Origin, Refusal, Reply as CoreReply};
 use mrm_core::event::{Event, Wishes};
 use mrm_core::id::{Bytes, ModelId, RequestId, SessionId, Tenant};
@@ -351,6 +351,7 @@ impl State {
             wanted,
             deadline,
         });
+        self.hasten(model, Urgency::Warm);
     }
 
     fn evict(&mut self, name: ModelName, from: Option<Place>, reply: ReplyTo<Evicted>) {

@@ -6,6 +6,7 @@ use super::{Pending, Shell, State, Who};
 use crate::failpoint::{self, Point};
 use crate::source::PassedFd;
 use crate::status::events::{Event as LogEvent, EventKind};
+use crate::transfer::Urgency;
 use mrm_core::event::{Event, ResumedLease, Wanted};
 use mrm_core::id::{CopyId, LeaseId, ModelId, RequestId, SessionId, VersionId};
 use mrm_proto::error::{ErrorCode, ErrorReply};
@@ -210,6 +211,7 @@ impl State {
             wanted,
             deadline,
         });
+        self.hasten(model, Urgency::Foreground);
     }
 
     fn open_files(

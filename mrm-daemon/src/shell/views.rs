@@ -7,6 +7,7 @@ use crate::status::view::{
     ModelDetailView, ModelKindView, ModelStateView, ModelView, ModelsView, ProtocolView,
     SegmentStateView, SegmentView, SessionView, SessionsView, StatusView,
 };
+use crate::transfer::ReadWay;
 use mrm_core::id::{SegmentId, SessionId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_core::view::{Presence, SegmentState, SlotView, VersionView};
@@ -69,6 +70,7 @@ impl State {
                 resident_bytes: ledger.resident.0,
                 huge_bytes: huge,
                 segments: self.segments.len() as u64,
+                stock_bytes: self.loading.stock_bytes(),
             },
             devices: self.devices_view(),
             sessions: self.clients().count() as u64,
@@ -301,6 +303,7 @@ impl State {
             huge_bytes: held.map_or(0, |held| held.segment.huge_bytes()),
             digest: slot.segment.and_then(|segment| self.digest_text(segment)),
             leases: leases.map_or(0, |segment| segment.leases),
+            way: held.and_then(|held| held.way).map(ReadWay::as_str),
         }
     }
 
@@ -394,6 +397,9 @@ impl State {
             charged_bytes: shown.as_ref().map_or(0, |shown| shown.host.charged.0),
             huge_bytes: held().map(|held| held.segment.huge_bytes()).sum(),
             loaded_bytes: version.map_or(0, |v| self.progress_of_version(v).loaded_bytes),
+            eta_ms: version
+                .and_then(|version| self.eta_us(version))
+                .map(|us| us as f64 / 1e3),
             leases: shown.as_ref().map_or(0, |shown| {
                 let copies = shown.devices.iter();
                 copies.fold(shown.host.leases, |sum, copy| sum + copy.leases)

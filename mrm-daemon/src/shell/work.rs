@@ -1,17 +1,17 @@
 //! Effects that block, and what comes back from them.
 
+use super::loading::since_us;
 use super::names::{Dropped, Found, FoundFile, FoundImage, ModelOrigin, Supply};
+use super::supply::{Filled, LoadJob};
 use super::{Held, LoadRecord, State};
 use crate::catalogue::{Catalogue, CatalogueError, OpenFiles, Scan};
-use crate::degraded::Degraded;
-use crate::device::{DeviceImage, FeedWriter, FillError, HealthError, HostFeed};
+use crate::device::{DeviceImage, FillError, HealthError, HostFeed};
 use crate::failpoint::{self, Point};
 use crate::format::inspect;
 use crate::integrity::{Listed, Lists, Verdict};
-use crate::memory::HostSegment;
 use crate::source::{FileSource, PassedFd};
 use crate::status::events::{Event as LogEvent, EventKind};
-use crate::transfer::{Completion, Lane, Lanes, Loaded, Lost, Order, load};
+use crate::transfer::{Completion, Lane, Lanes, Lost, ReadWay};
 use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact};
 use mrm_core::id::{Bytes, ContentId, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
@@ -21,8 +21,8 @@ use mrm_proto::layout::{Granularity, Layout};
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::table::Table;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 /// What a worker brings back.
 pub(crate) enum Completed {
@@ -270,7 +270,7 @@ impl State {
             return completion.lost(Lost::Dropped);
         };
         let loaded_bytes = Arc::new(AtomicU64::new(0));
-        let (progress, degraded) = (Arc::clone(&loaded_bytes), self.degraded.clone());
+        let progress = Arc::clone(&loaded_bytes);
         let label = matches!(supply, Supply::File { .. }).then_some(label);
         let listed = listed_as(&supply);
         if let Some(label) = &label {
@@ -279,22 +279,24 @@ impl State {
         }
         let fed = label.as_ref().filter(|_| !self.tier.devices.is_empty());
         let (feed, writer) = fed.map(|label| HostFeed::loading(label, bytes)).unzip();
-        let began = Instant::now();
-        self.loads.insert(
-            segment,
-            LoadRecord {
-                source,
-                feed,
-                loaded_bytes,
-                bytes,
-                began,
-                label,
-                listed,
-            },
-        );
-        run_in(&self.lanes, lane_of(foreign), completion, move || {
-            supply_segment(&supply, charge, &progress, writer.as_ref(), &degraded)
-        });
+        let job = LoadJob {
+            supply,
+            charge,
+            progress,
+            feed: writer,
+        };
+        let place = self.queue_load(segment, (version, foreign, bytes), job, completion);
+        let load = LoadRecord {
+            source,
+            feed,
+            loaded_bytes,
+            bytes,
+            began: Instant::now(),
+            label,
+            listed,
+            place,
+        };
+        self.loads.insert(segment, load);
     }
 
     fn loaded(&mut self, op: OpId, segment: SegmentId, outcome: Result<Filled, Fault>) {
@@ -304,15 +306,18 @@ impl State {
         let feed = record.as_ref().and_then(|record| record.feed.clone());
         let source = record.as_ref().map(|record| record.source);
         let listed = record.as_ref().and_then(|record| record.listed.clone());
-        let took = record.map_or(Duration::ZERO, |record| record.began.elapsed());
-        let load_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let load_us = record.as_ref().map_or(0, |record| since_us(record.began));
         let failure = match outcome {
             Ok(loaded) => {
-                let bytes = loaded.segment.bytes();
+                let (bytes, way) = (loaded.segment.bytes(), loaded.way);
+                if let Some(record) = &record {
+                    self.learn_from(&record.place, (bytes, load_us), way);
+                }
                 if let Some(label) = &label {
                     self.metrics.load_done(bytes, load_us);
                     let event = LogEvent::of(EventKind::LoadDone).model(Arc::clone(label));
-                    self.note(event.bytes(bytes).detail(&format!("{load_us} us")));
+                    let how = way.map_or("", ReadWay::as_str);
+                    self.note(event.bytes(bytes).detail(&format!("{load_us} us, {how}")));
                 }
                 let digest = loaded.digest;
                 let content = self.names.content(segment, digest);
@@ -325,6 +330,7 @@ impl State {
                     feed,
                     load_us,
                     label,
+                    way,
                 };
                 self.segments.insert(segment, held);
                 if let Some(listed) = listed {
@@ -421,7 +427,7 @@ fn run_in<T: 'static>(
     }
 }
 
-const fn lane_of(foreign: bool) -> Lane {
+pub(super) const fn lane_of(foreign: bool) -> Lane {
     if foreign {
         Lane::Foreign
     } else {
@@ -525,56 +531,4 @@ fn look_at(
         path,
         image,
     })
-}
-
-/// A segment, sealed.
-pub(crate) struct Filled {
-    segment: HostSegment,
-    digest: [u8; 32],
-}
-
-fn supply_segment(
-    supply: &Supply,
-    charge: Bytes,
-    progress: &AtomicU64,
-    feed: Option<&FeedWriter>,
-    degraded: &Degraded,
-) -> Result<Filled, Fault> {
-    failpoint::pass(Point::BeforeLoad);
-    match supply {
-        Supply::Table(table) => {
-            let segment = HostSegment::holding(table, degraded).map_err(|e| fault(e.code(), &e))?;
-            Ok(Filled {
-                segment,
-                digest: *blake3::hash(table).as_bytes(),
-            })
-        }
-        Supply::File {
-            source,
-            identity,
-            check,
-            expected: _,
-        } => {
-            let order = Order {
-                source: source.as_ref(),
-                identity: *identity,
-                charge_bytes: charge.0,
-                header: *check,
-                progress,
-                cancel: &AtomicBool::new(false),
-                feed,
-                onlooker: None,
-                first: &[],
-            };
-            let Loaded {
-                segment,
-                mut digest,
-                ..
-            } = load(&order, degraded).map_err(|e| fault(e.code(), &e))?;
-            if failpoint::damages() {
-                digest[0] ^= 1;
-            }
-            Ok(Filled { segment, digest })
-        }
-    }
 }

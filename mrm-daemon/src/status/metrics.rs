@@ -13,6 +13,7 @@
 mod device;
 
 use super::view::{CountersView, DaemonState, StatusView};
+use crate::transfer::ReadWay;
 use device::{DeviceCounters, DeviceGauges};
 use prometheus::core::Collector;
 use prometheus::{
@@ -30,6 +31,9 @@ const OPEN_BUCKETS_S: [f64; 25] = [
 const LOAD_BUCKETS_S: [f64; 16] = [
     1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0, 300.0,
 ];
+
+/// Upper bounds of the buckets for actual over predicted.
+const PREDICTION_BUCKETS: [f64; 11] = [0.1, 0.2, 0.5, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0];
 
 /// How an open ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +71,8 @@ struct Inner {
     load_failures: IntCounter,
     loaded_bytes: IntCounter,
     load_seconds: Histogram,
+    load_ways: IntCounterVec,
+    load_prediction: Histogram,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
     sessions_opened: IntCounter,
@@ -93,6 +99,7 @@ struct Gauges {
     freeing: IntGauge,
     resident: IntGauge,
     huge: IntGauge,
+    stock: IntGauge,
     segments: IntGauge,
     sessions: IntGauge,
     leases: IntGauge,
@@ -135,6 +142,10 @@ impl Metrics {
             "mrm_load_duration_seconds",
             "From the start of a segment's load to its seal.",
         );
+        let predicted = HistogramOpts::new(
+            "mrm_load_prediction_ratio",
+            "What a file's load took, over what it was predicted to take when it was asked for.",
+        );
         Ok(Self(Arc::new(Inner {
             hit: opens("hit")?,
             loaded: opens("loaded")?,
@@ -147,6 +158,21 @@ impl Metrics {
             load_seconds: add(
                 r,
                 Histogram::with_opts(load.buckets(LOAD_BUCKETS_S.to_vec()))?,
+            )?,
+            load_ways: {
+                let help = "Files loaded, by how they were read.";
+                let ways = add(
+                    r,
+                    IntCounterVec::new(opts("load_ways_total", help), &["way"])?,
+                )?;
+                for way in ReadWay::ALL {
+                    ways.get_metric_with_label_values(&[way.as_str()])?;
+                }
+                ways
+            },
+            load_prediction: add(
+                r,
+                Histogram::with_opts(predicted.buckets(PREDICTION_BUCKETS.to_vec()))?,
             )?,
             evictions: counter(r, "evictions_total", "Segments evicted.")?,
             evicted_bytes: counter(
@@ -189,6 +215,17 @@ impl Metrics {
         self.0.loads.inc();
         self.0.loaded_bytes.inc_by(bytes);
         self.0.load_seconds.observe(seconds(took_us));
+    }
+
+    /// A file was read that way.
+    pub fn load_way(&self, way: ReadWay) {
+        self.0.load_ways.with_label_values(&[way.as_str()]).inc();
+    }
+
+    /// The load of a file took so long, and had been predicted to take so long.
+    pub fn load_predicted(&self, predicted_us: u64, took_us: u64) {
+        let ratio = seconds(took_us) / seconds(predicted_us.max(1));
+        self.0.load_prediction.observe(ratio);
     }
 
     /// A segment's load failed.
@@ -312,6 +349,11 @@ impl Gauges {
             )?,
             resident: gauge(r, "host_resident_bytes", "Charged for what is resident.")?,
             huge: gauge(r, "host_huge_bytes", "Resident in huge pages.")?,
+            stock: gauge(
+                r,
+                "host_stock_bytes",
+                "Memory made ready for loads to come, beside what is charged.",
+            )?,
             segments: gauge(r, "host_segments", "Resident segments.")?,
             sessions: gauge(r, "sessions", "Connected sessions.")?,
             leases: gauge(r, "leases", "Leases held, over all sessions.")?,
@@ -339,6 +381,7 @@ impl Gauges {
             (&self.freeing, host.freeing_bytes),
             (&self.resident, host.resident_bytes),
             (&self.huge, host.huge_bytes),
+            (&self.stock, host.stock_bytes),
             (&self.segments, host.segments),
             (&self.sessions, status.sessions),
             (&self.leases, status.leases),

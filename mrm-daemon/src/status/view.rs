@@ -103,6 +103,8 @@ pub struct HostView {
     pub huge_bytes: u64,
     /// Resident segments.
     pub segments: u64,
+    /// Made ready for loads to come, beside what is charged and within the budget, in bytes.
+    pub stock_bytes: u64,
 }
 
 /// What was counted since the start. `opens_total` is the sum of hits, misses, joined, promoted
@@ -175,6 +177,8 @@ pub struct ModelView {
     pub huge_bytes: u64,
     /// In place so far, in bytes: grows while it is loaded.
     pub loaded_bytes: u64,
+    /// When its load is expected to have ended, in milliseconds from now; null when none is under way.
+    pub eta_ms: Option<f64>,
     /// Leases on it, over all sessions and tiers.
     pub leases: u64,
     /// Sessions that hold a lease on it.
@@ -250,6 +254,9 @@ pub struct SegmentView {
     pub digest: Option<String>,
     /// Leases that cover it, of whatever model.
     pub leases: u64,
+    /// How it was read: `cached`, `direct_ring`, `direct_threads` or `buffered`; null while it is not
+    /// in memory, and for what was taken over from the last daemon.
+    pub way: Option<&'static str>,
 }
 
 /// Where a segment is.

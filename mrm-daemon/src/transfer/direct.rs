@@ -33,6 +33,14 @@ pub enum ReadWay {
 }
 
 impl ReadWay {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [
+        Self::Buffered,
+        Self::Cached,
+        Self::DirectRing,
+        Self::DirectThreads,
+    ];
+
     /// A stable name, in snake case.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

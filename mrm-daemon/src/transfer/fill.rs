@@ -6,8 +6,10 @@ use super::hash::{Chunk, PartHash, Subtree, digest};
 use super::lanes::message;
 use super::load::Order;
 use super::piece::{Next, Piece, pieces_from};
+use super::populate::Passage;
 use super::read::{Buffered, CHUNK_BYTES, Reader};
 use super::ring::{Ring, Then};
+use super::stream;
 use crate::degraded::Degraded;
 use crate::failpoint::{self, Point};
 use crate::source::{Source, SourceError};
@@ -25,31 +27,50 @@ const BEHIND_MAX: usize = 4;
 const COPIERS_MAX: usize = 4;
 /// How much is copied before it is hashed: what the cache of one core holds.
 const COPY_BYTES: usize = 512 << 10;
+/// From here on an image does not stay in the processor's caches anyway, and is copied past them.
+const STREAM_BYTES: usize = 32 << 20;
+/// What is copied past the caches goes through so much that stays in them.
+const SCRATCH_BYTES: usize = 256 << 10;
 /// Threads that read one file directly: while some hash, another keeps the disk busy.
 const DIRECT_READERS: usize = 3;
 
-/// Fills the image of `bytes` bytes, which lies in `pages`, and returns its digest.
+/// Fills the image of `bytes` bytes, which lies in `pages` as far as the gate lets through, and
+/// returns its digest.
 pub(super) fn fill(
     order: &Order<'_>,
     way: Way,
-    pages: &mut [u8],
+    (pages, gate): (&mut [u8], &Passage<'_>),
     bytes: usize,
     degraded: &Degraded,
 ) -> Result<[u8; 32], LoadError> {
-    let direct =
-        |file: DirectFile| move |piece: &mut Piece<'_>| read_direct(order, &file, piece, degraded);
+    let direct = |file: DirectFile| {
+        move |piece: &mut Piece<'_>, _: &mut Vec<u8>, hash: Hash<'_>| {
+            hashed(piece, hash, |piece| {
+                read_direct(order, &file, piece, degraded)
+            })
+        }
+    };
     match way {
         Way::Buffered => {
             let mut reader = Buffered::new(order.source, order.cancel);
-            one_reader(order, &mut reader, pages, bytes)
+            one_reader(order, &mut reader, (pages, gate), bytes)
         }
         Way::Cached => {
-            let threads = processors();
-            let fetch = |piece: &mut Piece<'_>| read_rest(order, piece, COPY_BYTES);
-            readers(order, &fetch, pages, bytes, threads.min(COPIERS_MAX))
+            let past_caches = bytes >= STREAM_BYTES;
+            let fetch =
+                |piece: &mut Piece<'_>, scratch: &mut Vec<u8>, hash: Hash<'_>| match past_caches {
+                    true => read_through(order, piece, scratch, hash),
+                    false => hashed(piece, hash, |piece| read_rest(order, piece, COPY_BYTES)),
+                };
+            let threads = processors().min(COPIERS_MAX);
+            readers(order, &fetch, (pages, gate), bytes, threads)
         }
-        Way::Direct(file, None) => readers(order, &direct(file), pages, bytes, DIRECT_READERS),
-        Way::Direct(file, Some(ring)) => one_ring(order, &file, *ring, pages, bytes, degraded),
+        Way::Direct(file, None) => {
+            readers(order, &direct(file), (pages, gate), bytes, DIRECT_READERS)
+        }
+        Way::Direct(file, Some(ring)) => {
+            one_ring(order, (&file, *ring), (pages, gate), bytes, degraded)
+        }
     }
 }
 
@@ -64,7 +85,7 @@ fn processors() -> usize {
 fn one_reader(
     order: &Order<'_>,
     reader: &mut dyn Reader,
-    pages: &mut [u8],
+    (pages, gate): (&mut [u8], &Passage<'_>),
     bytes: usize,
 ) -> Result<[u8; 32], LoadError> {
     let filled = Filled::new(order, bytes);
@@ -76,7 +97,7 @@ fn one_reader(
     }
     hashed_behind(order, bytes.div_ceil(CHUNK_BYTES), |sender| {
         let mut own = Vec::new();
-        for mut piece in pieces_from(pages, bytes, order.first) {
+        for mut piece in gate.pass(pieces_from(pages, bytes, order.first)) {
             let (index, range, offset) = (piece.index, piece.range(), piece.offset());
             let bytes = piece.rest(usize::MAX);
             reader.read(offset, bytes)?;
@@ -92,9 +113,8 @@ fn one_reader(
 /// One thread has several reads under way. Its hashing is a second thread's, as in [`one_reader`].
 fn one_ring(
     order: &Order<'_>,
-    file: &DirectFile,
-    ring: Ring,
-    pages: &mut [u8],
+    (file, ring): (&DirectFile, Ring),
+    (pages, gate): (&mut [u8], &Passage<'_>),
     bytes: usize,
     degraded: &Degraded,
 ) -> Result<[u8; 32], LoadError> {
@@ -105,7 +125,7 @@ fn one_ring(
         let mut failed = None;
         let ran = ring.run(
             file.fd(),
-            pieces_from(pages, bytes, order.first),
+            gate.pass(pieces_from(pages, bytes, order.first)),
             |mut piece, read| {
                 let next =
                     cancelled(order).and_then(|()| note(order, file, &mut piece, read, degraded));
@@ -137,19 +157,19 @@ fn one_ring(
 /// Several threads read, each a piece at a time, which it hashes too.
 fn readers(
     order: &Order<'_>,
-    fetch: &(dyn Fn(&mut Piece<'_>) -> Result<(), LoadError> + Sync),
-    pages: &mut [u8],
+    fetch: &Fetch<'_>,
+    (pages, gate): (&mut [u8], &Passage<'_>),
     bytes: usize,
     threads: usize,
 ) -> Result<[u8; 32], LoadError> {
     let chunks = bytes.div_ceil(CHUNK_BYTES);
     let filled = Filled::new(order, bytes);
-    let pieces = Mutex::new(pieces_from(pages, bytes, order.first));
+    let pieces = Mutex::new(gate.pass(pieces_from(pages, bytes, order.first)));
     let stop = AtomicBool::new(false);
     if chunks == 1 {
         let mut whole = blake3::Hasher::new();
         for mut piece in pieces.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            fetch_all(order, fetch, &mut piece, |bytes| {
+            fetch_all(order, fetch, &mut piece, &mut Vec::new(), &mut |bytes| {
                 whole.update(bytes);
             })?;
             filled.add(piece.index, piece.range());
@@ -158,13 +178,14 @@ fn readers(
     }
     let work = || -> Result<Vec<Subtree>, LoadError> {
         let _stop = StopOthers(&stop);
-        let mut own = Vec::new();
+        let (mut own, mut scratch) = (Vec::new(), Vec::new());
         while !stop.load(Ordering::Relaxed) {
             let Some(mut piece) = lock(&pieces).next() else {
                 break;
             };
             let mut part = PartHash::of(piece.index);
-            fetch_all(order, fetch, &mut piece, |bytes| part.update(bytes))?;
+            let hash = &mut |bytes: &[u8]| part.update(bytes);
+            fetch_all(order, fetch, &mut piece, &mut scratch, hash)?;
             filled.add(piece.index, piece.range());
             own.push(part.finish());
         }
@@ -205,19 +226,63 @@ impl Drop for StopOthers<'_> {
     }
 }
 
+/// Takes note of the next bytes.
+type Hash<'a> = &'a mut dyn FnMut(&[u8]);
+
+/// Reads the next bytes of a piece and hashes them; has a buffer to do so.
+type Fetch<'a> =
+    dyn Fn(&mut Piece<'_>, &mut Vec<u8>, Hash<'_>) -> Result<(), LoadError> + Sync + 'a;
+
 /// Reads a piece to its end.
 fn fetch_all(
     order: &Order<'_>,
-    fetch: &(dyn Fn(&mut Piece<'_>) -> Result<(), LoadError> + Sync),
+    fetch: &Fetch<'_>,
     piece: &mut Piece<'_>,
-    mut hash: impl FnMut(&[u8]),
+    scratch: &mut Vec<u8>,
+    hash: Hash<'_>,
 ) -> Result<(), LoadError> {
     while !piece.is_whole() {
         cancelled(order)?;
-        let before = piece.done();
-        fetch(piece)?;
-        hash(piece.since(before));
+        fetch(piece, scratch, &mut *hash)?;
     }
+    Ok(())
+}
+
+/// Hashes what `read` brought.
+fn hashed(
+    piece: &mut Piece<'_>,
+    hash: Hash<'_>,
+    read: impl FnOnce(&mut Piece<'_>) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    let before = piece.done();
+    read(piece)?;
+    hash(piece.since(before));
+    Ok(())
+}
+
+/// One read of a piece through the page cache and a buffer that stays in the processor's cache,
+/// from which it is hashed, and copied past the caches to where it is to go.
+fn read_through(
+    order: &Order<'_>,
+    piece: &mut Piece<'_>,
+    scratch: &mut Vec<u8>,
+    hash: Hash<'_>,
+) -> Result<(), LoadError> {
+    scratch.resize(SCRATCH_BYTES, 0);
+    let at = piece.offset();
+    let into = piece.rest(SCRATCH_BYTES);
+    let wanted = into.len();
+    let count = order.source.read_at(at, &mut scratch[..wanted])?;
+    if count == 0 {
+        return Err(LoadError::changed(
+            order.source,
+            format!("it ends at byte {at}"),
+        ));
+    }
+    let bytes = &scratch[..count.min(wanted)];
+    hash(bytes);
+    stream::copy(bytes, into);
+    piece.took(bytes.len(), 1);
     Ok(())
 }
 

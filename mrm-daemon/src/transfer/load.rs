@@ -1,13 +1,15 @@
 //! Loading a file into a sealed segment.
 
-use super::direct::{Means, ReadWay, choose};
+use super::direct::{Means, ReadWay, Way, choose};
 use super::error::LoadError;
 use super::fill::fill;
+use super::populate::filled_meanwhile;
+use super::rank::Turn;
 use crate::degraded::Degraded;
 use crate::device::feed::FeedWriter;
 use crate::format::HeaderCheck;
 use crate::memory::stock::Stock;
-use crate::memory::{HostSegment, Unsealed};
+use crate::memory::{HostSegment, Reserved};
 use crate::source::{Identity, Source};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -35,12 +37,16 @@ pub struct Order<'a> {
     /// The numbers of the pieces of [`PIECE_BYTES`] that are read before the others, in this order.
     /// Those that are named twice or not there are passed over.
     pub first: &'a [u32],
+    /// Its place among other loads, if it is to give way to any.
+    pub turn: Option<&'a Turn>,
+    /// The page cache was asked to read it ahead: it is read from there.
+    pub is_ahead: bool,
 }
 
 /// Who looks on while a file is loaded. Called on the threads that read: it must not block.
 pub trait Onlooker: Sync {
-    /// The memory is there, all zero, its length sealed, and is about to be filled through `fd`,
-    /// which is open for writing. What was told by an earlier attempt is void.
+    /// The memory is promised and reads as zero, its length is sealed, and it is about to be filled
+    /// through `fd`, which is open for writing. Its pages may still be allocated meanwhile.
     fn begun(&self, fd: BorrowedFd<'_>);
     /// These bytes of the file are in place: whole pieces, each told once, in any order. They were
     /// not compared with the file's identity yet; the load may still fail.
@@ -114,24 +120,37 @@ fn load_and_feed(
     };
     order.progress.store(0, Ordering::Relaxed);
     unchanged(order.source, &order.identity)?;
-    let mut unsealed = match stock {
-        Some(stock) => stock.allocate(bytes, order.charge_bytes, degraded),
-        None => Unsealed::allocate(bytes, order.charge_bytes, degraded),
+    let mut reserved = match stock {
+        Some(stock) => stock.reserve(bytes, order.charge_bytes, degraded),
+        None => Reserved::take(bytes, order.charge_bytes, degraded),
     }
     .map_err(memory)?;
     if let Some(feed) = order.feed {
-        feed.begin(unsealed.fd());
+        feed.begin(reserved.fd());
     }
     if let Some(onlooker) = order.onlooker {
-        onlooker.begun(unsealed.fd());
+        onlooker.begun(reserved.fd());
     }
-    let pages = unsealed.as_mut_pages().map_err(memory)?;
+    let chosen = match order.is_ahead {
+        true => Way::Buffered,
+        false => choose(order.source, &order.identity, means, degraded),
+    };
+    let way = chosen.name();
+    let ready_bytes = reserved.ready_bytes();
+    let (pages, mut populator) = reserved.parts().map_err(memory)?;
     let length = usize::try_from(bytes)
         .unwrap_or(usize::MAX)
         .min(pages.len());
-    let chosen = choose(order.source, &order.identity, means, degraded);
-    let way = chosen.name();
-    let digest = fill(order, chosen, pages, length, degraded)?;
+    let running = order.turn.map(Turn::begin);
+    let more = || stock.is_some_and(Stock::give_up);
+    let digest = filled_meanwhile(&mut populator, ready_bytes, &more, |gate| {
+        let gate = gate.giving_way(running.as_ref());
+        fill(order, chosen, (pages, &gate), length, degraded)
+    })
+    .map_err(memory)??;
+    drop(running);
+    let huge = populator.finish(degraded);
+    let mut unsealed = reserved.populated(huge).map_err(memory)?;
     verify(order, unsealed.as_mut_slice())?;
     let segment = unsealed.seal(degraded).map_err(memory)?;
     let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);

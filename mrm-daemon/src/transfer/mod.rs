@@ -45,6 +45,8 @@
 //!     feed: None,
 //!     onlooker: None,
 //!     first: &[],
+//!     turn: None,
+//!     is_ahead: false,
 //! };
 //! let loaded = load(&order, &Degraded::new())?;
 //! assert_eq!(loaded.digest, *blake3::hash(b"weights").as_bytes());
@@ -60,17 +62,22 @@ mod hash;
 mod lanes;
 mod load;
 mod piece;
+mod populate;
 mod queue;
+mod rank;
 mod read;
 mod ring;
+mod stream;
 
 pub use completion::{Completion, Lost};
 pub use direct::ReadWay;
 pub use error::LoadError;
 pub(crate) use lanes::Threads;
-pub use lanes::{Hung, Job, Lane, Lanes, LanesConfig, LanesError};
+pub use lanes::{Hung, Job, Lane, Lanes, LanesConfig, LanesError, Task, Ticket};
 pub use load::{Loaded, Onlooker, Order, load, load_from};
 pub(crate) use load::{ended, other_header, unchanged};
+pub use rank::{Rank, Tenant, Turn, Turns, Urgency};
+pub(crate) use read::read_ahead;
 /// The size of the pieces that a file is read in, in bytes; the last may be shorter.
 pub const PIECE_BYTES: u64 = read::CHUNK_BYTES as u64;
 

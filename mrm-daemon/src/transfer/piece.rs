@@ -61,6 +61,11 @@ impl<'i> Piece<'i> {
         start..start + self.wanted as u64
     }
 
+    /// Where its pages end in the image.
+    pub(super) const fn pages_end(&self) -> usize {
+        self.index * CHUNK_BYTES + self.pages.len()
+    }
+
     /// Where in the file the next read begins.
     pub(super) const fn offset(&self) -> u64 {
         self.index as u64 * CHUNK_BYTES as u64 + self.done as u64

@@ -9,6 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// cancel to be noticed and for the hash to find it in the processor's cache.
 pub(super) const CHUNK_BYTES: usize = 4 << 20;
 
+/// Asks the kernel to read a whole file into the page cache, without waiting for it: several small
+/// files are read at a time that way.
+pub(crate) fn read_ahead(source: &dyn Source) {
+    if let Some(fd) = source.fd() {
+        // A filesystem that cannot is as good as before.
+        let _ = rustix::fs::fadvise(fd, 0, None, Advice::WillNeed);
+    }
+}
+
 /// A way to read.
 pub(crate) trait Reader {
     /// Fills `chunk` with what the source has at `offset`.

@@ -67,6 +67,7 @@ pub(crate) struct Host {
     pub(crate) resident_bytes: u64,
     pub(crate) huge_bytes: u64,
     pub(crate) segments: u64,
+    pub(crate) stock_bytes: u64,
 }
 
 /// The device tier.
@@ -146,6 +147,7 @@ pub(crate) struct Model {
     pub(crate) charged_bytes: u64,
     pub(crate) huge_bytes: u64,
     pub(crate) loaded_bytes: u64,
+    pub(crate) eta_ms: Option<f64>,
     pub(crate) leases: u64,
     pub(crate) sessions: u64,
     pub(crate) pinned: bool,
@@ -201,6 +203,7 @@ pub(crate) struct Segment {
     pub(crate) huge_bytes: u64,
     pub(crate) digest: Option<String>,
     pub(crate) leases: u64,
+    pub(crate) way: Option<String>,
 }
 
 /// Who holds a model.

@@ -1,3 +1,4 @@
+use super::super::host::Mapping;
 use super::*;
 
 /// A kernel that answers the n-th collapse of a part as told.
@@ -11,6 +12,10 @@ struct Fake {
 }
 
 impl Collapse for Fake {
+    fn fault(&mut self, _: Range<usize>) -> Result<(), Errno> {
+        Ok(())
+    }
+
     fn touch(&mut self, offset: usize) -> Result<(), Errno> {
         self.touched.push(offset);
         if self.no_page_at == Some(offset) {
@@ -27,6 +32,15 @@ impl Collapse for Fake {
             None => Ok(()),
         }
     }
+}
+
+/// How much of `whole` bytes got huge pages, and the last error.
+fn collapse_all(fake: &mut Fake, whole: usize) -> (usize, Option<Errno>) {
+    let mut parts = HugeParts::default();
+    for start in (0..whole).step_by(STEP) {
+        parts.step(fake, start..whole.min(start + STEP));
+    }
+    (parts.bytes, parts.last)
 }
 
 #[test]
@@ -126,14 +140,13 @@ fn on_fault_the_kernel_gives_huge_pages_and_none_beyond_the_end() {
         let file = tempfile::tempfile_in(&dir).expect("a file");
         file.set_len(bytes as u64).expect("its length");
         let mut mapping = Mapping::new(file.as_fd(), bytes).expect("a mapping");
-        let done = populate_by(
-            &Policy::OnFault,
-            &mut mapping,
-            file.as_fd(),
-            bytes,
-            &degraded,
-        );
-        let mapped = smaps::huge_bytes(mapping.address());
+        let mut populator = Populator::by(Policy::OnFault, mapping.pager(), file.as_fd(), bytes);
+        let mut done = Ok(0);
+        while done.is_ok() && !populator.is_done() {
+            done = populator.step();
+        }
+        let done = done.map(|_| populator.finish(&degraded));
+        let mapped = smaps::huge_bytes(mapping.pager().address());
         done.map(|report| {
             (
                 report,

@@ -384,6 +384,7 @@ impl State {
             feed,
             load_us: described.load_us,
             label,
+            way: None,
         };
         self.segments.insert(id, held);
     }

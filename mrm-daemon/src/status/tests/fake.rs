@@ -263,6 +263,7 @@ pub(super) fn status(state: DaemonState) -> StatusView {
             resident_bytes: 50,
             huge_bytes: 40,
             segments: 2,
+            stock_bytes: 67_108_864,
         },
         devices: devices(),
         sessions: 1,
@@ -355,6 +356,7 @@ fn model(name: &str) -> ModelView {
         charged_bytes: 96,
         huge_bytes: 64,
         loaded_bytes: 91,
+        eta_ms: None,
         leases: 2,
         sessions: 1,
         pinned: false,
@@ -388,6 +390,7 @@ fn detail(name: &str) -> Result<ModelDetailView, ErrorReply> {
             huge_bytes: 64,
             digest: Some("ab".into()),
             leases: 2,
+            way: Some("direct_ring"),
         }],
         tensors: Some(103),
         holders: vec![HolderView {

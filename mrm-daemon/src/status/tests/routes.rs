@@ -16,7 +16,7 @@ use tokio::sync::watch;
 fn bert() -> Value {
     json!({
         "name": "org/bert", "registered": true, "kind": "safetensors", "state": "resident",
-        "bytes": 91, "charged_bytes": 96, "huge_bytes": 64, "loaded_bytes": 91, "leases": 2,
+        "bytes": 91, "charged_bytes": 96, "huge_bytes": 64, "loaded_bytes": 91, "eta_ms": null, "leases": 2,
         "sessions": 1, "pinned": false, "eager": true, "version": 3, "digest": null,
         "last_used_s_ago": 0.25, "load_ms": null, "path": "/models/bert",
         "devices": [{"uuid": fake::LOST, "state": "loading", "bytes": 96, "loaded_bytes": 48,
@@ -67,7 +67,8 @@ fn the_status_is_exactly_the_documented_json() {
         "daemon": {"version": "0.1.0", "pid": 812, "instance": "9f0c", "uptime_s": 1.5,
             "state": "serving", "protocol": {"min": 1, "max": 1}, "runtime_dir": "/run/mrm"},
         "host": {"limit_bytes": 100, "charged_bytes": 60, "freeing_bytes": 10,
-            "resident_bytes": 50, "huge_bytes": 40, "segments": 2},
+            "resident_bytes": 50, "huge_bytes": 40, "segments": 2,
+            "stock_bytes": 67_108_864},
         "devices": devices(),
         "sessions": 1, "leases": 2, "waiting": 3, "loading": 4,
         "counters": {"opens_total": 9, "hits_total": 8, "misses_total": 0, "joined_total": 0,
@@ -96,7 +97,7 @@ fn a_model_has_its_row_and_its_parts_at_one_level() {
     let rig = Rig::new();
     let mut expected = bert();
     expected["segments"] = json!([{"name": "model.safetensors", "bytes": 91, "state": "resident",
-        "huge_bytes": 64, "digest": "ab", "leases": 2}]);
+        "huge_bytes": 64, "digest": "ab", "leases": 2, "way": "direct_ring"}]);
     expected["tensors"] = json!(103);
     expected["holders"] = json!([{"session": 5, "pid": 77, "uid": 1000, "client": "py", "tier": "host",
             "leases": 2}]);

@@ -105,6 +105,8 @@ impl Odd {
             feed: None,
             onlooker: None,
             first: &[],
+            turn: None,
+            is_ahead: false,
         };
         let loaded = load_by(&order, means, None, &degraded);
         let told = degraded.list().into_iter().map(|path| path.id);
@@ -232,6 +234,8 @@ fn an_onlooker_hears_of_each_piece_once_when_it_is_there_and_in_the_order_asked_
             feed: None,
             onlooker: Some(&watcher),
             first: &[5, 3],
+            turn: None,
+            is_ahead: false,
         };
         let loaded = load_by(&order, means, None, &degraded).expect("loads");
         assert_eq!(
@@ -272,6 +276,8 @@ fn memory_that_was_made_ready_is_filled_like_any() {
         feed: None,
         onlooker: None,
         first: &[],
+        turn: None,
+        is_ahead: false,
     };
     for _ in 0..3 {
         let loaded = super::super::load::load_from(&order, &stock, &degraded).expect("loaded");
@@ -353,6 +359,8 @@ fn what_direct_reads_refuse_is_read_through_the_page_cache() {
         feed: None,
         onlooker: None,
         first: &[],
+        turn: None,
+        is_ahead: false,
     };
     let own = odd
         .fd()
@@ -439,6 +447,8 @@ fn progress_has_no_gap_before_it() {
         feed: None,
         onlooker: None,
         first: &[],
+        turn: None,
+        is_ahead: false,
     };
     let bytes = 3 * CHUNK_BYTES + 5;
     let filled = Filled::new(&order, bytes);

@@ -1,3 +1,4 @@
+use super::super::rank::Tenant;
 use super::*;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -8,6 +9,7 @@ fn lanes(waiting_max: usize) -> Lanes {
     let config = LanesConfig {
         registered_threads: 1,
         foreign_threads: 2,
+        short_threads: 0,
         waiting_max,
     };
     Lanes::start(config).expect("threads")
@@ -163,4 +165,95 @@ fn dropping_the_lanes_settles_what_waits() {
     lanes.run(Lane::Freeing, to(&events), || 1);
     drop(lanes);
     assert_eq!(next(&inbox), Err(Lost::ShuttingDown));
+}
+
+fn rank(urgency: Urgency, tenant: u32, bytes: u64) -> Rank {
+    Rank {
+        urgency,
+        tenant: Tenant(tenant),
+        bytes,
+    }
+}
+
+/// A stalled load: runs until the sender is dropped.
+fn stall(lanes: &Lanes, place: Rank) -> Sender<()> {
+    let (release, held) = channel::<()>();
+    let (started, running) = channel();
+    let done = Completion::new(|_: Result<(), Lost>| {});
+    let task = Task::new(done, move || {
+        started.send(()).expect("the test listens");
+        let _ = held.recv();
+    });
+    lanes.run_all(Lane::Registered, place, None, vec![task]);
+    next(&running);
+    release
+}
+
+fn names(lanes: &Lanes, events: &Sender<Result<u32, Lost>>, place: Rank, name: u32) -> Ticket {
+    let task = Task::new(to(events), move || name);
+    lanes.run_all(Lane::Registered, place, None, vec![task])
+}
+
+#[test]
+fn ten_small_loads_do_not_wait_behind_large_ones_that_stall() {
+    let lanes = Lanes::start(LanesConfig {
+        registered_threads: 2,
+        ..LanesConfig::default()
+    });
+    let lanes = lanes.expect("threads");
+    let large = rank(Urgency::Foreground, 1, 4 << 30);
+    let stalled = [stall(&lanes, large), stall(&lanes, large)];
+    let (events, inbox) = channel();
+    for name in 0..10 {
+        names(&lanes, &events, rank(Urgency::Foreground, 1, 1 << 20), name);
+    }
+    let mut done: Vec<u32> = (0..10).map(|_| next(&inbox).expect("a result")).collect();
+    done.sort_unstable();
+    assert_eq!(done, (0..10).collect::<Vec<_>>());
+    drop(stalled);
+    assert_eq!(lanes.shut_down(Instant::now() + SOON), []);
+}
+
+#[test]
+fn what_a_client_comes_to_wait_for_overtakes_the_other_warm_ups() {
+    let lanes = lanes(8);
+    let stalled = stall(&lanes, rank(Urgency::Warm, 0, 1 << 30));
+    let (events, inbox) = channel();
+    let warm = rank(Urgency::Warm, 0, 1 << 30);
+    let first = names(&lanes, &events, warm, 1);
+    let second = names(&lanes, &events, warm, 2);
+    lanes.raise(&second, Urgency::Foreground);
+    lanes.raise(&second, Urgency::Warm);
+    drop((stalled, first));
+    let done: Vec<_> = (0..2).map(|_| next(&inbox)).collect();
+    assert_eq!(done, [Ok(2), Ok(1)]);
+    assert_eq!(lanes.shut_down(Instant::now() + SOON), []);
+    assert!(inbox.try_recv().is_err(), "once each");
+}
+
+#[test]
+fn work_that_is_done_together_is_answered_each_for_itself() {
+    let lanes = lanes(8);
+    let (events, inbox) = channel::<Result<u32, Lost>>();
+    let (told, was_told) = channel();
+    let first: Job = Box::new(move || told.send(()).expect("the test listens"));
+    let tasks = vec![
+        Task::new(to(&events), || 1),
+        Task::new(to(&events), || panic!("no such luck")),
+        Task::new(to(&events), || 3),
+    ];
+    lanes.run_all(Lane::Registered, Rank::default(), Some(first), tasks);
+    assert_eq!(next(&inbox), Ok(1));
+    next(&was_told);
+    assert!(matches!(next(&inbox), Err(Lost::Panicked { .. })));
+    assert_eq!(next(&inbox), Ok(3));
+    let stalled = stall(&lanes, Rank::default());
+    let tasks = vec![Task::new(to(&events), || 4), Task::new(to(&events), || 5)];
+    lanes.run_all(Lane::Registered, Rank::default(), None, tasks);
+    drop(stalled);
+    drop(lanes);
+    for _ in 0..2 {
+        let outcome = next(&inbox);
+        assert!(matches!(outcome, Ok(4 | 5) | Err(Lost::ShuttingDown)));
+    }
 }

@@ -183,6 +183,8 @@ fn load_as_it_was(source: &FaultSource, watch: &Watch) -> Result<Loaded, LoadErr
         feed: None,
         onlooker: None,
         first: &[],
+        turn: None,
+        is_ahead: false,
     };
     load(&order, &Degraded::new())
 }
@@ -391,6 +393,8 @@ fn a_real_file_is_loaded_until_it_is_written_to() {
         feed: None,
         onlooker: None,
         first: &[],
+        turn: None,
+        is_ahead: false,
     };
     let loaded = load(&order, &Degraded::new()).expect("loaded");
     assert_eq!(loaded.digest, *blake3::hash(&content).as_bytes());
@@ -433,6 +437,8 @@ fn load_feeding(source: &FaultSource, feed: &FeedWriter) -> Result<Loaded, LoadE
         feed: Some(feed),
         onlooker: None,
         first: &[],
+        turn: None,
+        is_ahead: false,
     };
     load(&order, &Degraded::new())
 }

@@ -273,6 +273,7 @@ impl Daemon {
                 let progress = Progress {
                     loaded_bytes: sum(true),
                     total_bytes: sum(false),
+                    eta_ms: None,
                 };
                 told.push((*session, *request, progress));
             }

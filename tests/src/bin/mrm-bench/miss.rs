@@ -3,19 +3,25 @@
 use crate::floor::{copy_mapped, make_cold, make_warm, populated, read_direct};
 use crate::hit::open_cycle;
 use crate::report::Row;
-use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
+use mrm_tests::{eventually, model};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 15;
 /// Bytes and tensors.
-const MODELS: [(&str, u64, u64); 3] = [
+const MODELS: [(&str, u64, u64); 4] = [
     ("1 MB", 1_000_000, 10),
-    ("91 MB", 91_000_000, 103),
+    ("100 MB", 100_000_000, 103),
     ("1 GB", 1_000_000_000, 300),
+    ("4 GB", 4_000_000_000, 300),
 ];
+/// What a node must have free for a model: it is there in the page cache, in the floor's memory and in
+/// the daemon's.
+const COPIES: u64 = 4;
+/// For how long a stock is as large as before when it is taken to be full.
+const STILL: Duration = Duration::from_millis(300);
 /// Prints the milliseconds that loading takes, after the imports.
 const PEER: &str = "
 import sys, time
@@ -31,12 +37,20 @@ pub(crate) fn measure(python: Option<&Path>) -> Vec<Row> {
     let dir = tempfile::tempdir().expect("a directory");
     let mut rows = Vec::new();
     for (size, bytes, tensors) in MODELS {
-        let (path, image) = model::write(dir.path(), "m/model.safetensors", bytes, tensors, 1);
-        let bytes = image.len() as u64;
-        drop(image);
+        let free = free_bytes();
+        if bytes * COPIES > free {
+            println!("miss: {size} is left out: {free} bytes of memory are free");
+            continue;
+        }
+        let path = model::write_random(dir.path(), "m/model.safetensors", bytes, tensors);
         let file = std::fs::File::open(&path).expect("opens");
         file.sync_all().expect("on disk");
-        let node = Node::start(&Setup::new().model("m", &path));
+        let bytes = file.metadata().expect("stat").len();
+        let mut setup = Setup::new().model("m", &path);
+        setup
+            .environment
+            .push(("MRM_LOAD_STOCK_BYTES".to_owned(), "1440MiB".to_owned()));
+        let node = Node::start(&setup);
         let case = Case {
             size,
             path,
@@ -72,6 +86,7 @@ impl Case {
             self.prepare(cold);
             fresh.push(milliseconds(|| read(&mut populated(self.bytes))));
             self.prepare(cold);
+            self.stock_is_full();
             ours.push(open_cycle(&client, "m") / 1e6);
             if let Some(python) = python {
                 self.prepare(cold);
@@ -115,6 +130,19 @@ impl Case {
         }
     }
 
+    /// Waits for the memory that the daemon makes ready between loads.
+    fn stock_is_full(&self) {
+        let mut before = u64::MAX;
+        let mut since = Instant::now();
+        eventually("the stock no longer grows", || {
+            let now = self.node.number("/host/stock_bytes");
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            (since.elapsed() > STILL).then_some(())
+        });
+    }
+
     fn evict(&self) {
         let (status, body) = self.node.post("/v1/models/m/evict?wait_ms=60000");
         assert_eq!(status, 200, "{body}");
@@ -131,6 +159,16 @@ impl Case {
         assert!(output.status.success(), "{error}");
         text.trim().parse().expect("a number")
     }
+}
+
+/// What the machine says that could be taken.
+fn free_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").expect("proc is mounted");
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    kib.and_then(|kib| kib.parse::<u64>().ok())
+        .expect("a number")
+        * 1024
 }
 
 fn milliseconds(work: impl FnOnce()) -> f64 {

@@ -105,7 +105,10 @@ pub(super) fn state(model: &Model) -> Cell {
         "absent" => Cell::toned("absent", Tone::Faint),
         "loading" => {
             let share = units::percent(model.loaded_bytes, model.bytes);
-            Cell::toned(&format!("loading {share}"), Tone::Warning)
+            let left = model.eta_ms.map_or_else(String::new, |ms| {
+                format!(", {} left", units::seconds(ms / 1e3))
+            });
+            Cell::toned(&format!("loading {share}{left}"), Tone::Warning)
         }
         other => Cell::toned(other, Tone::Warning),
     }

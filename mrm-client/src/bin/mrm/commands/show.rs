@@ -89,6 +89,7 @@ fn segments(segments: &[Segment]) -> Table {
         ("SIZE", Align::Right),
         ("HUGE", Align::Right),
         ("LEASES", Align::Right),
+        ("READ", Align::Left),
         ("DIGEST", Align::Left),
     ]);
     for segment in segments {
@@ -99,6 +100,7 @@ fn segments(segments: &[Segment]) -> Table {
             units::bytes(segment.bytes).into(),
             units::percent(segment.huge_bytes, segment.bytes).into(),
             segment.leases.to_string().into(),
+            segment.way.as_deref().unwrap_or("-").into(),
             digest.chars().take(DIGEST_CHARS).collect::<String>().into(),
         ]);
     }

@@ -174,6 +174,10 @@ fn memory_detail(host: &Host) -> String {
     if host.freeing_bytes > 0 {
         let _ = write!(text, ", {} being freed", units::bytes(host.freeing_bytes));
     }
+    if host.stock_bytes > 0 {
+        let stock = units::bytes(host.stock_bytes);
+        let _ = write!(text, ", {stock} ready for loads to come");
+    }
     text
 }
 

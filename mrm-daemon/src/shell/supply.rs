@@ -1,0 +1,92 @@
+//! Making a segment, on a worker's thread.
+
+use super::names::Supply;
+use super::work::fault;
+use crate::degraded::Degraded;
+use crate::device::FeedWriter;
+use crate::failpoint::{self, Point};
+use crate::memory::stock::Stock;
+use crate::memory::{HostSegment, MemoryError};
+use crate::transfer::{Loaded, Order, ReadWay, Turn, load, load_from};
+use mrm_core::event::Fault;
+use mrm_core::id::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// What a worker needs to load a segment.
+pub(super) struct LoadJob {
+    pub(super) supply: Supply,
+    pub(super) charge: Bytes,
+    pub(super) progress: Arc<AtomicU64>,
+    pub(super) feed: Option<FeedWriter>,
+}
+
+/// A segment, sealed.
+pub(crate) struct Filled {
+    pub(super) segment: HostSegment,
+    pub(super) digest: [u8; 32],
+    /// How its file was read; `None` for a tensor table.
+    pub(super) way: Option<ReadWay>,
+}
+
+/// Makes a segment, in its turn. Blocks.
+pub(super) fn supply_segment(
+    job: LoadJob,
+    (turn, is_ahead): (&Turn, bool),
+    stock: Option<&Stock>,
+    degraded: &Degraded,
+) -> Result<Filled, Fault> {
+    failpoint::pass(Point::BeforeLoad);
+    let refuse = |e: MemoryError| fault(e.code(), &e);
+    match &job.supply {
+        Supply::Table(table) => {
+            if let Some(stock) = stock {
+                stock.make_room();
+            }
+            let segment = HostSegment::holding(table, degraded).map_err(refuse)?;
+            Ok(Filled {
+                segment,
+                digest: *blake3::hash(table).as_bytes(),
+                way: None,
+            })
+        }
+        Supply::File {
+            source,
+            identity,
+            check,
+            expected: _,
+        } => {
+            let order = Order {
+                source: source.as_ref(),
+                identity: *identity,
+                charge_bytes: job.charge.0,
+                header: *check,
+                progress: &job.progress,
+                cancel: &AtomicBool::new(false),
+                feed: job.feed.as_ref(),
+                onlooker: None,
+                first: &[],
+                turn: Some(turn),
+                is_ahead,
+            };
+            let loaded = match stock {
+                Some(stock) => load_from(&order, stock, degraded),
+                None => load(&order, degraded),
+            };
+            let Loaded {
+                segment,
+                mut digest,
+                way,
+                ..
+            } = loaded.map_err(|e| fault(e.code(), &e))?;
+            if failpoint::damages() {
+                digest[0] ^= 1;
+            }
+            Ok(Filled {
+                segment,
+                digest,
+                way: Some(way),
+            })
+        }
+    }
+}
