@@ -79,8 +79,9 @@ fn check_readable(model: &Model) {
 #[test]
 fn who_only_holds_is_resumed_without_a_call() {
     let (die, dying) = signal();
+    // What was taken over is the same memory.
+    let content = Content::sample(8);
     let fake = Fake::start(move |n, session| {
-        let content = Content::sample(8);
         if n == 0 {
             session.hello_as(42, features::ALL);
             grant_next(session, 1, 7, &content);
