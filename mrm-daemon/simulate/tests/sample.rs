@@ -40,19 +40,11 @@ fn policies_come_in_the_order_of_what_they_know() {
             (workload.models.len(), workload.requests.len()),
             (60, 16_692)
         );
-        let rows = rows(&workload, "cremebrulee-oracle,gc,lru", "10%,20%,30%");
-        let load_s = |policy: &str| -> f64 {
-            let of = rows.iter().filter(|row| row.policy == policy);
-            of.map(|row| row.total_load_seconds).sum()
-        };
-        let all = ["cremebrulee-oracle", "gc", "lru"].map(load_s);
-        assert!(all.is_sorted(), "{catalogue}: {all:?}");
-        let gc: Vec<f64> = rows[3..6].iter().filter_map(|row| row.gap_closed).collect();
-        assert!(gc.iter().sum::<f64>() / 3.0 > 0.5, "{catalogue}: {gc:?}");
-        assert!(
-            rows[0..3].iter().all(|row| row.gap_closed == Some(1.0)),
-            "{rows:?}"
-        );
+        let rows = rows(&workload, "cremebrulee-oracle,gc,lru", "20%");
+        let load_s: Vec<f64> = rows.iter().map(|row| row.total_load_seconds).collect();
+        assert!(load_s.is_sorted(), "{catalogue}: {load_s:?}");
+        assert_eq!(rows[0].gap_closed, Some(1.0), "{catalogue}");
+        assert!(rows[1].gap_closed > Some(0.5), "{catalogue}: {rows:?}");
     }
 }
 

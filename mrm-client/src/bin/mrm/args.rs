@@ -91,6 +91,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// What happened in the daemon lately
     Events(Events),
+    /// What another policy, or more memory, would have meant for a recorded day
+    Simulate(Simulate),
     /// Check this node: kernel, limits, huge pages, sockets, GPUs; says what to do
     Doctor,
     /// Print a completion script for a shell
@@ -189,6 +191,64 @@ pub(crate) struct Events {
     /// `mrmd --replay` and for simulations. Operators only
     #[arg(long, value_name = "FILE", conflicts_with_all = ["follow", "since"])]
     pub(crate) export: Option<PathBuf>,
+}
+
+/// `mrm simulate`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("day").required(true).args(["trace", "from_daemon"])))]
+pub(crate) struct Simulate {
+    /// The recorded requests: `t_s,model`, `minute,func,count`, a file of Azure Functions 2019 or
+    /// 2021, or a journal of `mrm events --export`; gzip or not
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Take the journal of the daemon that runs. Operators only
+    #[arg(long)]
+    pub(crate) from_daemon: bool,
+    /// The models: `model,bytes,load_s,exec_s`. A journal knows its own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) models: Option<PathBuf>,
+    /// The policies, as in `host_policy`, and `belady` and `cremebrulee-oracle`, which know the
+    /// future [default: lru,gdsf,gc,mix, and the journal's own]
+    #[arg(long, value_name = "NAME[,NAME]")]
+    pub(crate) policy: Option<String>,
+    /// The memory, in shares of the bytes of all models or in bytes: `5%..75%`, `10%,20%`, `64GiB`
+    /// [default: 5%..75%; half, once, twice and four times the budget of a journal]
+    #[arg(long, value_name = "SIZES", conflicts_with = "tiers")]
+    pub(crate) cache: Option<String>,
+    /// The memory of a device over that of the host: `device=80GiB,host=50%`
+    #[arg(long, value_name = "SIZES")]
+    pub(crate) tiers: Option<String>,
+    /// What an upload from host memory to the device reaches [default: 12GB/s]
+    #[arg(long, value_name = "RATE", requires = "tiers")]
+    pub(crate) upload: Option<String>,
+    /// Load ahead what is likely to be used soon, as `[prefetch]` does
+    #[arg(long)]
+    pub(crate) prefetch: bool,
+    /// For the order of requests within a minute, `random`, and models that are drawn
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Leave out what CremeBrulee leaves out: functions that are used more than 95 % of them are,
+    /// and those that are used once
+    #[arg(long)]
+    pub(crate) trim: bool,
+    /// Leave out requests for models that the models' file does not have
+    #[arg(long)]
+    pub(crate) skip_unknown: bool,
+    /// Let a model that the models' file does not have be as large and slow as one of it, drawn
+    #[arg(long, conflicts_with = "skip_unknown")]
+    pub(crate) draw: bool,
+    /// Refuse models that are larger than the memory, instead of loading them for each request
+    #[arg(long)]
+    pub(crate) refuse_oversize: bool,
+    /// Let loads take their time on the clock: requests join them, or come in between
+    #[arg(long)]
+    pub(crate) timed: bool,
+    /// Do not run LRU and the oracle for the share of the gap between them
+    #[arg(long)]
+    pub(crate) no_gap: bool,
+    /// Draw delay and misses against memory, and what is resident when, as SVG files in DIR
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 /// Shells with completions.

@@ -5,6 +5,9 @@ use crate::out::Out;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::{Duration, Instant};
 
+const OF_BYTES: &str = "{msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {eta} left";
+const OF_REQUESTS: &str = "{msg} [{bar:30}] {human_pos} of {human_len} requests, {eta} left";
+
 /// What is quicker than this needs no bar.
 pub(crate) const APPEARS_AFTER: Duration = Duration::from_secs(2);
 
@@ -13,17 +16,28 @@ pub(crate) const APPEARS_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Progress {
     started: Instant,
     label: String,
+    template: &'static str,
     enabled: bool,
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
-    /// Nothing is drawn yet.
+    /// Of bytes. Nothing is drawn yet.
     pub(crate) fn new(out: Out, label: &str) -> Self {
+        Self::with_template(out, label, OF_BYTES)
+    }
+
+    /// The same, of requests.
+    pub(crate) fn counting(out: Out, label: &str) -> Self {
+        Self::with_template(out, label, OF_REQUESTS)
+    }
+
+    fn with_template(out: Out, label: &str, template: &'static str) -> Self {
         let enabled = out.errors().terminal && !out.quiet && !out.json;
         Self {
             started: Instant::now(),
             label: safe(label),
+            template,
             enabled,
             bar: None,
         }
@@ -35,14 +49,14 @@ impl Progress {
     }
 
     /// Draws how far it is, if it has taken long enough.
-    pub(crate) fn update(&mut self, done_bytes: u64, total_bytes: u64) {
+    pub(crate) fn update(&mut self, done: u64, total: u64) {
         if !self.enabled || self.started.elapsed() < APPEARS_AFTER {
             return;
         }
-        let label = &self.label;
-        let bar = self.bar.get_or_insert_with(|| bar(label));
-        bar.set_length(total_bytes);
-        bar.set_position(done_bytes.min(total_bytes));
+        let (label, template) = (&self.label, self.template);
+        let bar = self.bar.get_or_insert_with(|| bar(label, template));
+        bar.set_length(total);
+        bar.set_position(done.min(total));
     }
 }
 
@@ -54,9 +68,8 @@ impl Drop for Progress {
     }
 }
 
-fn bar(label: &str) -> ProgressBar {
+fn bar(label: &str, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let template = "{msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {eta} left";
     // A template that does not parse leaves indicatif's own; a test keeps ours parsing.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("##-"));
@@ -70,11 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_is_known_to_the_library() {
-        let bar = bar("x");
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-        bar.set_length(10);
-        bar.set_position(3);
-        assert_eq!(bar.position(), 3);
+    fn the_templates_are_known_to_the_library() {
+        for template in [OF_BYTES, OF_REQUESTS] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+            let bar = bar("x", template);
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+            bar.set_length(10);
+            bar.set_position(3);
+            assert_eq!(bar.position(), 3);
+        }
     }
 }

@@ -42,6 +42,8 @@ with fields that this release does not know. \fBtop\fR prints {"status", "models
 \fBpin\fR, \fBunpin\fR, \fBevict\fR, \fBwarm\fR and \fBverify\fR print {"results": [...]}, one entry for each model;
 \fBdoctor\fR prints {"checks": [{"id", "level", "finding", "cure"}], "pass", "info", "warn", "fail",
 "device_tier": {"here": {"state", "version", "finding", "cure"}, "mrmd": state}};
+\fBsimulate\fR prints a list of rows {"policy", "cache", "cache_bytes", "object_miss_ratio", "byte_miss_ratio",
+"total_load_seconds", "mean_s", "p50_s", "p99_s", "load_over_exec", "gap_closed", ...};
 \fBopen\fR prints {"name", "version", "origin", "kind", "open_ms", "daemon_us", "tensors", "bytes",
 "segments"}, and nothing when it runs a command. \fBevents \-\-follow\fR prints one object per line, and \fBevents \-\-export\fR prints {"file", "bytes"}.
 .PP
@@ -95,6 +97,9 @@ One JSON object per line, as things happen.
 .TP
 mrm events \-\-export today.journal && mrmd \-\-replay today.journal
 Run again what the daemon decided since its start, with every rule checked at every step.
+.TP
+mrm simulate \-\-from\-daemon \-\-policy lru,gc \-\-plot /tmp/day
+What twice the memory, or another policy, would have meant for the daemon's own day.
 "#;
 
 /// Prints the completion script of `shell`.
@@ -213,6 +218,7 @@ mod tests {
             "unpin",
             "evict",
             "events",
+            "simulate",
             "doctor",
             "completions",
             "man",

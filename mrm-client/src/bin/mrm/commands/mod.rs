@@ -7,6 +7,7 @@ mod ls;
 mod manual;
 mod open;
 mod show;
+mod simulate;
 mod status;
 mod top;
 mod verify;
@@ -40,6 +41,7 @@ pub(crate) fn run(cli: Cli, out: Out) -> Result<u8, Failure> {
         }
         Command::Verify(verify) => block_on(verify::run(&api()?, &verify, out)),
         Command::Events(events) => block_on(events::run(&api()?, &events, out)),
+        Command::Simulate(simulate) => simulate::run(&simulate, api, out),
         Command::Doctor => block_on(doctor::run(&global, out)),
         Command::Completions { shell } => manual::completions(shell, out),
         Command::Man => manual::page(out),
