@@ -175,7 +175,7 @@ pub(super) const SETTINGS: [Setting; 40] = [
         ["host_policy", "host-policy", "MRM_HOST_POLICY"],
         Kind::Policy,
         "What leaves host memory first when room is needed: lru, lfu, fifo, random, gdsf, sieve, \
-         s3-fifo, cremebrulee, gc or mix, with settings as in \"random,seed=7\" [default: lru]",
+         s3-fifo, cremebrulee, gc or mix, with settings as in \"random,seed=7\" [default: mix]",
     ),
     setting(
         Key::RevalidateMs,
@@ -507,7 +507,7 @@ pub(super) const SETTINGS: [Setting; 40] = [
         ["device.policy", "device-policy", "MRM_DEVICE_POLICY"],
         Kind::Policy,
         "What leaves device memory first, likewise; with \",second-use=yes\", an open that would do \
-         with host memory gets a model from there the first time [default: lru]",
+         with host memory gets a model from there the first time [default: mix]",
     ),
 ];
 

@@ -8,7 +8,6 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Rule {
     /// [`Lru`].
-    #[default]
     Lru,
     /// [`Lfu`].
     Lfu,
@@ -27,6 +26,7 @@ pub enum Rule {
     /// [`Gc`].
     Gc,
     /// [`Mix`].
+    #[default]
     Mix,
 }
 

@@ -134,7 +134,7 @@ fn a_held_version_has_a_utility_too() {
     let now = script.now;
     let view = script.core.view();
     let held = view.utility(VersionId(1), Tier::Host, now).unwrap();
-    assert_eq!((held.policy, held.rank, held.candidates), ("lru", 0, 1));
+    assert_eq!((held.policy, held.rank, held.candidates), ("mix", 0, 1));
     assert_eq!(view.utility(VersionId(2), Tier::Host, now), None);
 }
 
