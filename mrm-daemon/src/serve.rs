@@ -247,7 +247,12 @@ fn assemble(
         metrics,
         instance,
         announcer: inbox.announcer(),
-        closer: Closer::new().at_most(files_unknown_max, files_waiting_max + files_unknown_max),
+        closer: Closer::new().at_most(
+            files_unknown_max,
+            files_waiting_max + files_unknown_max,
+            // A frame's, and one that waits to be handled.
+            2 * FDS_PER_FRAME_MAX,
+        ),
         tier,
         keeper,
         stock: stock_of(config, &stock_degraded),

@@ -30,6 +30,8 @@ pub struct Closer {
     /// Of all users: passed, and not yet closed.
     held: Arc<AtomicUsize>,
     held_max: usize,
+    /// Of one user, whatever others have.
+    always: usize,
 }
 
 /// A descriptor that a client passed.
@@ -84,16 +86,19 @@ impl Closer {
             unknown_max: usize::MAX,
             held: Arc::default(),
             held_max: usize::MAX,
+            always: 0,
         }
     }
 
     /// The same, for at most `unknown_max` descriptors of which it is not known what they are, and
-    /// `held_max` in all: clients can pass them faster than they can be looked at and read.
+    /// `held_max` in all: clients can pass them faster than they can be looked at and read. So many
+    /// as `always` each user may have, also while another's are still being closed.
     #[must_use]
-    pub fn at_most(self, unknown_max: usize, held_max: usize) -> Self {
+    pub fn at_most(self, unknown_max: usize, held_max: usize, always: usize) -> Self {
         Self {
             unknown_max,
             held_max,
+            always,
             ..self
         }
     }
@@ -119,8 +124,8 @@ impl Closer {
         let left = self
             .held_max
             .saturating_sub(self.held.load(Ordering::Relaxed));
-        self.unknown.load(Ordering::Relaxed) > self.unknown_max
-            || self.user.held.load(Ordering::Relaxed) > left
+        let own = self.user.held.load(Ordering::Relaxed);
+        own > self.always && (own > left || self.unknown.load(Ordering::Relaxed) > self.unknown_max)
     }
 
     fn close(&self, fd: OwnedFd, held: Option<Held>) {
@@ -240,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_is_closed_or_known_no_longer_counts() {
-        let closer = Closer::new().at_most(1, usize::MAX);
+        let closer = Closer::new().at_most(1, usize::MAX, 0);
         let (first, second) = (pass(&closer), pass(&closer));
         assert!(closer.is_overrun());
         let known = first.into_known();
@@ -256,7 +261,7 @@ mod tests {
 
     #[test]
     fn one_user_may_have_as_many_as_are_left_for_others() {
-        let closer = Closer::new().at_most(usize::MAX, 5);
+        let closer = Closer::new().at_most(usize::MAX, 5, 0);
         let (one, other) = (closer.of_user(1), closer.of_user(2));
         let mut passed = vec![pass(&one), pass(&one)];
         assert!(!one.is_overrun() && !other.is_overrun());
@@ -272,6 +277,19 @@ mod tests {
         drop((known, passed));
         until(|| closer.held.load(Ordering::Relaxed) == 0);
         assert!(!one.is_overrun() && !other.is_overrun());
+    }
+
+    #[test]
+    fn what_one_user_has_too_many_of_is_not_anothers_fault() {
+        let closer = Closer::new().at_most(3, 4, 2);
+        let (one, other) = (closer.of_user(1), closer.of_user(2));
+        let taken: Vec<PassedFd> = (0..9).map(|_| pass(&one)).collect();
+        assert!(one.is_overrun());
+        let mut passed = vec![pass(&other), pass(&other)];
+        assert!(!other.is_overrun());
+        passed.push(pass(&other));
+        assert!(other.is_overrun());
+        drop((taken, passed));
     }
 
     #[test]
