@@ -31,13 +31,19 @@ struct Worker {
 /// Runs until the end of input.
 pub(crate) fn run(socket: &Path, dir: &Path, devices: u32, seed: u64) {
     let orders = orders();
+    let mut rests = false;
     let client = loop {
         match Client::connect_to(socket) {
             Ok(client) => break client,
             Err(error) => println!("r {}", error.name()),
         }
-        if matches!(next(&orders), Some(Order::End)) {
-            return;
+        match next(&orders) {
+            Some(Order::End) => return,
+            Some(Order::Rest) => {
+                rests = true;
+                println!("holding 0 0");
+            }
+            None => {}
         }
     };
     let mut worker = Worker {
@@ -48,7 +54,6 @@ pub(crate) fn run(socket: &Path, dir: &Path, devices: u32, seed: u64) {
         held: BTreeMap::new(),
         cuda: BTreeMap::new(),
     };
-    let mut rests = false;
     loop {
         let order = match rests {
             true => orders.recv().ok(),
