@@ -142,10 +142,6 @@ impl Metrics {
             "mrm_load_duration_seconds",
             "From the start of a segment's load to its seal.",
         );
-        let predicted = HistogramOpts::new(
-            "mrm_load_prediction_ratio",
-            "What a file's load took, over what it was predicted to take when it was asked for.",
-        );
         Ok(Self(Arc::new(Inner {
             hit: opens("hit")?,
             loaded: opens("loaded")?,
@@ -159,21 +155,8 @@ impl Metrics {
                 r,
                 Histogram::with_opts(load.buckets(LOAD_BUCKETS_S.to_vec()))?,
             )?,
-            load_ways: {
-                let help = "Files loaded, by how they were read.";
-                let ways = add(
-                    r,
-                    IntCounterVec::new(opts("load_ways_total", help), &["way"])?,
-                )?;
-                for way in ReadWay::ALL {
-                    ways.get_metric_with_label_values(&[way.as_str()])?;
-                }
-                ways
-            },
-            load_prediction: add(
-                r,
-                Histogram::with_opts(predicted.buckets(PREDICTION_BUCKETS.to_vec()))?,
-            )?,
+            load_ways: load_ways(r)?,
+            load_prediction: load_prediction(r)?,
             evictions: counter(r, "evictions_total", "Segments evicted.")?,
             evicted_bytes: counter(
                 r,
@@ -396,6 +379,29 @@ impl Gauges {
 #[expect(clippy::cast_precision_loss, reason = "exact below 285 years")]
 const fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
+}
+
+fn load_ways(r: &Registry) -> Result<IntCounterVec, prometheus::Error> {
+    let help = "Files loaded, by how they were read.";
+    let ways = add(
+        r,
+        IntCounterVec::new(opts("load_ways_total", help), &["way"])?,
+    )?;
+    for way in ReadWay::ALL {
+        ways.get_metric_with_label_values(&[way.as_str()])?;
+    }
+    Ok(ways)
+}
+
+fn load_prediction(r: &Registry) -> Result<Histogram, prometheus::Error> {
+    let options = HistogramOpts::new(
+        "mrm_load_prediction_ratio",
+        "What a file's load took, over what it was predicted to take when it was asked for.",
+    );
+    add(
+        r,
+        Histogram::with_opts(options.buckets(PREDICTION_BUCKETS.to_vec()))?,
+    )
 }
 
 fn opts(name: &str, help: &str) -> Opts {
