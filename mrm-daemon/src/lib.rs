@@ -24,4 +24,5 @@ pub mod source;
 mod spin;
 pub mod status;
 pub mod transfer;
+mod turns;
 pub mod wire;

@@ -19,7 +19,15 @@ pub(crate) async fn listen(
     loop {
         match listener.accept().await {
             Ok(stream) => {
-                tokio::task::spawn_local(session::serve(stream, shell.clone(), (patience, spin.clone())));
+                tokio::task::spawn_local(session::serve(
+                    stream,
+                    shell.clone(),
+                    (patience, spin.clone()),
+                ));
+                // Connections of one user do not come before what others ask.
+                if shell.turns().are_shared() {
+                    tokio::task::yield_now().await;
+                }
             }
             Err(error) => match Errno::from_io_error(&error) {
                 // The peer is gone already.

@@ -8,6 +8,7 @@
 use crate::peer::Peer;
 use crate::shell::Shell;
 use crate::source::PassedFd;
+use crate::turns::UserTurns;
 use crate::spin::Spin;
 use crate::wire::{FrameReader, FrameWriter, LentFd, OutFrame, ReadStep, WireError};
 use mrm_core::id::SessionId;
@@ -32,6 +33,8 @@ use tokio::time::Instant;
 
 /// Frames that one session may have handled before the others get their turn.
 const FRAMES_PER_TURN_MAX: u64 = 64;
+/// The same where there are other users, too.
+const SHARED_FRAMES_PER_TURN_MAX: u64 = 16;
 /// Bytes of replies that may be unread before no more requests are read: two of the largest.
 const UNREAD_BYTES_MAX: usize = 2 * FRAME_BODY_BYTES_MAX;
 
@@ -197,7 +200,11 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, (patience, spin): (P
     };
     let pidfd = peer.take_exit();
     let uid = peer.uid;
-    let session = match shell.connected(peer, Rc::clone(&io)) {
+    let turns = shell.turns().of_user(uid);
+    let turn = turns.begin().await;
+    let connected = shell.connected(peer, Rc::clone(&io));
+    turn.end().await;
+    let session = match connected {
         Ok(session) => session,
         Err(error) => {
             io.send(RequestId::NO_REPLY, &Reply::Error(error), Vec::new());
@@ -207,6 +214,7 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, (patience, spin): (P
     let mut task = Task {
         io,
         reader: FrameReader::new(shell.closer(uid)),
+        turns: Rc::new(turns),
         shell,
         session,
         frames: 0,
@@ -239,6 +247,7 @@ struct Task {
     shell: Shell,
     session: SessionId,
     reader: FrameReader,
+    turns: Rc<UserTurns>,
     /// How many were handled.
     frames: u64,
     said_hello: bool,
@@ -329,24 +338,44 @@ impl Task {
         Some(same.unwrap_or(Deadline { at, code, done }))
     }
 
-    /// Handles every whole frame; says whether a part of one is left.
+    /// Handles every whole frame, in turns; says whether a part of one is left.
     async fn handle_frames(&mut self) -> Result<bool, ErrorReply> {
-        if self.takes_many && self.reader.holds_several() {
-            self.io.gather();
-        }
-        let handled = self.handle_each().await;
-        self.io.flush_gathered();
-        handled
-    }
-
-    async fn handle_each(&mut self) -> Result<bool, ErrorReply> {
+        let turns = Rc::clone(&self.turns);
         loop {
-            if self.io.ended.get() || self.io.is_full() {
+            if self.reader.is_empty() || self.io.ended.get() || self.io.is_full() {
                 return Ok(false);
             }
+            let turn = turns.begin().await;
+            let most = match turn.is_shared() {
+                true => SHARED_FRAMES_PER_TURN_MAX,
+                false => FRAMES_PER_TURN_MAX,
+            };
+            if self.takes_many && self.reader.holds_several() {
+                self.io.gather();
+            }
+            let handled = self.handle_some(most);
+            self.io.flush_gathered();
+            match turn.is_shared() {
+                true => turn.end().await,
+                // Enough for one, with more to come.
+                false if handled == Ok(None) => tokio::task::yield_now().await,
+                false => {}
+            }
+            if let Some(partial) = handled? {
+                return Ok(partial);
+            }
+        }
+    }
+
+    /// Handles at most so many frames. Says whether a part of one is left, if no whole one is.
+    fn handle_some(&mut self, most: u64) -> Result<Option<bool>, ErrorReply> {
+        for _ in 0..most {
+            if self.io.ended.get() || self.io.is_full() {
+                return Ok(Some(false));
+            }
             match self.reader.next().map_err(|e| broken(&e))? {
-                ReadStep::Partial => return Ok(true),
-                ReadStep::Empty => return Ok(false),
+                ReadStep::Partial => return Ok(Some(true)),
+                ReadStep::Empty => return Ok(Some(false)),
                 ReadStep::Frame(header, body, fds) if self.said_hello => {
                     match Request::decode(&header, body) {
                         Ok(request) => {
@@ -371,11 +400,8 @@ impl Task {
                 }
             }
             self.frames += 1;
-            if self.frames.is_multiple_of(FRAMES_PER_TURN_MAX) {
-                self.io.flush_gathered();
-                tokio::task::yield_now().await;
-            }
         }
+        Ok(None)
     }
 
     fn refuse(&self, error: ErrorReply) -> Ended {

@@ -128,6 +128,12 @@ impl FrameReader {
         Ok(got.bytes)
     }
 
+    /// Whether nothing has come that was not taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end && self.fds.is_empty() && !self.fds_lost
+    }
+
     /// The next frame, if it is whole.
     ///
     /// # Errors

@@ -33,6 +33,7 @@ use crate::memory::stock::Stock;
 use crate::peer::Peer;
 use crate::session::{Ended, SessionIo};
 use crate::source::Closer;
+use crate::turns::Turns;
 use crate::status::events::{Event as LogEvent, EventKind, EventLog};
 use crate::status::metrics::Metrics;
 use crate::transfer::{Lanes, ReadWay};
@@ -132,6 +133,7 @@ struct State {
     log: EventLog,
     log_seen: watch::Sender<u64>,
     closer: Closer,
+    turns: Turns,
     next_session: u64,
     sessions: HashMap<SessionId, Session>,
     sessions_of_uid: HashMap<u32, usize>,
@@ -244,6 +246,7 @@ impl Shell {
             log: EventLog::default(),
             log_seen: parts.announcer,
             closer: parts.closer,
+            turns: Turns::default(),
             next_session: 0,
             sessions: HashMap::new(),
             sessions_of_uid: HashMap::new(),
@@ -291,6 +294,11 @@ impl Shell {
                 () = self.0.wake_changed.notified() => {}
             }
         }
+    }
+
+    /// Whose turn it is.
+    pub(crate) fn turns(&self) -> Turns {
+        self.0.state.borrow().turns.clone()
     }
 
     /// What closes descriptors that nobody takes, and counts those of the user `uid`.

@@ -16,6 +16,7 @@ mod churn;
 mod cost;
 mod floor;
 mod hit;
+mod hostile;
 mod miss;
 mod pages;
 mod plot;
@@ -72,6 +73,8 @@ enum Bench {
     Share,
     /// Opens a second, and what they leave behind.
     Churn,
+    /// An open beside 64 clients that keep no rule.
+    Hostile,
     /// The experiment of the TrIMS paper: a process per inference, of 45 models.
     Trims,
     /// Many models, many clients: what they take, and whether hits stay as quick.
@@ -103,6 +106,11 @@ enum Part {
         /// The model.
         model: String,
     },
+    /// 64 clients that keep no rule, until the input ends.
+    HostileClients {
+        /// The daemon's socket.
+        socket: PathBuf,
+    },
     /// Opens, touches every page, says so, and holds until its input ends.
     Hold {
         /// The daemon's socket.
@@ -119,6 +127,7 @@ fn main() -> ExitCode {
         Some(Part::BareFresh { socket, bytes }) => println!("{}", bare::fresh(socket, *bytes)),
         Some(Part::Fresh { socket, model }) => println!("{}", hit::fresh(socket, model)),
         Some(Part::Hold { socket, model }) => share::hold(socket, model),
+        Some(Part::HostileClients { socket }) => hostile::clients(socket),
         Some(Part::Report) => pages::write(Path::new(".")),
         None => return measure(&cli),
     }
@@ -162,6 +171,7 @@ fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
         Bench::Miss => miss::measure(python),
         Bench::Share => share::measure(),
         Bench::Churn => churn::measure(cli.opens),
+        Bench::Hostile => hostile::measure(),
         Bench::Scale => scale::measure(),
         Bench::Trims => trims::measure(python, cli.rounds, cli.most_mb),
     }
