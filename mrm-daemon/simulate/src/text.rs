@@ -64,6 +64,7 @@ impl<'a> Lines<'a> {
     }
 
     /// All that is left, as bytes.
+    #[cfg(feature = "journal")]
     pub(crate) fn rest(mut self) -> Result<Vec<u8>, BadInput> {
         let mut bytes = Vec::new();
         let read = self.from.read_to_end(&mut bytes);

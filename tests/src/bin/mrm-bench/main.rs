@@ -20,6 +20,8 @@ mod hostile;
 mod miss;
 mod pages;
 mod plot;
+mod policy;
+mod replay;
 mod report;
 mod results;
 mod scale;
@@ -85,6 +87,24 @@ enum Bench {
 enum Part {
     /// Writes the pages below tests/bench and README's figures from the results that were kept.
     Report,
+    /// What each policy would have had to load on recorded requests, against what is promised.
+    Policy {
+        /// Where the whole traces are; else the sample of this repository.
+        #[arg(long, env = "MRM_TRACES")]
+        traces: Option<PathBuf>,
+        /// Where to write the page of whole traces.
+        #[arg(long, default_value = "tests/bench/policy.md")]
+        page: PathBuf,
+        /// The policy that is judged, instead of the default.
+        #[arg(long, default_value_t)]
+        policy: mrm_core::policy::Choice,
+    },
+    /// An hour of recorded requests at sixty times its speed, against a daemon and the simulator.
+    Replay {
+        /// Where the whole traces are; else the sample of this repository.
+        #[arg(long, env = "MRM_TRACES")]
+        traces: Option<PathBuf>,
+    },
     /// Serves the floor: one message with one descriptor.
     BareServer {
         /// Where to listen.
@@ -129,9 +149,22 @@ fn main() -> ExitCode {
         Some(Part::Hold { socket, model }) => share::hold(socket, model),
         Some(Part::HostileClients { socket }) => hostile::clients(socket),
         Some(Part::Report) => pages::write(Path::new(".")),
+        Some(Part::Policy {
+            traces,
+            page,
+            policy,
+        }) => return judged(policy::measure(traces.as_deref(), page, *policy)),
+        Some(Part::Replay { traces }) => return judged(replay::measure(traces.as_deref())),
         None => return measure(&cli),
     }
     ExitCode::SUCCESS
+}
+
+fn judged(holds: bool) -> ExitCode {
+    match holds {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
 }
 
 fn measure(cli: &Cli) -> ExitCode {
