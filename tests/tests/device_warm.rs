@@ -307,6 +307,16 @@ fn a_pinned_model_is_loaded_where_the_configuration_says() {
     });
     assert_eq!(places(&node, "b").1, Vec::<String>::new());
     assert_eq!(places(&node, "c").0, "absent", "there is no such device");
+    let status = node.get("/v1/status");
+    let degraded = status["degraded"].as_array().unwrap().iter();
+    let causes: Vec<_> = degraded
+        .filter(|path| path["id"] == "warm_on")
+        .map(|path| path["cause"].to_string())
+        .collect();
+    let [cause] = &causes[..] else {
+        panic!("nobody says that a pinned model is not loaded: {status}");
+    };
+    assert!(cause.contains("`c`") && cause.contains(&far), "{cause}");
     // A pin holds on every tier.
     let target = format!("/v1/models/a/evict?tier={one}");
     assert_eq!(refused(&node, &target).1, "in_use");

@@ -326,6 +326,13 @@ impl State {
     /// Loads a pinned model where the configuration wants it.
     fn warm_wished(&mut self, name: ModelName) {
         let on = self.warm_on.get(&name).copied().unwrap_or_default();
+        if let Err(error) = self.wanted_on(on) {
+            self.degraded.report(
+                "warm_on",
+                format!("`{name}` is pinned and not loaded: {}", error.message),
+                "have its warm_on name a device that `mrm status` lists, or `best`",
+            );
+        }
         self.warm(name, on, WAIT_MS_MAX, None);
     }
 
