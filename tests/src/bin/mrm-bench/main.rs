@@ -23,6 +23,7 @@ mod plot;
 mod policy;
 mod replay;
 mod report;
+mod restart;
 mod results;
 mod scale;
 mod share;
@@ -77,6 +78,8 @@ enum Bench {
     Churn,
     /// An open beside 64 clients that keep no rule.
     Hostile,
+    /// After a daemon or a client was killed, and what the keeper costs. Takes 11 GB of memory.
+    Restart,
     /// The experiment of the TrIMS paper: a process per inference, of 45 models.
     Trims,
     /// Many models, many clients: what they take, and whether hits stay as quick.
@@ -205,6 +208,7 @@ fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
         Bench::Share => share::measure(),
         Bench::Churn => churn::measure(cli.opens),
         Bench::Hostile => hostile::measure(),
+        Bench::Restart => restart::measure(),
         Bench::Scale => scale::measure(),
         Bench::Trims => trims::measure(python, cli.rounds, cli.most_mb),
     }
