@@ -8,8 +8,8 @@
 use crate::peer::Peer;
 use crate::shell::Shell;
 use crate::source::PassedFd;
-use crate::turns::UserTurns;
 use crate::spin::Spin;
+use crate::turns::UserTurns;
 use crate::wire::{FrameReader, FrameWriter, LentFd, OutFrame, ReadStep, WireError};
 use mrm_core::id::SessionId;
 use mrm_proto::error::{ErrorCode, ErrorReply};
