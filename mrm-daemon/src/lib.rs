@@ -22,6 +22,7 @@ mod session;
 mod shell;
 pub mod source;
 mod spin;
+pub mod statistics;
 pub mod status;
 pub mod transfer;
 mod turns;

@@ -24,7 +24,7 @@ use crate::keeper::describe::Which;
 use crate::memory::stock::Stock;
 use crate::runtime::{ClaimError, Notifier, OpenFiles, RuntimeDir};
 use crate::session::Patience;
-use crate::shell::{DeviceTier, Parts, Shell, ShellConfig, answer_queries};
+use crate::shell::{DeviceTier, Parts, Policies, Shell, ShellConfig, answer_queries};
 use crate::source::Closer;
 use crate::spin::Spin;
 use crate::status::metrics::{Metrics, MetricsError};
@@ -144,7 +144,9 @@ async fn serve(
     let decider = shell.clone();
     tokio::task::spawn_local(async move { decider.run(completions).await });
     tokio::task::spawn_local(answer_queries(shell.clone(), inbox));
+    shell.recall();
     shell.take_over(left.entries, config.keeper.grace_ms).await;
+    shell.configure_policies(Policies::of(&config));
     shell.apply_wishes(&config.models);
     let patience = Patience {
         hello: Duration::from_millis(config.limits.idle_hello_ms),
@@ -170,17 +172,24 @@ async fn serve(
     let stop = until_stopped(&shell, &mut signals, &notifier, &embedding).await;
     listening.abort();
     if stop == Stop::HandOver {
-        tracing::info!("handing over to the next daemon");
-        notifier.stopping("handing over");
-        shell.leave_keeping();
-        failpoint::pass(Point::HandingOver);
-        runtime_dir.hand_over();
+        hand_over(&shell, &notifier, runtime_dir);
         return Ok(());
     }
     drain(&shell, &mut signals, &notifier, config.drain_ms).await;
+    shell.remember();
     shell.stop_keeping();
     end(&shell, status_server);
     Ok(())
+}
+
+/// Leaves everything to the next daemon.
+fn hand_over(shell: &Shell, notifier: &Notifier, runtime_dir: RuntimeDir) {
+    tracing::info!("handing over to the next daemon");
+    notifier.stopping("handing over");
+    shell.remember();
+    shell.leave_keeping();
+    failpoint::pass(Point::HandingOver);
+    runtime_dir.hand_over();
 }
 
 fn status_options(config: &Config) -> ServeOptions {
@@ -224,7 +233,7 @@ fn assemble(
         leases_per_session_max: LEASES_PER_SESSION_MAX,
         revalidate_ms: config.revalidate_ms,
         policy: config.host_policy,
-        prefetch: mrm_core::Prefetch::default(),
+        prefetch: config.prefetch,
         devices: devices::decider_configs(&tier, (left / 4).max(SEGMENTS_PER_MODEL_MAX) as u64),
     };
     let journal_bytes = usize::try_from(config.journal.bytes_max).unwrap_or(usize::MAX);
@@ -238,6 +247,7 @@ fn assemble(
             runtime_dir: runtime_dir.path().display().to_string(),
             journal_dir: config.journal_dir(),
             integrity: config.integrity,
+            state_dir: config.state_dir(),
         },
         core: Core::new(decider),
         journal,
@@ -366,6 +376,7 @@ fn reload(shell: &Shell, embedding: &Embedding) {
     let outcome = read().and_then(|config| {
         let catalogue =
             catalogue_of(&config, &shell.degraded_paths()).map_err(|e| e.to_string())?;
+        shell.configure_policies(Policies::of(&config));
         shell.replace_device_budgets(config.device)?;
         shell.replace_catalogue(catalogue, config.host_budget_bytes);
         shell.apply_wishes(&config.models);

@@ -2,7 +2,7 @@
 
 use crate::id::{CopyId, ModelId, Time, VersionId};
 use crate::ledger::Tier;
-use crate::view::{AheadView, Foreseen};
+use crate::view::{AheadEnd, AheadView, Foreseen};
 use std::collections::BTreeMap;
 
 /// How often it is looked whether something is worth loading ahead, in milliseconds.
@@ -59,6 +59,8 @@ pub(crate) struct Ahead {
     pub(crate) counts: AheadView,
     /// What the last event began to load ahead, and why.
     pub(crate) foreseen: Vec<Foreseen>,
+    /// Of what was loaded ahead it turned out with the last event whether it is used.
+    pub(crate) ended: Vec<AheadEnd>,
 }
 
 impl Ahead {
@@ -73,6 +75,7 @@ impl Ahead {
             spent: (0, Time(0)),
             counts: AheadView::default(),
             foreseen: Vec::new(),
+            ended: Vec::new(),
         }
     }
 
@@ -129,13 +132,23 @@ impl Ahead {
         }
         let model = self.unused.remove(&version)?;
         self.counts.used += 1;
+        self.end(version, model, true);
         Some(model)
     }
 
     /// Something of a version left the memory: if nobody used it, it was loaded in vain.
     pub(crate) fn left(&mut self, version: VersionId) {
-        if self.unused.remove(&version).is_some() {
+        if let Some(model) = self.unused.remove(&version) {
             self.counts.wasted += 1;
+            self.end(version, model, false);
         }
+    }
+
+    fn end(&mut self, version: VersionId, model: ModelId, used: bool) {
+        self.ended.push(AheadEnd {
+            version,
+            model,
+            used,
+        });
     }
 }

@@ -10,7 +10,7 @@ use crate::ahead::Prefetch;
 use crate::id::{Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SessionId};
 use crate::id::{SegmentId, SourceId, Tenant, Time, VersionId};
 use crate::ledger::{Amount, Tier};
-use crate::policy::Choice;
+use crate::policy::{Choice, Experience, Memory};
 use std::sync::Arc;
 
 /// Everything that the decider is told.
@@ -109,6 +109,15 @@ pub enum Event {
         /// When it will be opened.
         due: Time,
     },
+    /// What another daemon remembered of a model. Without effect if it was used since.
+    Recall {
+        /// Which model.
+        model: ModelId,
+        /// What it remembered.
+        memory: Box<Memory>,
+    },
+    /// What another daemon remembered of all models together.
+    RecallAll(Box<Experience>),
     /// Memory of the last daemon's is taken over. Comes before any session.
     Adopt(Adoption),
     /// A client that had leases of the last daemon's wants them again. Each is given if what it was

@@ -213,6 +213,7 @@ impl Core {
     ) -> Result<(), Violation> {
         self.policies.explained.clear();
         self.ahead.foreseen.clear();
+        self.ahead.ended.clear();
         let turn = &mut step::Turn { now, effects };
         self.route(turn, event)?;
         self.settle(turn)?;
@@ -291,6 +292,14 @@ impl Core {
             Event::SetPolicy { tier, policy } => self.policies.choose(tier, policy),
             Event::SetPrefetch(settings) => {
                 self.set_prefetch(turn.now, settings);
+                Ok(())
+            }
+            Event::Recall { model, memory } => {
+                self.policies.history.recall(model, &memory, turn.now);
+                Ok(())
+            }
+            Event::RecallAll(experience) => {
+                self.policies.history.recall_experience(&experience);
                 Ok(())
             }
             Event::Hint { model, due } => {

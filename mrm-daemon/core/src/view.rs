@@ -19,7 +19,7 @@ use crate::id::{Bytes, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId,
 use crate::id::{Time, VersionId};
 use crate::lease::{Lease, Session};
 use crate::ledger::Tier;
-use crate::policy::{Choice, rank};
+use crate::policy::{Choice, Experience, Memory, rank};
 use crate::residency::{Segment, State};
 
 /// A read-only look at the decider. What is iterated comes in the order of its ids.
@@ -227,6 +227,12 @@ impl<'a> View<'a> {
         &self.core.ahead.foreseen
     }
 
+    /// Of what was loaded ahead, what was used or lost before with the last event.
+    #[must_use]
+    pub fn ahead_ended(&self) -> &'a [AheadEnd] {
+        &self.core.ahead.ended
+    }
+
     /// What became of what was loaded ahead.
     #[must_use]
     pub fn ahead(&self) -> AheadView {
@@ -283,6 +289,24 @@ impl<'a> View<'a> {
             rank,
             candidates: ranked.len(),
         })
+    }
+
+    /// How often anything was used.
+    #[must_use]
+    pub fn uses(&self) -> u64 {
+        self.core.policies.history.all_uses()
+    }
+
+    /// What is remembered of a model that was used, for the next daemon.
+    #[must_use]
+    pub fn memory(&self, model: ModelId, now: Time) -> Option<Memory> {
+        self.core.policies.history.memory(model, now)
+    }
+
+    /// What is remembered of all models together, likewise.
+    #[must_use]
+    pub fn experience(&self) -> Experience {
+        self.core.policies.history.experience()
     }
 
     /// Whether anything is remembered of the uses of a model.

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::memory::available::Probe;
 use crate::runtime::STATUS_SOCKET;
+use mrm_core::Prefetch;
 use std::ffi::OsString;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -288,6 +289,7 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
         socket_group: reader.read(Key::SocketGroup, None, group),
         status_group: reader.read(Key::StatusGroup, None, group),
         host_policy: reader.read(Key::HostPolicy, default.host_policy, values::policy),
+        state_dir: reader.read(Key::StateDir, None, |given| values::path(given).map(Some)),
         revalidate_ms: reader.number(Key::RevalidateMs, default.revalidate_ms),
         drain_ms: reader.number(Key::DrainMs, default.drain_ms),
         log_level: reader.read(Key::LogLevel, default.log_level, |given| {
@@ -312,16 +314,30 @@ fn build(reader: &mut Reader<'_>, environment: Environment<'_>, facts: &Facts) -
             spin_us: reader.number(Key::DaemonSpinUs, default.daemon.spin_us),
         },
         device: devices::settings(reader),
+        prefetch: prefetch(reader, default.prefetch),
         ..default
     }
 }
 
-fn keeper(reader: &mut Reader<'_>, default: &KeeperConfig) -> KeeperConfig {
-    let yes_no = |word: &str| match word {
+fn prefetch(reader: &mut Reader<'_>, default: Prefetch) -> Prefetch {
+    let share = reader.number(Key::PrefetchSharePercent, default.share_percent.into());
+    Prefetch {
+        enabled: reader.read(Key::PrefetchEnabled, default.enabled, |given| {
+            values::word(given, YES_NO, yes_no)
+        }),
+        share_percent: u8::try_from(share).unwrap_or(u8::MAX),
+    }
+}
+
+fn yes_no(word: &str) -> Option<bool> {
+    match word {
         "yes" => Some(true),
         "no" => Some(false),
         _ => None,
-    };
+    }
+}
+
+fn keeper(reader: &mut Reader<'_>, default: &KeeperConfig) -> KeeperConfig {
     KeeperConfig {
         kind: reader.read(Key::KeeperKind, default.kind, |given| {
             values::word(given, KEEPERS, KeeperKind::from_word)

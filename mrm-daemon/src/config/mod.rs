@@ -17,6 +17,7 @@
 //! ```
 
 use crate::status::WarmOn;
+use mrm_core::Prefetch;
 use mrm_core::policy::Choice;
 use mrm_proto::name::ModelName;
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ pub struct Config {
     pub host_budget_bytes: u64,
     /// What leaves host memory first when room is needed.
     pub host_policy: Choice,
+    /// Where is kept what is remembered of models; the runtime directory when not set.
+    pub state_dir: Option<PathBuf>,
     /// How long a registered file is taken to be unchanged before it is looked at again.
     pub revalidate_ms: u64,
     /// How long a drain waits for sessions to end.
@@ -95,8 +98,10 @@ pub struct Config {
     pub keeper: KeeperConfig,
     /// Whether what is in memory is what it should be.
     pub integrity: IntegrityConfig,
-    /// The devices. Of them a reload changes only budgets and reserves.
+    /// The devices. Of them a reload changes only budgets, reserves and the policy.
     pub device: DeviceConfig,
+    /// What is loaded before it is asked for.
+    pub prefetch: Prefetch,
     /// Models registered one by one. Names are unique.
     pub models: Vec<ModelEntry>,
     /// Directories whose contents are registered by relative path.
@@ -221,6 +226,7 @@ impl Config {
             status_group: None,
             host_budget_bytes,
             host_policy: Choice::default(),
+            state_dir: None,
             revalidate_ms: 1_000,
             drain_ms: 30_000,
             log_level: LogLevel::Info,
@@ -232,6 +238,7 @@ impl Config {
             keeper: KeeperConfig::default(),
             integrity: IntegrityConfig::default(),
             device: DeviceConfig::default(),
+            prefetch: Prefetch::default(),
             models: Vec::new(),
             catalogues: Vec::new(),
         }
@@ -241,6 +248,14 @@ impl Config {
     #[must_use]
     pub fn client_socket(&self) -> PathBuf {
         self.runtime_dir.join(crate::runtime::CLIENT_SOCKET)
+    }
+
+    /// Where is kept what is remembered of models.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.state_dir
+            .clone()
+            .unwrap_or_else(|| self.runtime_dir.clone())
     }
 
     /// Where the journal is written when the daemon has to abort.

@@ -12,6 +12,7 @@ pub(super) enum Key {
     StatusGroup,
     HostBudgetBytes,
     HostPolicy,
+    StateDir,
     RevalidateMs,
     DrainMs,
     LogLevel,
@@ -46,6 +47,8 @@ pub(super) enum Key {
     DeviceStageSlots,
     DeviceFillThreads,
     DevicePolicy,
+    PrefetchEnabled,
+    PrefetchSharePercent,
 }
 
 /// What values a setting takes.
@@ -132,7 +135,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 40] = [
+pub(super) const SETTINGS: [Setting; 43] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -176,6 +179,13 @@ pub(super) const SETTINGS: [Setting; 40] = [
         Kind::Policy,
         "What leaves host memory first when room is needed: lru, lfu, fifo, random, gdsf, sieve, \
          s3-fifo, cremebrulee, gc or mix, with settings as in \"random,seed=7\" [default: mix]",
+    ),
+    setting(
+        Key::StateDir,
+        ["state_dir", "state-dir", "MRM_STATE_DIR"],
+        Kind::Path,
+        "Directory in which is kept over restarts when models are used and what their loads take \
+         [default: the runtime directory]",
     ),
     setting(
         Key::RevalidateMs,
@@ -508,6 +518,27 @@ pub(super) const SETTINGS: [Setting; 40] = [
         Kind::Policy,
         "What leaves device memory first, likewise; with \",second-use=yes\", an open that would do \
          with host memory gets a model from there the first time [default: mix]",
+    ),
+    setting(
+        Key::PrefetchEnabled,
+        [
+            "prefetch.enabled",
+            "prefetch-enabled",
+            "MRM_PREFETCH_ENABLED",
+        ],
+        Kind::Choice(YES_NO),
+        "Whether models are loaded before they are asked for, when their next use is near: yes or no \
+         [default: no]",
+    ),
+    setting(
+        Key::PrefetchSharePercent,
+        [
+            "prefetch.share_percent",
+            "prefetch-share-percent",
+            "MRM_PREFETCH_SHARE_PERCENT",
+        ],
+        Kind::Integer { min: 1, max: 100 },
+        "How much of the time such loads may take, in percent [default: 20]",
     ),
 ];
 

@@ -124,6 +124,7 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::StatusGroup => quoted(&config.status_group.as_ref()?.name),
         Key::HostBudgetBytes => config.host_budget_bytes.to_string(),
         Key::HostPolicy => quoted(&config.host_policy.to_string()),
+        Key::StateDir => quoted_path(config.state_dir.as_ref()?),
         Key::RevalidateMs => config.revalidate_ms.to_string(),
         Key::DrainMs => config.drain_ms.to_string(),
         Key::LogLevel => quoted(config.log_level.as_str()),
@@ -165,6 +166,8 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::DeviceStageSlots => fill.stage_slots.to_string(),
         Key::DeviceFillThreads => fill.fill_threads.to_string(),
         Key::DevicePolicy => quoted(&device.policy.to_string()),
+        Key::PrefetchEnabled => quoted(if config.prefetch.enabled { "yes" } else { "no" }),
+        Key::PrefetchSharePercent => config.prefetch.share_percent.to_string(),
     })
 }
 

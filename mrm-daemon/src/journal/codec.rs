@@ -4,6 +4,8 @@
 //! items, the kind first. The order of the items is the format; a change of it is a new
 //! [`FORMAT`](super::file::FORMAT).
 
+pub(crate) mod memories;
+
 use minicbor::decode::Error as DecodeError;
 use minicbor::{Decoder, Encoder};
 use mrm_core::Prefetch;
@@ -14,16 +16,16 @@ use mrm_core::id::{
     SourceId, Tenant, Time, VersionId,
 };
 use mrm_core::ledger::Tier;
-use mrm_core::policy::Choice;
+use mrm_core::policy::{Choice, Experience, Memory};
 use std::convert::Infallible;
 use std::sync::Arc;
 
 /// Longest text of a fault that is kept: the decider does not look inside.
 const MESSAGE_BYTES_MAX: usize = 256;
 
-pub(super) type Out<'a> = Encoder<&'a mut Vec<u8>>;
-pub(super) type Written = Result<(), minicbor::encode::Error<Infallible>>;
-pub(super) type Read<T> = Result<T, DecodeError>;
+pub(crate) type Out<'a> = Encoder<&'a mut Vec<u8>>;
+pub(crate) type Written = Result<(), minicbor::encode::Error<Infallible>>;
+pub(crate) type Read<T> = Result<T, DecodeError>;
 
 pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
     match event {
@@ -66,10 +68,7 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
             put(out, 5, &[session.0, request.0, version.0])?;
             put_option(out, tier.map(tier_number))?;
         }
-        Event::Configure { model, wishes } => {
-            let bits = u8::from(wishes.pinned) | u8::from(wishes.eager) << 1;
-            put(out, 6, &[model.0, bits.into()])?;
-        }
+        Event::Configure { model, wishes } => put(out, 6, &[model.0, bits_of(*wishes)])?,
         Event::ModelChanged { model } => put(out, 7, &[model.0])?,
         Event::SetLimit {
             tier,
@@ -88,6 +87,8 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
         Event::SetPrefetch(settings) => put_prefetch(out, *settings)?,
         Event::Hint { model, due } => put(out, 24, &[model.0, due.0])?,
         Event::Laid { op } => put(out, 30, &[op.0])?,
+        Event::Recall { model, memory } => put_recall(out, *model, memory)?,
+        Event::RecallAll(experience) => put_recall_all(out, experience)?,
         Event::Adopt(adoption) => put_adoption(out, adoption)?,
         Event::Resume {
             session,
@@ -105,6 +106,20 @@ fn put(out: &mut Out<'_>, kind: u8, numbers: &[u64]) -> Written {
         out.u64(*number)?;
     }
     Ok(())
+}
+
+const fn bits_of(wishes: Wishes) -> u64 {
+    wishes.pinned as u64 | (wishes.eager as u64) << 1
+}
+
+fn put_recall(out: &mut Out<'_>, model: ModelId, memory: &Memory) -> Written {
+    put(out, 25, &[model.0])?;
+    memories::put_memory(out, memory)
+}
+
+fn put_recall_all(out: &mut Out<'_>, experience: &Experience) -> Written {
+    out.u8(26)?;
+    memories::put_experience(out, experience)
 }
 
 fn put_loss(out: &mut Out<'_>, kind: u8, of: u64, fault: &Fault) -> Written {
@@ -303,12 +318,28 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             op: OpId(from.u64()?),
             took_us: from.u64()?,
         },
-        22 => Event::Damaged {
-            segment: SegmentId(from.u64()?),
-            fault: get_fault(from)?,
-        },
+        22 => get_damaged(from)?,
         kind @ 23..=24 => get_ahead(kind, from)?,
+        kind @ 25..=26 => get_recall(kind, from)?,
         kind => return Err(unknown("event", kind.into())),
+    })
+}
+
+fn get_damaged(from: &mut Decoder<'_>) -> Read<Event> {
+    Ok(Event::Damaged {
+        segment: SegmentId(from.u64()?),
+        fault: get_fault(from)?,
+    })
+}
+
+fn get_recall(kind: u8, from: &mut Decoder<'_>) -> Read<Event> {
+    Ok(if kind == 25 {
+        Event::Recall {
+            model: ModelId(from.u64()?),
+            memory: Box::new(memories::get_memory(from)?),
+        }
+    } else {
+        Event::RecallAll(Box::new(memories::get_experience(from)?))
     })
 }
 

@@ -49,5 +49,7 @@ mod ring;
 mod tests;
 mod words;
 
+pub(crate) use codec::memories;
+
 pub use header::{CoreFacts, DeviceFacts, Header, UnknownPolicy};
 pub use ring::{Broken, Journal};

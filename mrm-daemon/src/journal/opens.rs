@@ -159,6 +159,8 @@ impl Fold {
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
             | Event::Laid { .. }
+            | Event::Recall { .. }
+            | Event::RecallAll(_)
             | Event::Adopt(_)
             | Event::Resume { .. }
             | Event::DeviceLost { .. }

@@ -290,6 +290,8 @@ impl Run {
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
             | Event::Laid { .. }
+            | Event::Recall { .. }
+            | Event::RecallAll(_)
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

@@ -108,6 +108,8 @@ impl Journal {
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
             | Event::Laid { .. }
+            | Event::Recall { .. }
+            | Event::RecallAll(_)
             | Event::Loaded { .. }
             | Event::Freed { .. }
             | Event::Tick => {}

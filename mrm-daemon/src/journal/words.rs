@@ -1,5 +1,6 @@
 //! Events in words, for people.
 
+use mrm_core::Prefetch;
 use mrm_core::event::{Event, Wanted};
 use mrm_core::ledger::Tier;
 
@@ -66,15 +67,21 @@ pub(super) fn words(event: &Event) -> String {
         Event::Freed { op } => format!("{op} ends: its memory is free"),
         Event::Tick => "time passes".to_owned(),
         Event::SetPolicy { tier, policy } => format!("{tier} has the policy {policy}"),
-        Event::SetPrefetch(settings) => format!(
-            "loading ahead is {}, for {} % of the time",
-            if settings.enabled { "on" } else { "off" },
-            settings.share_percent
-        ),
+        Event::SetPrefetch(settings) => prefetch(*settings),
+        Event::Recall { model, memory } => {
+            format!("{model} was used {} times before", memory.uses)
+        }
+        Event::RecallAll(_) => "times between uses are known from before".to_owned(),
         Event::Hint { model, due } => format!("{model} is said to come at {} µs", due.0),
         Event::Laid { op } => format!("the memory of {op} is there"),
         Event::Took { op, took_us } => format!("{op} took {took_us} µs by itself"),
     }
+}
+
+fn prefetch(settings: Prefetch) -> String {
+    let state = if settings.enabled { "on" } else { "off" };
+    let percent = settings.share_percent;
+    format!("loading ahead is {state}, for {percent} % of the time")
 }
 
 fn place(wanted: &Wanted) -> String {

@@ -368,7 +368,12 @@ impl State {
             let charged = held.image.charged_bytes();
             self.metrics.device_evicted(&uuid, charged);
             let event = LogEvent::of(EventKind::DeviceEvicted).model(Arc::clone(&held.label));
-            self.note(event.bytes(charged).detail(&format!("on {uuid}")));
+            let event = event.bytes(charged).detail(&format!("on {uuid}"));
+            let why = self.take_reason(segment);
+            self.note(match why {
+                Some(why) => event.why(why.on(&uuid)),
+                None => event,
+            });
         }
         let completion = Completion::new(move |outcome| {
             match outcome {

@@ -14,7 +14,9 @@ mod listing;
 mod loading;
 mod names;
 mod operator;
+mod policy;
 mod refusal;
+mod remembering;
 mod requests;
 mod supply;
 mod verify;
@@ -63,6 +65,7 @@ use work::Completed;
 
 pub(crate) use devices::{DeviceTier, Managed};
 pub(crate) use operator::answer_queries;
+pub(crate) use policy::Policies;
 
 /// How often a waiting client hears how far its load is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -81,6 +84,8 @@ pub(crate) struct ShellConfig {
     /// Where the journal goes when the decider broke a rule.
     pub(crate) journal_dir: PathBuf,
     pub(crate) integrity: IntegrityConfig,
+    /// Where is kept what is remembered of models.
+    pub(crate) state_dir: PathBuf,
 }
 
 /// Handle on the decider's thread state. Cheap to clone, bound to its thread.
@@ -157,6 +162,9 @@ struct State {
     warm_on: std::collections::BTreeMap<ModelName, crate::status::WarmOn>,
     /// Models of the configuration file, whose wishes a reload may take back.
     configured: std::collections::BTreeMap<ModelName, mrm_core::event::Wishes>,
+    /// The policies of the configuration, and why what is being freed was chosen.
+    reasons: policy::Reasons,
+    remembering: remembering::Remembering,
     completed: mpsc::UnboundedSender<Completed>,
     followups: VecDeque<Event>,
     /// Opens that waited were answered: files may be open that nobody needs.
@@ -266,6 +274,8 @@ impl Shell {
             granularities: std::collections::BTreeMap::new(),
             warm_on: std::collections::BTreeMap::new(),
             configured: std::collections::BTreeMap::new(),
+            reasons: policy::Reasons::default(),
+            remembering: remembering::Remembering::new(),
             completed,
             followups: VecDeque::new(),
             supplies_stale: false,
@@ -352,7 +362,8 @@ impl State {
             .next_deadline()
             .map(|at| self.started + Duration::from_micros(at.0));
         let report = (self.progress_waiters > 0).then_some(self.report_at);
-        [core, report, self.listing.wake_at(), self.health_at]
+        let saving = self.remembering.wake_at();
+        [core, report, self.listing.wake_at(), self.health_at, saving]
             .into_iter()
             .flatten()
             .min()
@@ -366,6 +377,7 @@ impl State {
         }
         self.listing_is_late();
         self.check_devices();
+        self.remember_if_due();
         self.step(Event::Tick);
     }
 
@@ -381,6 +393,7 @@ impl State {
         }
         let name = |model| Some(self.names.model(model)?.text.to_string());
         self.journal.effects(&effects, name);
+        self.note_decisions();
         for effect in effects.drain(..) {
             self.carry_out(effect);
         }

@@ -120,12 +120,14 @@ impl State {
         let asks_listing = match &query {
             Query::Models { .. } => true,
             Query::Model { name, .. } => !self.is_registered(name),
-            Query::Pin { name, .. } => !self.is_registered(name),
+            Query::Pin { name, .. } | Query::Hint { name, .. } => !self.is_registered(name),
             Query::State { .. }
             | Query::Status { .. }
             | Query::Sessions { .. }
             | Query::Events { .. }
             | Query::Journal { .. }
+            | Query::Policies { .. }
+            | Query::SetPolicy { .. }
             | Query::Warm { .. }
             | Query::Evict { .. }
             | Query::Verify { .. }
@@ -167,6 +169,9 @@ impl State {
                     .export()
                     .map_err(|error| ErrorReply::new(ErrorCode::Internal, error.to_string())),
             ),
+            Query::Policies { reply } => reply.send(Ok(self.policies_view())),
+            Query::SetPolicy { on, to, reply } => reply.send(self.set_policy(on, to)),
+            Query::Hint { name, in_ms, reply } => reply.send(self.hint(&name, in_ms)),
             Query::Pin { name, on, reply } => reply.send(self.pin(&name, on)),
             Query::Warm {
                 name,

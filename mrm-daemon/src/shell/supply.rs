@@ -12,6 +12,7 @@ use mrm_core::event::Fault;
 use mrm_core::id::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Instant;
 
 /// What a worker needs to load a segment.
 pub(super) struct LoadJob {
@@ -27,6 +28,8 @@ pub(crate) struct Filled {
     pub(super) digest: [u8; 32],
     /// How its file was read; `None` for a tensor table.
     pub(super) way: Option<ReadWay>,
+    /// What it took by itself, without its turn in the lane.
+    pub(super) took_us: u64,
 }
 
 /// Makes a segment, in its turn. Blocks.
@@ -37,6 +40,8 @@ pub(super) fn supply_segment(
     degraded: &Degraded,
 ) -> Result<Filled, Fault> {
     failpoint::pass(Point::BeforeLoad);
+    let began = Instant::now();
+    let took_us = || u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let refuse = |e: MemoryError| fault(e.code(), &e);
     match &job.supply {
         Supply::Table(table) => {
@@ -48,6 +53,7 @@ pub(super) fn supply_segment(
                 segment,
                 digest: *blake3::hash(table).as_bytes(),
                 way: None,
+                took_us: took_us(),
             })
         }
         Supply::File {
@@ -86,6 +92,7 @@ pub(super) fn supply_segment(
                 segment,
                 digest,
                 way: Some(way),
+                took_us: took_us(),
             })
         }
     }

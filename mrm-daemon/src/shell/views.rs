@@ -275,6 +275,7 @@ impl State {
             segments,
             tensors,
             holders,
+            worth: version.map_or_else(Vec::new, |version| self.worth_of(version)),
         })
     }
 

@@ -91,9 +91,14 @@ impl State {
             Completed::Freed { op, segment, gone } => {
                 failpoint::pass(Point::AfterFree);
                 self.names.forget_segment(segment);
+                let why = self.take_reason(segment);
                 if let Some((label, bytes)) = gone {
                     self.metrics.evicted(bytes);
-                    self.note(LogEvent::of(EventKind::Evicted).model(label).bytes(bytes));
+                    let event = LogEvent::of(EventKind::Evicted).model(label).bytes(bytes);
+                    self.note(match why {
+                        Some(why) => event.why(why),
+                        None => event,
+                    });
                 }
                 self.step(Event::Freed { op });
             }
@@ -318,6 +323,8 @@ impl State {
                     let event = LogEvent::of(EventKind::LoadDone).model(Arc::clone(label));
                     let how = way.map_or("", ReadWay::as_str);
                     self.note(event.bytes(bytes).detail(&format!("{load_us} us, {how}")));
+                    let took_us = loaded.took_us;
+                    self.step(Event::Took { op, took_us });
                 }
                 let digest = loaded.digest;
                 let content = self.names.content(segment, digest);

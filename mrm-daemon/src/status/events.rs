@@ -10,7 +10,7 @@
 //! assert_eq!((page.events.len(), page.next, page.dropped), (1, 2, 0));
 //! ```
 
-use super::view::{EventView, EventsView};
+use super::view::{EventView, EventsView, WhyView};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,6 +50,14 @@ pub enum EventKind {
     Evicted,
     /// A model's copy on a device was dropped.
     DeviceEvicted,
+    /// A model is being loaded before it is asked for.
+    PrefetchStarted,
+    /// What was loaded before it was asked for is used.
+    PrefetchUsed,
+    /// What was loaded before it was asked for was dropped without having been used.
+    PrefetchWasted,
+    /// The operator, or a new configuration, gave a tier another policy.
+    PolicyChanged,
     /// Memory of the last daemon was taken over.
     TakenOver,
     /// A device failed: it has no models any more.
@@ -73,13 +81,14 @@ pub enum EventKind {
 }
 
 /// An event, before it has its number and time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     kind: EventKind,
     model: Option<Arc<str>>,
     session: Option<u64>,
     bytes: Option<u64>,
     detail: Option<Box<str>>,
+    why: Option<Box<WhyView>>,
 }
 
 impl Event {
@@ -92,6 +101,7 @@ impl Event {
             session: None,
             bytes: None,
             detail: None,
+            why: None,
         }
     }
 
@@ -114,6 +124,14 @@ impl Event {
     pub const fn bytes(mut self, bytes: u64) -> Self {
         self.bytes = Some(bytes);
         self
+    }
+
+    /// With what a policy decided it by, and that in words.
+    #[must_use]
+    pub fn why(mut self, why: WhyView) -> Self {
+        let words = why.to_string();
+        self.why = Some(Box::new(why));
+        self.detail(&words)
     }
 
     /// With a text for people, cut at [`DETAIL_BYTES_MAX`].
@@ -190,6 +208,7 @@ fn view(seq: u64, time_ms: u64, event: &Event) -> EventView {
         session: event.session,
         bytes: event.bytes,
         detail: event.detail.as_deref().map(str::to_owned),
+        why: event.why.as_deref().cloned(),
     }
 }
 

@@ -77,6 +77,7 @@ struct Inner {
     evicted_bytes: IntCounter,
     sessions_opened: IntCounter,
     protocol_errors: IntCounter,
+    prefetches: IntCounterVec,
     log_lines_dropped: IntCounter,
     devices: DeviceCounters,
     gauges: Gauges,
@@ -174,6 +175,7 @@ impl Metrics {
                 "log_lines_dropped_total",
                 "Log lines that could not be written in time.",
             )?,
+            prefetches: prefetches(r)?,
             devices: DeviceCounters::new(r)?,
             gauges: Gauges::new(r)?,
             registry,
@@ -250,6 +252,12 @@ impl Metrics {
     pub fn device_lease_revoked(&self, uuid: &str) {
         let revoked = &self.0.devices.revoked_leases;
         revoked.with_label_values(&[uuid]).inc();
+    }
+
+    /// A model is loaded before it is asked for, or it turned out whether it is used: `started`,
+    /// `used` or `wasted`.
+    pub fn prefetch(&self, outcome: &'static str) {
+        self.0.prefetches.with_label_values(&[outcome]).inc();
     }
 
     /// A session was accepted.
@@ -406,6 +414,12 @@ fn load_prediction(r: &Registry) -> Result<Histogram, prometheus::Error> {
 
 fn opts(name: &str, help: &str) -> Opts {
     Opts::new(format!("mrm_{name}"), help)
+}
+
+fn prefetches(r: &Registry) -> Result<IntCounterVec, prometheus::Error> {
+    let help = "Models loaded before they were asked for, and what became of that.";
+    let outcomes = IntCounterVec::new(opts("prefetches_total", help), &["outcome"])?;
+    add(r, outcomes)
 }
 
 fn counter(r: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {

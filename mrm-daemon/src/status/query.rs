@@ -25,10 +25,11 @@
 
 use super::place::{Place, WarmOn};
 use super::view::{
-    DaemonState, Drained, EventsView, Evicted, ModelDetailView, ModelsView, Pinned, SessionsView,
-    StatusView, Verified, Warmed,
+    DaemonState, Drained, EventsView, Evicted, Hinted, ModelDetailView, ModelsView, Pinned,
+    PoliciesView, SessionsView, StatusView, Verified, Warmed,
 };
 use bytes::Bytes;
+use mrm_core::policy::Choice;
 use mrm_proto::error::ErrorReply;
 use mrm_proto::name::ModelName;
 use std::time::Duration;
@@ -87,6 +88,29 @@ pub enum Query {
         /// Where the answer goes.
         reply: ReplyTo<Vec<Bytes>>,
     },
+    /// The policies of all tiers.
+    Policies {
+        /// Where the answer goes.
+        reply: ReplyTo<PoliciesView>,
+    },
+    /// Another policy. Needs permission.
+    SetPolicy {
+        /// For which tier; `None`: for all.
+        on: Option<Place>,
+        /// Which; `None`: the configured one.
+        to: Option<Choice>,
+        /// Where the answer goes.
+        reply: ReplyTo<PoliciesView>,
+    },
+    /// A model will be opened soon.
+    Hint {
+        /// Which.
+        name: ModelName,
+        /// When.
+        in_ms: u64,
+        /// Where the answer goes.
+        reply: ReplyTo<Hinted>,
+    },
     /// Pin or unpin a model.
     Pin {
         /// Which.
@@ -142,6 +166,9 @@ impl Query {
             Self::Sessions { reply } => reply.is_abandoned(),
             Self::Events { reply, .. } => reply.is_abandoned(),
             Self::Journal { reply } => reply.is_abandoned(),
+            Self::Policies { reply } => reply.is_abandoned(),
+            Self::SetPolicy { reply, .. } => reply.is_abandoned(),
+            Self::Hint { reply, .. } => reply.is_abandoned(),
             Self::Pin { reply, .. } => reply.is_abandoned(),
             Self::Warm { reply, .. } => reply.is_abandoned(),
             Self::Evict { reply, .. } => reply.is_abandoned(),

@@ -4,6 +4,7 @@ use super::fault::{Fault, HttpCode};
 use super::params::{Params, decode};
 use super::place::{Place, WarmOn};
 use hyper::Method;
+use mrm_core::policy::{Choice, UnknownPolicy};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::name::ModelName;
@@ -17,8 +18,8 @@ pub(super) const EVENTS_WAIT_MS_MAX: u64 = 30_000;
 
 /// Every path, for the answer to a wrong one.
 const ROUTES: &str = "GET /v1/status, /v1/models, /v1/models/{name}, /v1/sessions, /v1/events, \
-    /v1/journal, /metrics, /healthz, /readyz; POST /v1/models/{name}/pin, /unpin, /warm, /evict, \
-    /verify, /v1/verify, /v1/drain";
+    /v1/policy, /v1/journal, /metrics, /healthz, /readyz; POST /v1/models/{name}/pin, /unpin, /warm, \
+    /evict, /hint, /verify, /v1/verify, /v1/policy, /v1/drain";
 
 const WARM_TIERS: &str = "`host`, `device`, `best` or a device's UUID";
 const EVICT_TIERS: &str = "`host` or a device's UUID";
@@ -39,6 +40,7 @@ pub(super) enum Route {
         name: ModelName,
     },
     Sessions,
+    Policies,
     Events {
         since: u64,
         limit: usize,
@@ -70,6 +72,14 @@ pub(super) enum Verb {
         name: Option<ModelName>,
         wait_ms: Option<u64>,
     },
+    SetPolicy {
+        on: Option<Place>,
+        to: Option<Choice>,
+    },
+    Hint {
+        name: ModelName,
+        in_ms: u64,
+    },
     Drain,
 }
 
@@ -97,12 +107,16 @@ pub(super) fn route(method: &Method, path: &str, query: Option<&str>) -> Result<
             _ => Err(not_allowed(method, path, "POST")),
         };
     }
+    if path == "/v1/policy" && *method == Method::POST {
+        return set_policy(query).map(Route::Verb);
+    }
     let read: fn(&str) -> Result<Route, Fault> = match path {
         "/healthz" => |query| bare(query, Route::Health),
         "/readyz" => |query| bare(query, Route::Ready),
         "/metrics" => |query| bare(query, Route::Metrics),
         "/v1/status" => |query| bare(query, Route::Status),
         "/v1/sessions" => |query| bare(query, Route::Sessions),
+        "/v1/policy" => |query| bare(query, Route::Policies),
         "/v1/journal" => |query| bare(query, Route::Journal),
         "/v1/models" => models,
         "/v1/events" => events,
@@ -113,8 +127,28 @@ pub(super) fn route(method: &Method, path: &str, query: Option<&str>) -> Result<
     };
     match *method {
         Method::GET | Method::HEAD => read(query),
+        _ if path == "/v1/policy" => Err(not_allowed(method, path, "GET, HEAD, POST")),
         _ => Err(not_allowed(method, path, "GET, HEAD")),
     }
+}
+
+fn set_policy(query: &str) -> Result<Verb, Fault> {
+    let mut params = Params::parse(query, &["tier", "policy"])?;
+    let on = params.place("tier", EVICT_TIERS)?;
+    let named = params.take("policy").unwrap_or_default();
+    let to = match named.as_str() {
+        "configured" => None,
+        name => Some(name.parse::<Choice>().map_err(|error| {
+            let message = format!("{}, or `configured`", shown_error(&error));
+            Fault::http(HttpCode::BadParameter, message)
+        })?),
+    };
+    Ok(Verb::SetPolicy { on, to })
+}
+
+/// What is wrong with the name of a policy, without all of a long one.
+fn shown_error(error: &UnknownPolicy) -> String {
+    UnknownPolicy(shown(&error.0).to_owned()).to_string()
 }
 
 fn bare(query: &str, route: Route) -> Result<Route, Fault> {
@@ -166,10 +200,11 @@ fn verb(rest: &str, query: &str) -> Result<Verb, Fault> {
     let allowed: &[&str] = match word {
         "warm" | "evict" => &["tier", "wait_ms"],
         "verify" => &["wait_ms"],
+        "hint" => &["in_ms"],
         "pin" | "unpin" => &[],
         _ => {
             let message = "POST to a model needs a verb: \
-                /v1/models/{name}/pin, /unpin, /warm, /evict or /verify";
+                /v1/models/{name}/pin, /unpin, /warm, /evict, /verify or /hint";
             return Err(Fault::http(HttpCode::MethodNotAllowed, message).allowing("GET, HEAD"));
         }
     };
@@ -181,6 +216,10 @@ fn verb(rest: &str, query: &str) -> Result<Verb, Fault> {
             name,
             on: params.place("tier", WARM_TIERS)?.unwrap_or_default(),
             wait_ms,
+        },
+        "hint" => Verb::Hint {
+            name,
+            in_ms: params.number("in_ms")?.unwrap_or(0).min(WAIT_MS_MAX),
         },
         "evict" => Verb::Evict {
             name,

@@ -87,6 +87,7 @@ impl Service {
                     .await?,
             ),
             Route::Model { name } => json(&self.ask(|reply| Query::Model { name, reply }).await?),
+            Route::Policies => json(&self.ask(|reply| Query::Policies { reply }).await?),
             Route::Sessions => json(&self.ask(|reply| Query::Sessions { reply }).await?),
             Route::Events {
                 since,
@@ -150,6 +151,14 @@ impl Service {
             Verb::Verify { name, wait_ms } => {
                 let wait_ms = wait_ms.unwrap_or(WAIT_MS_MAX);
                 self.change(wait_ms, |reply| Query::Verify { name, reply })
+                    .await
+            }
+            Verb::SetPolicy { on, to } => {
+                self.change(0, |reply| Query::SetPolicy { on, to, reply })
+                    .await
+            }
+            Verb::Hint { name, in_ms } => {
+                self.change(0, |reply| Query::Hint { name, in_ms, reply })
                     .await
             }
             Verb::Drain => self.change(0, |reply| Query::Drain { reply }).await,

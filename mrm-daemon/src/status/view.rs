@@ -13,6 +13,11 @@
 
 mod device;
 mod integrity;
+mod policy;
+
+pub use policy::{
+    ComparedView, Hinted, PoliciesView, PrefetchView, TierPolicyView, WhyView, WorthView,
+};
 
 pub use device::{
     DeviceCopyStateView, DeviceStateView, DeviceView, DevicesView, DriverStateView, DriverView,
@@ -237,6 +242,8 @@ pub struct ModelDetailView {
     pub tensors: Option<u64>,
     /// Who holds it.
     pub holders: Vec<HolderView>,
+    /// How much it is worth keeping, on each tier that has something of it.
+    pub worth: Vec<WorthView>,
 }
 
 /// One file of a model.
@@ -330,7 +337,7 @@ pub struct HeldView {
 }
 
 /// `GET /v1/events`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EventsView {
     /// In the order of their numbers.
     pub events: Vec<EventView>,
@@ -341,7 +348,7 @@ pub struct EventsView {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EventView {
     /// Its number: 1 for the first of a run, without gaps.
     pub seq: u64,
@@ -357,6 +364,8 @@ pub struct EventView {
     pub bytes: Option<u64>,
     /// For people.
     pub detail: Option<String>,
+    /// Why it was done, where a policy decided.
+    pub why: Option<WhyView>,
 }
 
 /// `POST /v1/models/{name}/pin` and `unpin`.

@@ -196,6 +196,8 @@ impl Books {
             | Event::Took { .. }
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
+            | Event::Recall { .. }
+            | Event::RecallAll(_)
             | Event::Tick => {}
         }
         Ok(())

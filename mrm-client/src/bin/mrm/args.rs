@@ -89,6 +89,10 @@ pub(crate) enum Command {
     Evict(Evict),
     /// Compare what is in memory with what was loaded; what is damaged is loaded anew
     Verify(Verify),
+    /// Say that models will be opened soon, so that they are loaded before that
+    Hint(Hint),
+    /// What leaves memory first when room is needed: shows it, or changes it until the next restart
+    Policy(Policy),
     /// What happened in the daemon lately
     Events(Events),
     /// What another policy, or more memory, would have meant for a recorded day
@@ -125,6 +129,29 @@ pub(crate) struct Warm {
     /// How long to wait for each (30s, 2m, 500ms; 0 asks without waiting)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_wait)]
     pub(crate) wait: Duration,
+}
+
+/// `mrm hint`.
+#[derive(Debug, Args)]
+pub(crate) struct Hint {
+    /// The models' names
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// When they will be opened (30s, 2m, 500ms)
+    #[arg(long = "in", value_name = "TIME", default_value = "0", value_parser = parse_wait)]
+    pub(crate) due: Duration,
+}
+
+/// `mrm policy`.
+#[derive(Debug, Args)]
+pub(crate) struct Policy {
+    /// A policy and its settings, as `gc`, or `random seed=7`; `configured` goes back to what the
+    /// configuration says [default: only show]
+    #[arg(value_name = "POLICY")]
+    pub(crate) policy: Vec<String>,
+    /// Only there: `host`, or the UUID of a device, GPU-... [default: everywhere]
+    #[arg(long, value_name = "TIER", value_parser = parse_place)]
+    pub(crate) tier: Option<String>,
 }
 
 /// `mrm evict`.

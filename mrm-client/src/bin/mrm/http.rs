@@ -210,7 +210,7 @@ pub(crate) fn model_target(name: &str, verb: &str) -> String {
 }
 
 /// Percent-encodes everything but what RFC 3986 leaves unreserved (and slashes of a path).
-fn encode(text: &str, slashes: bool) -> String {
+pub(crate) fn encode(text: &str, slashes: bool) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         let plain = byte.is_ascii_alphanumeric()

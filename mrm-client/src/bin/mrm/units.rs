@@ -120,6 +120,22 @@ pub(crate) fn count(number: u64, singular: &str) -> String {
     }
 }
 
+/// A number of any size: three digits that count. What is without end has no number in JSON.
+pub(crate) fn number(value: Option<f64>) -> String {
+    let Some(value) = value else {
+        return "inf".to_owned();
+    };
+    let size = value.abs();
+    if size == 0.0 || (100.0..1e15).contains(&size) {
+        format!("{value:.0}")
+    } else if (0.001..100.0).contains(&size) {
+        let text = format!("{value:.3}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        format!("{value:.2e}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 //! or newer daemon is still shown.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// `{"error": ...}`.
 #[derive(Debug, Default, Deserialize)]
@@ -180,6 +181,50 @@ pub(crate) struct ModelDetail {
     pub(crate) segments: Vec<Segment>,
     pub(crate) tensors: Option<u64>,
     pub(crate) holders: Vec<Holder>,
+    pub(crate) worth: Vec<Worth>,
+}
+
+/// How much a model is worth keeping on a tier.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct Worth {
+    pub(crate) tier: String,
+    pub(crate) policy: String,
+    /// Absent where it is without end.
+    pub(crate) worth: Option<f64>,
+    pub(crate) factors: BTreeMap<String, Option<f64>>,
+    pub(crate) rank: u64,
+    pub(crate) candidates: u64,
+}
+
+/// `GET /v1/policy`, and the answer to a change of it.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct Policies {
+    pub(crate) tiers: Vec<TierPolicy>,
+    pub(crate) prefetch: Prefetch,
+}
+
+/// The policy of a tier.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct TierPolicy {
+    pub(crate) tier: String,
+    pub(crate) policy: String,
+    pub(crate) configured: String,
+    pub(crate) differs: bool,
+}
+
+/// Loading before it is asked for.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct Prefetch {
+    pub(crate) enabled: bool,
+    pub(crate) share_percent: u64,
+    pub(crate) started_total: u64,
+    pub(crate) used_total: u64,
+    pub(crate) wasted_total: u64,
+    pub(crate) hints: u64,
 }
 
 /// `POST /v1/models/{name}/warm`.

@@ -77,9 +77,22 @@ impl Foresight {
 
     /// It was used often enough.
     pub(super) fn open(&mut self, model: ModelId) {
-        let gate = self.gates.get(&model).copied().unwrap_or_default();
-        if gate.is_open() {
+        if self.gate(model).is_open() {
             self.open.insert(model);
+        }
+    }
+
+    pub(super) fn gate(&self, model: ModelId) -> Gate {
+        self.gates.get(&model).copied().unwrap_or_default()
+    }
+
+    /// What became of a model's loads ahead in another daemon.
+    pub(super) fn recall(&mut self, model: ModelId, gate: Gate, uses: u64) {
+        if gate != Gate::default() {
+            self.gates.insert(model, gate);
+        }
+        if uses >= USES_MIN {
+            self.open(model);
         }
     }
 

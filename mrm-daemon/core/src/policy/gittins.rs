@@ -32,7 +32,7 @@ fn seen(history: &History, model: Option<ModelId>, now: Time) -> f64 {
         return 0.0;
     };
     let class = history.class(subject);
-    let idle_s = now.us_since(subject.last) as f64 / 1e6;
+    let idle_s = subject.idle_us(now) as f64 / 1e6;
     let first = bucket_of(idle_s);
     let prior = CLASS_WEIGHT / (class.seen + class.waiting).max(1) as f64;
     let mut own = subject.gaps.iter().peekable();

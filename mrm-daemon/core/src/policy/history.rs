@@ -17,7 +17,7 @@ const BUCKET_RATIO: f64 = 1.2;
 
 /// Kinds of models: those used once; the others by how often, and how long ago the last time
 /// between two uses was.
-const CLASSES: usize = 37;
+pub(super) const CLASSES: usize = 37;
 
 /// Where each bucket ends, in seconds. Found by multiplying alone, which is the same everywhere.
 static ENDS_S: LazyLock<[f64; BUCKETS]> = LazyLock::new(|| {
@@ -46,16 +46,25 @@ pub(super) fn bucket_of(gap_s: f64) -> usize {
 pub(super) struct Subject {
     pub(super) uses: u64,
     pub(super) last: Time,
-    class: usize,
+    /// What had passed since the last use when another daemon's memory was taken in.
+    pub(super) before_us: u64,
+    pub(super) class: usize,
     /// How often it was used again after about this long: bucket and count, by bucket.
     pub(super) gaps: Vec<(u8, u32)>,
     /// Time for which it was leased, and how often.
-    run_us: u64,
-    runs: u64,
+    pub(super) run_us: u64,
+    pub(super) runs: u64,
     /// What its loads took.
-    loads: BTreeMap<Route, Sum>,
+    pub(super) loads: BTreeMap<Route, Sum>,
     /// Where it was used last.
     pub(super) tier: Tier,
+}
+
+impl Subject {
+    /// How long ago it was used, in microseconds.
+    pub(super) const fn idle_us(&self, now: Time) -> u64 {
+        now.us_since(self.last).saturating_add(self.before_us)
+    }
 }
 
 /// What is known of models of a kind.
@@ -73,9 +82,9 @@ pub(super) struct Class {
 #[derive(Debug, Clone)]
 pub struct History {
     subjects_max: usize,
-    uses: u64,
+    pub(super) uses: u64,
     subjects: BTreeMap<ModelId, Subject>,
-    classes: Vec<Class>,
+    pub(super) classes: Vec<Class>,
     /// What may be loaded before it is asked for.
     pub(super) foresight: Foresight,
     /// Forgotten since this was last asked.
@@ -123,7 +132,7 @@ impl History {
             self.classes[0].waiting += 1;
             return;
         };
-        let gap_s = now.us_since(known.last) as f64 / 1e6;
+        let gap_s = known.idle_us(now) as f64 / 1e6;
         let bucket = bucket_of(gap_s);
         let class = &mut self.classes[known.class];
         class.gaps[bucket] += 1;
@@ -135,7 +144,7 @@ impl History {
             Err(at) => known.gaps.insert(at, (key, 1)),
         }
         known.uses += 1;
-        (known.last, known.tier) = (now, tier);
+        (known.last, known.before_us, known.tier) = (now, 0, tier);
         if known.uses == USES_MIN {
             self.foresight.open(model);
         }
@@ -144,7 +153,7 @@ impl History {
     }
 
     /// What is remembered of a model, which is nothing yet if it is new.
-    fn known(&mut self, model: ModelId, now: Time) -> &mut Subject {
+    pub(super) fn known(&mut self, model: ModelId, now: Time) -> &mut Subject {
         let new = !self.subjects.contains_key(&model);
         if new && self.subjects.len() >= self.subjects_max {
             self.forget_oldest();
@@ -152,6 +161,7 @@ impl History {
         self.subjects.entry(model).or_insert_with(|| Subject {
             uses: 0,
             last: now,
+            before_us: 0,
             class: 0,
             gaps: Vec::new(),
             run_us: 0,

@@ -1,6 +1,6 @@
 //! What it takes to get something back, from what loads took.
 
-use super::History;
+use super::{History, LoadMemory};
 use crate::id::{Bytes, ModelId, SegmentId, Time, VersionId};
 use crate::ledger::Tier;
 use std::collections::BTreeMap;
@@ -47,6 +47,23 @@ impl Sum {
         self.bytes = self.bytes * DECAY + bytes.0 as f64;
         self.us = self.us * DECAY + us as f64;
         self.last = bytes;
+    }
+
+    pub(super) fn memory(self, route: Route) -> LoadMemory {
+        LoadMemory {
+            route,
+            bytes: self.bytes.round() as u64,
+            us: self.us.round() as u64,
+            last: self.last,
+        }
+    }
+
+    pub(super) fn recalled(memory: &LoadMemory) -> Self {
+        Self {
+            bytes: memory.bytes as f64,
+            us: memory.us as f64,
+            last: memory.last,
+        }
     }
 
     /// What the last of them brought.

@@ -7,7 +7,7 @@ use crate::ledger::{Amount, Tier};
 use crate::policy::{Decision, GiveBack, Ranked, rank};
 use crate::view::Explained;
 use crate::violation::Violation;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is idle, in its turn: the rank of the version that keeps it longest, then by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,8 +135,17 @@ impl Core {
         let spared = spared.map(|(ranked, _)| (ranked.candidate.version, ranked.utility));
         let policy = self.policies.policy(tier)?;
         let facts = self.facts(tier, now);
+        let chosen_segments: BTreeSet<SegmentId> = chosen.segments.iter().copied().collect();
+        let mut segments: BTreeMap<usize, Vec<SegmentId>> = BTreeMap::new();
+        let turns = chosen.turns.iter();
+        for turn in turns.filter(|turn| chosen_segments.contains(&turn.segment)) {
+            segments.entry(turn.rank).or_default().push(turn.segment);
+        }
         let mut explained = Vec::with_capacity(going.len());
-        for victim in going.iter().filter_map(|rank| ranked.get(*rank)) {
+        for rank in &going {
+            let Some(victim) = ranked.get(*rank) else {
+                continue;
+            };
             explained.push(Explained {
                 tier,
                 version: victim.candidate.version,
@@ -144,6 +153,7 @@ impl Core {
                 policy: policy.name(),
                 utility: victim.utility,
                 factors: policy.factors(&facts, &victim.candidate),
+                segments: segments.remove(rank).unwrap_or_default(),
                 spared,
                 candidates: ranked.len(),
             });

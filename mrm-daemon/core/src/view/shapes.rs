@@ -261,6 +261,17 @@ pub struct Foreseen {
     pub victims: usize,
 }
 
+/// The end of waiting for the use of what was loaded ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AheadEnd {
+    /// The version.
+    pub version: VersionId,
+    /// The model whose use was expected.
+    pub model: ModelId,
+    /// Whether it was used; else something of it was evicted before.
+    pub used: bool,
+}
+
 /// What became of what was loaded ahead, since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AheadView {
@@ -291,6 +302,8 @@ pub struct Explained {
     pub utility: f64,
     /// What that is made of.
     pub factors: Vec<Factor>,
+    /// What goes of it.
+    pub segments: Vec<SegmentId>,
     /// The least valuable version that stayed, and its utility; `None` if all went that could.
     pub spared: Option<(VersionId, f64)>,
     /// How many could have gone.

@@ -13,7 +13,7 @@ use mrm_core::id::{
     SourceId, Tenant, Time, VersionId,
 };
 use mrm_core::ledger::Tier;
-use mrm_core::policy::{Choice, Cost, CremeBrulee, Rule};
+use mrm_core::policy::{Choice, Cost, CremeBrulee, Experience, LoadMemory, Memory, Route, Rule};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -52,6 +52,42 @@ proptest! {
     }
 }
 
+fn memories() -> impl Strategy<Value = Memory> {
+    let routes = prop_oneof![
+        Just(Route::ToHost),
+        Just(Route::ToDevice),
+        Just(Route::Up),
+        Just(Route::Across)
+    ];
+    let loads = (routes, any::<[u64; 3]>()).prop_map(|(route, [bytes, us, last])| LoadMemory {
+        route,
+        bytes,
+        us,
+        last: Bytes(last),
+    });
+    let gaps = vec((any::<u8>(), any::<u32>()), 0..5);
+    (
+        any::<[u64; 4]>(),
+        any::<u8>(),
+        gaps,
+        vec(loads, 0..3),
+        any::<[u32; 2]>(),
+    )
+        .prop_map(
+            |([uses, idle_us, run_us, runs], class, gaps, loads, [tries, hits])| Memory {
+                uses,
+                idle_us,
+                class,
+                gaps,
+                run_us,
+                runs,
+                loads,
+                tries_thousandths: tries,
+                hits_thousandths: hits,
+            },
+        )
+}
+
 fn events() -> impl Strategy<Value = Event> {
     let id = any::<u64>;
     let loaded = (id(), any::<bool>(), prop::result::maybe_ok(id(), faults()));
@@ -80,6 +116,12 @@ fn events() -> impl Strategy<Value = Event> {
                 share_percent,
             })
         }),
+        (id(), memories()).prop_map(|(model, memory)| Event::Recall {
+            model: ModelId(model),
+            memory: Box::new(memory)
+        }),
+        vec((any::<u8>(), any::<u8>(), any::<u64>()), 0..5)
+            .prop_map(|gaps| Event::RecallAll(Box::new(Experience { gaps }))),
         (id(), id()).prop_map(|(model, due)| Event::Hint {
             model: ModelId(model),
             due: Time(due)

@@ -26,7 +26,7 @@ impl State {
     }
 
     /// The tier that a place is.
-    pub(super) fn tier_at(&self, place: Place) -> Result<Tier, ErrorReply> {
+    pub(in super::super) fn tier_at(&self, place: Place) -> Result<Tier, ErrorReply> {
         match place {
             Place::Host => Ok(Tier::Host),
             Place::Device(uuid) => self.served(uuid).map(Tier::Device),

@@ -153,6 +153,18 @@ impl Decider {
                 self.note(format!("events {since} {limit}"));
                 reply.send(Ok(self.log.since(since, limit)));
             }
+            Query::Policies { reply } => reply.send(Ok(policies())),
+            Query::SetPolicy { on, to, reply } => {
+                let on = on.map_or_else(|| "everywhere".to_owned(), |on| on.to_string());
+                let to = to.map_or_else(|| "configured".to_owned(), |to| to.to_string());
+                self.note(format!("policy {on} {to}"));
+                reply.send(Ok(policies()));
+            }
+            Query::Hint { name, in_ms, reply } => {
+                self.note(format!("hint {name} {in_ms}"));
+                let name = name.to_string();
+                reply.send(Ok(Hinted { name, in_ms }));
+            }
             Query::Pin { name, on, reply } => {
                 self.note(format!("pin {name} {on}"));
                 let name = name.to_string();
@@ -238,6 +250,22 @@ fn warmed(name: &str, on: WarmOn) -> Result<Warmed, ErrorReply> {
             bytes: 7,
             took_ms: 1.5,
         }),
+    }
+}
+
+fn policies() -> PoliciesView {
+    PoliciesView {
+        tiers: vec![TierPolicyView {
+            tier: "host".into(),
+            policy: "gc".into(),
+            configured: "lru".into(),
+            differs: true,
+        }],
+        prefetch: PrefetchView {
+            share_percent: 20,
+            hints: 1,
+            ..PrefetchView::default()
+        },
     }
 }
 
@@ -400,6 +428,14 @@ fn detail(name: &str) -> Result<ModelDetailView, ErrorReply> {
             client: "py".into(),
             tier: "host".into(),
             leases: 2,
+        }],
+        worth: vec![WorthView {
+            tier: "host".into(),
+            policy: "gdsf".into(),
+            worth: 0.5,
+            factors: [("uses", 2.0)].into(),
+            rank: 1,
+            candidates: 4,
         }],
     })
 }

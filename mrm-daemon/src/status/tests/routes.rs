@@ -101,6 +101,8 @@ fn a_model_has_its_row_and_its_parts_at_one_level() {
     expected["tensors"] = json!(103);
     expected["holders"] = json!([{"session": 5, "pid": 77, "uid": 1000, "client": "py", "tier": "host",
             "leases": 2}]);
+    expected["worth"] = json!([{"tier": "host", "policy": "gdsf", "worth": 0.5, "factors": {"uses": 2.0},
+        "rank": 1, "candidates": 4}]);
     assert_eq!(rig.get("/v1/models/org/bert").json(), expected);
     assert_eq!(rig.get("/v1/models/org%2Fbert").json(), expected);
 }
@@ -111,6 +113,38 @@ fn sessions_are_listed_with_what_they_hold() {
         "client": "py", "leases": 2, "waiting": 0, "connected_s": 3.5,
         "models": [{"name": "org/bert", "leases": 2}]}]});
     assert_eq!(Rig::new().get("/v1/sessions").json(), expected);
+}
+
+#[test]
+fn policies_are_seen_and_set() {
+    let rig = Rig::new();
+    let mut expected = json!({"tiers": [{"tier": "host", "policy": "gc", "configured": "lru", "differs": true}],
+        "prefetch": {"enabled": false, "share_percent": 20, "started_total": 0, "used_total": 0,
+            "wasted_total": 0, "failed_total": 0, "hints": 1}});
+    assert_eq!(rig.get("/v1/policy").json(), expected);
+    expected["ok"] = json!(true);
+    let answer = rig.post("/v1/policy?tier=host&policy=gdsf,give-back=no");
+    assert_eq!(answer.json(), expected);
+    rig.post("/v1/policy?policy=configured");
+    let hinted = rig.post("/v1/models/m/hint?in_ms=30000").json();
+    assert_eq!(hinted, json!({"ok": true, "name": "m", "in_ms": 30_000}));
+    let asked = [
+        "policy host gdsf,give-back=no",
+        "policy everywhere configured",
+        "hint m 30000",
+    ];
+    assert_eq!(rig.fake.asked(), asked);
+    for bad in [
+        "",
+        "?policy=",
+        "?policy=best",
+        "?policy=lru&tier=disk",
+        "?policy=lru,seed=1",
+    ] {
+        let answer = rig.post(&format!("/v1/policy{bad}"));
+        assert_eq!(answer.json()["error"]["code"], "bad_parameter", "{bad}");
+    }
+    assert_eq!(rig.fake.asked(), [""; 0]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `mrm pin`, `mrm unpin`, `mrm evict`; and how a command on several models reports.
+//! `mrm pin`, `mrm unpin`, `mrm hint`, `mrm evict`; and how a command on several models reports.
 
 use crate::failure::Failure;
 use crate::http::{Api, model_target};
@@ -12,6 +12,10 @@ use std::time::Duration;
 pub(super) enum Change {
     Pin,
     Unpin,
+    Hint {
+        /// From now on.
+        due: Duration,
+    },
     Evict {
         /// `host` or the UUID of a device; `None`: from everywhere.
         from: Option<String>,
@@ -23,6 +27,9 @@ impl Change {
         match self {
             Self::Pin => model_target(name, "pin"),
             Self::Unpin => model_target(name, "unpin"),
+            Self::Hint { due } => {
+                format!("{}?in_ms={}", model_target(name, "hint"), due.as_millis())
+            }
             Self::Evict { from: None } => model_target(name, "evict"),
             Self::Evict { from: Some(tier) } => {
                 format!("{}?tier={tier}", model_target(name, "evict"))
@@ -38,6 +45,9 @@ impl Change {
             Self::Pin => "already pinned".into(),
             Self::Unpin if changed => "no longer pinned".into(),
             Self::Unpin => "was not pinned".into(),
+            Self::Hint { due } => {
+                format!("expected in {}", units::seconds(due.as_secs_f64()))
+            }
             Self::Evict { from } => {
                 let place = from.as_deref().map(super::warm::place).unwrap_or_default();
                 match answer["freed_bytes"].as_u64() {

@@ -37,9 +37,9 @@ Timed out: the load did not end within \fB\-\-wait\fR, or the daemon did not ans
 signal if one ended it. A command on several models goes on past those that are refused, and ends
 with the status of the first.
 .SH "JSON OUTPUT"
-With \fB\-\-json\fR, \fBstatus\fR, \fBls\fR, \fBshow\fR and \fBevents\fR print the daemon's own document,
+With \fB\-\-json\fR, \fBstatus\fR, \fBls\fR, \fBshow\fR, \fBpolicy\fR and \fBevents\fR print the daemon's own document,
 with fields that this release does not know. \fBtop\fR prints {"status", "models", "sessions"};
-\fBpin\fR, \fBunpin\fR, \fBevict\fR, \fBwarm\fR and \fBverify\fR print {"results": [...]}, one entry for each model;
+\fBpin\fR, \fBunpin\fR, \fBhint\fR, \fBevict\fR, \fBwarm\fR and \fBverify\fR print {"results": [...]}, one entry for each model;
 \fBdoctor\fR prints {"checks": [{"id", "level", "finding", "cure"}], "pass", "info", "warn", "fail",
 "device_tier": {"here": {"state", "version", "finding", "cure"}, "mrmd": state}};
 \fBsimulate\fR prints a list of rows {"policy", "cache", "cache_bytes", "object_miss_ratio", "byte_miss_ratio",
@@ -217,6 +217,8 @@ mod tests {
             "pin",
             "unpin",
             "evict",
+            "hint",
+            "policy",
             "events",
             "simulate",
             "doctor",

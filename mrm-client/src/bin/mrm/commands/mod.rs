@@ -6,6 +6,7 @@ mod hold;
 mod ls;
 mod manual;
 mod open;
+mod policy;
 mod show;
 mod simulate;
 mod status;
@@ -40,6 +41,13 @@ pub(crate) fn run(cli: Cli, out: Out) -> Result<u8, Failure> {
             block_on(change::run(&api()?, &evict.models, &change, out))
         }
         Command::Verify(verify) => block_on(verify::run(&api()?, &verify, out)),
+        Command::Hint(hint) => block_on(change::run(
+            &api()?,
+            &hint.models,
+            &Change::Hint { due: hint.due },
+            out,
+        )),
+        Command::Policy(policy) => block_on(policy::run(&api()?, &policy, out)),
         Command::Events(events) => block_on(events::run(&api()?, &events, out)),
         Command::Simulate(simulate) => simulate::run(&simulate, api, out),
         Command::Doctor => block_on(doctor::run(&global, out)),

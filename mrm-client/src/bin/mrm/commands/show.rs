@@ -6,7 +6,7 @@ use crate::look::{Look, Tone};
 use crate::out::Out;
 use crate::table::{Align, Cell, Table};
 use crate::units;
-use crate::wire::{Holder, ModelDetail, ModelDevice, Segment};
+use crate::wire::{Holder, ModelDetail, ModelDevice, Segment, Worth};
 
 /// A digest's first characters tell two apart; `--json` has all.
 const DIGEST_CHARS: usize = 16;
@@ -30,6 +30,10 @@ fn render(detail: &ModelDetail, look: Look) -> String {
     if !detail.model.devices.is_empty() {
         text.push('\n');
         text.push_str(&devices(&detail.model.devices).render(look));
+    }
+    if !detail.worth.is_empty() {
+        text.push('\n');
+        text.push_str(&worth(&detail.worth).render(look));
     }
     if !detail.holders.is_empty() {
         text.push('\n');
@@ -120,6 +124,31 @@ fn devices(devices: &[ModelDevice]) -> Table {
             super::ls::on_device(device).into(),
             units::bytes(device.bytes).into(),
             device.leases.to_string().into(),
+        ]);
+    }
+    table
+}
+
+fn worth(worth: &[Worth]) -> Table {
+    let mut table = Table::new(&[
+        ("KEPT IN", Align::Left),
+        ("POLICY", Align::Left),
+        ("WORTH", Align::Right),
+        ("GOES AFTER", Align::Right),
+        ("BY", Align::Shrink),
+    ]);
+    for worth in worth {
+        let factors = worth.factors.iter();
+        let factors: Vec<String> = factors
+            .map(|(name, value)| format!("{name} {}", units::number(*value)))
+            .collect();
+        let others = worth.candidates.saturating_sub(1);
+        table.row([
+            super::status::short(&worth.tier).into(),
+            worth.policy.as_str().into(),
+            units::number(worth.worth).into(),
+            format!("{} of {others}", worth.rank).into(),
+            factors.join(", ").into(),
         ]);
     }
     table
