@@ -30,7 +30,10 @@ pub(super) fn measure(dir: &Path, python: &Path, most_mb: u64) -> Vec<Row> {
         })
         .collect();
     let all: f64 = models.iter().map(|(_, megabytes, _)| megabytes * 1e6).sum();
-    let mut setup = Setup::new().budget((all * BUDGET_SHARE) as u64);
+    let largest = models.iter().map(|(_, megabytes, _)| megabytes * 1e6);
+    // With few models (`--most-mb`) the share may be less than one of them.
+    let budget = largest.fold(all * BUDGET_SHARE, |most, bytes| most.max(2.0 * bytes));
+    let mut setup = Setup::new().budget(budget as u64);
     for ((name, ..), path) in models.iter().zip(&paths) {
         setup = setup.model(name, path);
     }
