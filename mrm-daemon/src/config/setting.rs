@@ -517,7 +517,8 @@ pub(super) const SETTINGS: [Setting; 43] = [
         ["device.policy", "device-policy", "MRM_DEVICE_POLICY"],
         Kind::Policy,
         "What leaves device memory first, likewise; with \",second-use=yes\", an open that would do \
-         with host memory gets a model from there the first time [default: mix]",
+         with host memory gets a model from there the first time, and with \",exclusive=yes\" what is \
+         on the device goes first from host memory [default: mix]",
     ),
     setting(
         Key::PrefetchEnabled,

@@ -40,6 +40,8 @@ pub struct Choice {
     pub second_use: bool,
     /// Whether victims without which the rest suffices stay.
     pub give_back: bool,
+    /// On a device: what is there goes first from host memory. Means nothing on the host tier.
+    pub exclusive: bool,
 }
 
 impl Default for Choice {
@@ -103,6 +105,7 @@ impl Choice {
             rule,
             second_use: false,
             give_back: true,
+            exclusive: false,
         }
     }
 
@@ -127,6 +130,10 @@ impl Choice {
     fn set(&mut self, key: &str, value: &str) -> Option<()> {
         if key == "second-use" {
             self.second_use = yes(value)?;
+            return Some(());
+        }
+        if key == "exclusive" {
+            self.exclusive = yes(value)?;
             return Some(());
         }
         if key == "give-back" {
@@ -226,6 +233,9 @@ impl fmt::Display for Choice {
         }
         if !self.give_back {
             f.write_str(",give-back=no")?;
+        }
+        if self.exclusive {
+            f.write_str(",exclusive=yes")?;
         }
         Ok(())
     }

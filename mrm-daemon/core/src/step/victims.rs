@@ -2,7 +2,8 @@
 
 use super::worth::Idle;
 use crate::Core;
-use crate::id::{SegmentId, Time, VersionId};
+use crate::event::Part;
+use crate::id::{CopyId, SegmentId, Time, VersionId};
 use crate::ledger::{Amount, Tier};
 use crate::policy::{Decision, GiveBack, Ranked, rank};
 use crate::view::Explained;
@@ -70,9 +71,12 @@ impl Core {
         let idle = self.idle(tier, kept)?;
         let candidates = self.candidates(tier, &idle)?;
         let policy = self.policies.policy(tier)?;
-        let ranked = rank(policy, &self.facts(tier, now), candidates);
+        let mut ranked = rank(policy, &self.facts(tier, now), candidates);
+        let above = self.above(tier, &ranked)?;
+        ranked.sort_by_key(|of| !above.contains(&of.candidate.version));
         let give_back = policy.give_back();
-        let turns = turns(&idle, &ranked);
+        let mut turns = turns(&idle, &ranked);
+        self.tables_last(&mut turns, &ranked, &above)?;
         let (mut chosen, mut sum) = (Vec::new(), Amount::ZERO);
         for turn in &turns {
             if short.fits(sum) {
@@ -99,6 +103,46 @@ impl Core {
             segments: chosen,
             amount,
         })
+    }
+
+    /// Of what could go from host memory, those that are on a device which has them alone.
+    fn above(&self, tier: Tier, ranked: &[Ranked]) -> Result<BTreeSet<VersionId>, Violation> {
+        let mut above = BTreeSet::new();
+        for (device, _) in self.devices.all().filter(|_| tier == Tier::Host) {
+            if !self.policies.choice(Tier::Device(device))?.exclusive {
+                continue;
+            }
+            for version in ranked.iter().map(|ranked| ranked.candidate.version) {
+                if self.is_there(CopyId::device(version, device), Part::Image)? {
+                    above.insert(version);
+                }
+            }
+        }
+        Ok(above)
+    }
+
+    /// What is on a device needs its table there: that goes last.
+    fn tables_last(
+        &self,
+        turns: &mut [Turned],
+        ranked: &[Ranked],
+        above: &BTreeSet<VersionId>,
+    ) -> Result<(), Violation> {
+        if above.is_empty() {
+            return Ok(());
+        }
+        for turn in turns.iter_mut() {
+            let version = ranked.get(turn.rank).map(|of| of.candidate.version);
+            let mut table = false;
+            for source in &self.residency.get(turn.segment)?.sources {
+                table |= self.catalogue.source(*source)?.part == Part::Table;
+            }
+            if table && version.is_some_and(|version| above.contains(&version)) {
+                turn.rank = usize::MAX;
+            }
+        }
+        turns.sort_unstable();
+        Ok(())
     }
 
     /// The fewest and largest versions of these whose segments suffice.

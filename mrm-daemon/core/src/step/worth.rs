@@ -118,7 +118,7 @@ impl Core {
     }
 
     /// Whether a copy has such parts, and all of them are resident.
-    fn is_there(&self, copy: CopyId, part: Part) -> Result<bool, Violation> {
+    pub(super) fn is_there(&self, copy: CopyId, part: Part) -> Result<bool, Violation> {
         if !self.catalogue.version(copy.version)?.has(part) {
             return Ok(false);
         }

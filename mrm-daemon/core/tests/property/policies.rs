@@ -11,6 +11,8 @@ pub(crate) fn choice(which: u8) -> Choice {
         "lru",
         "lfu",
         "fifo,second-use=yes",
+        "lru,exclusive=yes",
+        "gc,exclusive=yes",
         "random,seed=3",
         "gdsf",
         "sieve",

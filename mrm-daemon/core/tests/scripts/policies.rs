@@ -301,3 +301,47 @@ fn an_old_version_has_no_part_in_what_its_model_stands_for_now() {
     );
     assert_eq!((uses(&script, 1), uses(&script, 2)), (0.0, 2.0));
 }
+
+/// Host 10, one device of 10: m1 on both, then m2 = c:4 in host memory, used later.
+const UPLOADED: &str = "
+    > session 1
+    > open 1.1 m2
+    resolve op1 m2
+    > resolved op1 v2 c:4
+    load op2 s1 c:4 v2
+    > loaded op2 c9
+    1.1 opened l1 v2 loaded [s1]
+    > close 1 l1
+    at 10
+    > open 1.2 m1 on d0
+    resolve op3 m1
+    > resolved op3 v1 a=1 b:4 i@5/2
+    load op4 s2 a:1 v1
+    load op5 s3 b:4 v1
+    load op6 s4 i:5 v1 on d0 from [s3]
+    > loaded op4 c1
+    > loaded op5 c2
+    > loaded op6 c3
+    1.2 opened l2 v1 on d0 loaded [s2 s4]
+    > close 1 l2
+    at 20
+    > open 1.3 m3
+    resolve op7 m3
+";
+
+#[test]
+fn what_a_device_has_alone_goes_first_from_the_host() {
+    let mut settings = with_devices(10, &[10]);
+    Script::new(settings)
+        .run(UPLOADED)
+        .run("> resolved op7 v3 d:4\nfree op8 s1");
+    settings = with_devices(10, &[10]);
+    settings.devices[0].policy = "lru,exclusive=yes".parse().unwrap();
+    let mut script = Script::new(settings);
+    script.run(UPLOADED);
+    script.run("> resolved op7 v3 d:4\nfree op8 s3");
+    // The table stays: what is on the device is lent with it.
+    script.run(
+        "> freed op8\nload op9 s5 d:4 v3\n> open 1.4 m1 on d0\n1.4 opened l3 v1 on d0 hit [s2 s4]",
+    );
+}

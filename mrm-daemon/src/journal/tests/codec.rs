@@ -182,10 +182,11 @@ fn policies() -> impl Strategy<Value = Choice> {
             })
         }),
     ];
-    (rule, any::<bool>(), any::<bool>()).prop_map(|(rule, second_use, give_back)| Choice {
+    (rule, any::<[bool; 3]>()).prop_map(|(rule, [second_use, give_back, exclusive])| Choice {
         rule,
         second_use,
         give_back,
+        exclusive,
     })
 }
 
