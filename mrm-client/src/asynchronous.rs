@@ -90,7 +90,8 @@ impl AsyncClient {
     /// # Errors
     /// As [`Client::open`].
     pub async fn open_within(&self, name: &str, wait: Duration) -> Result<Model, OpenError> {
-        if let Some(model) = self.client.state().cached(name, &Wish::default()) {
+        let there = self.client.state().cached(name, &Wish::default());
+        if let Some(model) = there.filter(Model::is_whole) {
             return Ok(model);
         }
         let ask = GrantRequest::by_name(name, &OpenOptions::new().wait(wait), Wish::default())?;

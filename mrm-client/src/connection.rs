@@ -20,7 +20,7 @@ use mrm_proto::frame;
 use mrm_proto::hello::{ServerHello, features};
 use mrm_proto::ids::{LeaseId, RequestId};
 use mrm_proto::reply::{Progress, Reply};
-use mrm_proto::request::{Cancel, Close, Request};
+use mrm_proto::request::{Cancel, Close, Heard, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -385,6 +385,35 @@ impl Connection {
         let _ = self.send(RequestId::NO_REPLY, &Request::Close(Close { lease }), &[]);
     }
 
+    /// Says what needs no answer, without blocking; nothing when the session is over.
+    pub(crate) fn tell(&self, what: &Request) {
+        if !self.is_inherited() && self.is_live() {
+            // As in `give_back`.
+            let _ = self.send(RequestId::NO_REPLY, what, &[]);
+        }
+    }
+
+    /// Whether it is of the process that this one was forked from.
+    pub(crate) fn is_inherited(&self) -> bool {
+        fork::generation() != self.generation
+    }
+
+    /// Whether opens may be granted by their layout.
+    pub(crate) const fn grants_early(&self) -> bool {
+        self.hello.features & features::EARLY != 0
+    }
+
+    /// Reads until it is `over`, the session is, or the deadline passes.
+    pub(crate) fn await_frames(&self, deadline: Instant, over: impl Fn() -> bool) {
+        if self.is_inherited() {
+            return;
+        }
+        let mut desk = self.desk();
+        while !over() && self.is_live() && Instant::now() < deadline {
+            desk = self.step(desk, deadline);
+        }
+    }
+
     /// Whether the session is not known to be over.
     pub(crate) fn is_live(&self) -> bool {
         self.over.get().is_none()
@@ -476,9 +505,9 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut desk = self.connection.desk();
         desk.inbox = self.inbox.take();
-        let mut late = Vec::new();
+        let (mut late, mut heard) = (Vec::new(), Vec::new());
         for incoming in self.arrived.drain(..) {
-            if let Err(why) = desk.deliver(incoming, &mut late) {
+            if let Err(why) = desk.deliver(incoming, (&mut late, &mut heard)) {
                 // What follows a broken frame cannot be trusted.
                 self.connection.end(why);
                 break;
@@ -492,6 +521,9 @@ impl Drop for Turn<'_> {
         }
         for lease in late {
             self.connection.give_back(lease);
+        }
+        for lease in heard {
+            self.connection.tell(&Request::Heard(Heard { lease }));
         }
     }
 }

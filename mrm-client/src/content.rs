@@ -2,8 +2,9 @@
 
 use crate::device::{CloseError, Device, DeviceWeights};
 use crate::error::{Refusal, SegmentError, TensorError, What};
-use crate::lease::Lease;
-use crate::mapping::Mapping;
+use crate::lease::{Fate, Lease};
+use crate::mapping::{self, Mapping};
+use crate::touches::Touches;
 use crate::vram::{Contexts, Mapped, RawStream};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::ids::VersionId;
@@ -13,6 +14,7 @@ use mrm_proto::table::{Table, TableError};
 use std::error::Error;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// One granted open. Fields are dropped in order: the memory goes before the lease.
 #[derive(Debug)]
@@ -21,11 +23,23 @@ pub(crate) struct Open {
     pub(crate) version: VersionId,
     pub(crate) origin: Origin,
     pub(crate) took_us: u64,
+    /// How long a tensor is waited for that is not there yet.
+    pub(crate) wait: Duration,
+    /// What the daemon said of it, if it was granted before it was filled.
+    pub(crate) filling: Option<Arc<Fate>>,
     pub(crate) content: Arc<Content>,
+    /// In which order its tensors are used, if that is worth telling; told before the lease goes.
+    pub(crate) touches: Option<Touches>,
     pub(crate) lease: Arc<Lease>,
 }
 
 impl Open {
+    /// Whether all of it is there, as far as the daemon was heard.
+    pub(crate) fn is_whole(&self) -> bool {
+        let filling = self.filling.as_ref().and_then(|fate| fate.filling());
+        filling.is_none_or(|filling| filling.is_whole())
+    }
+
     /// Whether it may stand for its name: its lease counts, and was not taken away.
     pub(crate) fn is_good(&self) -> bool {
         self.lease.is_counted() && self.content.lost().is_none() && self.lease.lost().is_none()
@@ -44,6 +58,8 @@ pub(crate) struct Content {
     pub(crate) whole: OnceLock<bool>,
     /// Once every page is mapped.
     populated: OnceLock<()>,
+    /// Whether what was lent before it was filled is sealed, once it was said to be.
+    sealed: OnceLock<Result<(), SegmentError>>,
 }
 
 /// Where the bytes are.
@@ -72,6 +88,13 @@ pub(crate) struct Vram {
     keeper: Arc<Lease>,
 }
 
+impl Part {
+    fn check(&self, index: usize) -> Result<(), SegmentError> {
+        let bytes = self.mapping.len() as u64;
+        mapping::check(self.fd.as_fd(), bytes, What::Segment(index))
+    }
+}
+
 impl Content {
     /// Checks and maps what came with a grant of host memory. `fds` are those of the segments.
     pub(crate) fn in_host(
@@ -81,7 +104,13 @@ impl Content {
     ) -> Result<Self, SegmentError> {
         let mut parts = Vec::with_capacity(opened.segments_bytes.len());
         for (index, (&bytes, fd)) in opened.segments_bytes.iter().zip(fds).enumerate() {
-            let mapping = Mapping::new(fd.as_fd(), bytes, What::Segment(index))?;
+            let what = What::Segment(index);
+            let filling = opened.filling.iter().flatten();
+            let mapping = if filling.copied().any(|filling| filling as usize == index) {
+                Mapping::new_filling(fd.as_fd(), bytes, what)?
+            } else {
+                Mapping::new(fd.as_fd(), bytes, what)?
+            };
             parts.push(Part { mapping, fd });
         }
         Ok(Self::new(Memory::Host(parts), opened, table_fd))
@@ -119,14 +148,30 @@ impl Content {
             table: OnceLock::new(),
             whole: OnceLock::new(),
             populated: OnceLock::new(),
+            sealed: OnceLock::new(),
         }
+    }
+
+    /// Whether a segment that was lent before it was filled is sealed as any other.
+    pub(crate) fn is_sealed(&self, index: usize) -> bool {
+        let part = self.parts().get(index);
+        part.is_some_and(|part| part.check(index).is_ok())
+    }
+
+    /// The same for all; looks once.
+    pub(crate) fn check_sealed(&self) -> Result<(), SegmentError> {
+        let check = || {
+            let mut parts = self.parts().iter().enumerate();
+            parts.try_for_each(|(index, part)| part.check(index))
+        };
+        self.sealed.get_or_init(check).clone()
     }
 
     /// Whether this is what a grant describes.
     pub(crate) fn is_of(&self, opened: &Opened) -> bool {
         let same = match (&self.memory, &opened.device) {
             (Memory::Host(parts), None) => {
-                let lengths = parts.iter().map(|part| part.mapping.bytes().len() as u64);
+                let lengths = parts.iter().map(|part| part.mapping.len() as u64);
                 lengths.eq(opened.segments_bytes.iter().copied())
             }
             (Memory::Device(vram), Some(grant)) => vram.is_of(grant),

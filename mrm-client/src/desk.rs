@@ -1,13 +1,14 @@
 //! Where replies wait for those who asked.
 
 use crate::error::{Refusal, SessionError};
+use crate::filling::Filling;
 use crate::gather::{DESCRIPTORS_WAITING_MAX, Gathered};
 use crate::inbox::Inbox;
 use crate::lease::Fate;
 use crate::request::{Incoming, Replied, session_end};
 use mrm_proto::error::ErrorReply;
 use mrm_proto::ids::{LeaseId, RequestId};
-use mrm_proto::reply::{Handed, Opened, Progress, Reply, Revoked};
+use mrm_proto::reply::{Handed, Opened, Progress, Ready, Reply, Revoked};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
@@ -125,15 +126,18 @@ impl Desk {
     pub(crate) fn deliver(
         &mut self,
         incoming: Incoming,
-        late: &mut Vec<LeaseId>,
+        (late, heard): (&mut Vec<LeaseId>, &mut Vec<LeaseId>),
     ) -> Result<(), SessionError> {
         let Incoming { id, reply, fds } = incoming;
         if id.wants_no_reply() {
-            if let Reply::Revoked(revoked) = reply {
-                self.revoke(revoked);
-                return Ok(());
-            }
-            return Err(session_end(reply));
+            return match reply {
+                Reply::Revoked(revoked) => {
+                    self.revoke(revoked);
+                    Ok(())
+                }
+                Reply::Ready(ready) => self.ready(&ready, heard),
+                reply => Err(session_end(reply)),
+            };
         }
         if let Reply::Handed(handed) = reply {
             return self.gather(id, handed, fds);
@@ -146,7 +150,9 @@ impl Desk {
             (Slot::Waiting(_, gathered), Reply::Opened(mut opened)) => {
                 let (gathered, mut fds) = (std::mem::take(gathered), fds);
                 gathered.finish(id, &mut opened, &mut fds)?;
-                let (fates, noted) = fates_of(Some(opened.lease));
+                let fate = Arc::new(Fate::filling_of(Filling::of(&opened)?));
+                let noted = vec![(opened.lease, Arc::downgrade(&fate))];
+                let fates = vec![fate];
                 let reply = Reply::Opened(opened);
                 *slot.get_mut() = Slot::Answered(Replied { reply, fds, fates });
                 self.note(noted);
@@ -219,6 +225,22 @@ impl Desk {
             self.prune_at = PRUNE_AT + 2 * self.leases.len();
         }
         self.leases.extend(noted);
+    }
+
+    /// More of a lease is there. One that is not known was given back meanwhile.
+    fn ready(&self, ready: &Ready, heard: &mut Vec<LeaseId>) -> Result<(), SessionError> {
+        let fate = self.leases.get(&ready.lease).and_then(Weak::upgrade);
+        let Some(fate) = fate else {
+            return Ok(());
+        };
+        let Some(filling) = fate.filling() else {
+            return Err(out_of_place("more of what was whole".to_owned()));
+        };
+        filling.apply(ready)?;
+        if !filling.is_whole() && !heard.contains(&ready.lease) {
+            heard.push(ready.lease);
+        }
+        Ok(())
     }
 
     /// Takes a lease away, or says that what it is on is damaged. One that is not known was given back meanwhile.

@@ -369,6 +369,9 @@ pub enum OpenError {
         /// What is wrong.
         source: SegmentError,
     },
+    /// It was opened by its layout before, and the rest does not come.
+    #[error(transparent)]
+    Incomplete(Box<TensorError>),
     /// The weights are not to be had on a device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -395,6 +398,7 @@ impl Fault for OpenError {
         match self {
             Self::Request(e) => e.number(),
             Self::Segment { source, .. } => source.number(),
+            Self::Incomplete(e) => e.number(),
             Self::Device(e) => e.number(),
             Self::File { .. } => LocalCode::FileUnreadable.number(),
             Self::NotAModel { .. } => LocalCode::NotAModel.number(),
@@ -404,6 +408,7 @@ impl Fault for OpenError {
         match self {
             Self::Request(e) => e.retryable(),
             Self::Segment { source, .. } => source.retryable(),
+            Self::Incomplete(e) => e.retryable(),
             Self::Device(e) => e.retryable(),
             Self::File { .. } | Self::NotAModel { .. } => false,
         }
@@ -411,9 +416,11 @@ impl Fault for OpenError {
     fn took_effect(&self) -> bool {
         match self {
             Self::Request(e) => e.took_effect(),
-            Self::Segment { .. } | Self::Device(_) | Self::File { .. } | Self::NotAModel { .. } => {
-                false
-            }
+            Self::Segment { .. }
+            | Self::Incomplete(_)
+            | Self::Device(_)
+            | Self::File { .. }
+            | Self::NotAModel { .. } => false,
         }
     }
 }
@@ -459,6 +466,42 @@ pub enum TensorError {
         /// What is wrong.
         source: TableError,
     },
+    /// It is still being read.
+    #[error("{tensor} of `{model}` is not there after {waited:?}: wait longer")]
+    NotReady {
+        /// The model.
+        model: String,
+        /// What was waited for.
+        tensor: String,
+        /// How long.
+        waited: Duration,
+    },
+    /// The load of a model that was opened by its layout failed.
+    #[error("{tensor} of `{model}` will not come, its load failed: {source}")]
+    LoadFailed {
+        /// The model.
+        model: String,
+        /// What was asked for.
+        tensor: String,
+        /// Why.
+        source: Refusal,
+    },
+    /// The daemon went away before a model that was opened by its layout was whole.
+    #[error("{tensor} of `{model}` will not come, the daemon went away: open the model again")]
+    DaemonGone {
+        /// The model.
+        model: String,
+        /// What was asked for.
+        tensor: String,
+    },
+    /// The daemon says that it is whole, and the kernel does not.
+    #[error("cannot use `{model}`: {source}")]
+    NotSealed {
+        /// The model.
+        model: String,
+        /// What is wrong.
+        source: SegmentError,
+    },
     /// Another element type.
     #[error("tensor `{tensor}` holds {actual}, which cannot be borrowed as {wanted}")]
     DType {
@@ -501,6 +544,10 @@ impl Fault for TensorError {
             Self::NotFound { .. } => LocalCode::TensorNotFound.number(),
             Self::TableSegment { source, .. } => source.number(),
             Self::Table { .. } => LocalCode::TableDamaged.number(),
+            Self::NotReady { .. } => LocalCode::ReplyTimedOut.number(),
+            Self::LoadFailed { source, .. } => source.number(),
+            Self::DaemonGone { .. } => LocalCode::Disconnected.number(),
+            Self::NotSealed { source, .. } => source.number(),
             Self::DType { .. } => LocalCode::DTypeMismatch.number(),
             Self::OnDevice { .. } => LocalCode::OnDevice.number(),
             Self::Misaligned { .. } => LocalCode::Misaligned.number(),
@@ -508,7 +555,11 @@ impl Fault for TensorError {
     }
     fn retryable(&self) -> bool {
         match self {
-            Self::TableSegment { source, .. } => source.retryable(),
+            Self::TableSegment { source, .. } | Self::NotSealed { source, .. } => {
+                source.retryable()
+            }
+            Self::LoadFailed { source, .. } => source.retryable(),
+            Self::NotReady { .. } | Self::DaemonGone { .. } => true,
             Self::NotFound { .. }
             | Self::Table { .. }
             | Self::DType { .. }

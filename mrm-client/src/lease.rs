@@ -6,6 +6,7 @@
 
 use crate::connection::{Connection, lock};
 use crate::error::Refusal;
+use crate::filling::Filling;
 use crate::link::Link;
 use mrm_proto::error::ErrorCode;
 use mrm_proto::ids::{DeviceUuid, InstanceId, LeaseId, VersionId};
@@ -52,11 +53,35 @@ pub(crate) struct Leased {
 
 /// Whether the daemon took a lease away, and why.
 #[derive(Debug, Default)]
-pub(crate) struct Fate(OnceLock<Refusal>);
+pub(crate) struct Fate {
+    why: OnceLock<Refusal>,
+    /// What is there of it, if it was granted before it was filled.
+    filling: Option<Filling>,
+}
 
 impl Fate {
+    /// Of a lease on what is being filled.
+    pub(crate) fn filling_of(filling: Option<Filling>) -> Self {
+        let why = OnceLock::new();
+        Self { why, filling }
+    }
+
     pub(crate) fn seal(&self, why: Refusal) {
-        let _ = self.0.set(why);
+        let _ = self.why.set(why);
+    }
+
+    /// Why it was taken away, or what it is on is of no use.
+    pub(crate) fn why(&self) -> Option<Refusal> {
+        self.why.get().cloned()
+    }
+
+    pub(crate) const fn filling(&self) -> Option<&Filling> {
+        self.filling.as_ref()
+    }
+
+    /// Whether there is nothing of it that another daemon could not take over.
+    fn is_whole(&self) -> bool {
+        self.filling.as_ref().is_none_or(Filling::is_whole)
     }
 }
 
@@ -64,7 +89,7 @@ impl Grant {
     fn is_sealed(&self) -> bool {
         self.fate
             .as_ref()
-            .is_some_and(|fate| fate.0.get().is_some())
+            .is_some_and(|fate| fate.why.get().is_some())
     }
 }
 
@@ -114,10 +139,17 @@ impl Standing {
         }
     }
 
+    /// Whether all of what it is on is there, for the next daemon to take over.
+    pub(crate) fn is_whole(&self) -> bool {
+        let grant = lock(&self.grant);
+        let fate = grant.as_ref().and_then(|grant| grant.fate.as_ref());
+        fate.is_none_or(|fate| fate.is_whole())
+    }
+
     /// Why it was taken away, or that what it is on is damaged, if that is known.
     pub(crate) fn lost(&self) -> Option<Refusal> {
         let grant = lock(&self.grant);
-        grant.as_ref()?.fate.as_ref()?.0.get().cloned()
+        grant.as_ref()?.fate.as_ref()?.why()
     }
 }
 
@@ -159,15 +191,18 @@ impl Lease {
 
     /// Reads what the daemon has said by now, without blocking.
     pub(crate) fn catch_up(&self) {
-        if self.is_inherited() {
-            return;
-        }
-        let grant = lock(&self.standing.grant);
-        let connection = grant.as_ref().map(|grant| Arc::clone(&grant.connection));
-        drop(grant);
-        if let Some(connection) = connection {
+        if let Some(connection) = self.connection() {
             connection.catch_up();
         }
+    }
+
+    /// The session that counts it; `None` in a child of the process that made it.
+    pub(crate) fn connection(&self) -> Option<Arc<Connection>> {
+        if self.is_inherited() {
+            return None;
+        }
+        let grant = lock(&self.standing.grant);
+        grant.as_ref().map(|grant| Arc::clone(&grant.connection))
     }
 
     /// Whether it is of the process that this one was forked from.

@@ -48,7 +48,8 @@ impl State {
 
     fn open_here(&self, name: &str, how: &OpenOptions<'_>) -> Result<Here, OpenError> {
         let wish = Wish::of(how.tier)?;
-        if let Some(model) = self.cached(name, &wish) {
+        let there = self.cached(name, &wish);
+        if let Some(model) = there.filter(|model| model.serves(how)) {
             return Ok(Here::Open(model.as_asked(how)));
         }
         Ok(Here::Ask(GrantRequest::by_name(name, how, wish)?))

@@ -10,6 +10,11 @@
 //! The mapping is private to this module's types, read-only, and unmapped when the last owner
 //! drops it; borrows are tied to the owner. None of this trusts the daemon.
 //!
+//! What is lent before it is filled (`WaitFor::Layout`) is another matter until it is sealed: its
+//! length is fixed, and `F_SEAL_FUTURE_WRITE` leaves but the load's mapping to write by. Of that
+//! only ranges are lent that the daemon has said to be there and not to change any more: here
+//! its word is trusted. Once it says that all is sealed, [`check`] is asked again.
+//!
 //! # Where it is mapped
 //!
 //! The kernel uses 2 MiB pages only for a mapping at a 2 MiB boundary, and does not choose one by
@@ -73,6 +78,46 @@ impl Mapping {
             // Kernels before 5.14: page by page.
             for byte in self.bytes().iter().step_by(rustix::param::page_size()) {
                 std::hint::black_box(byte);
+            }
+        }
+    }
+
+    /// Maps what is still being filled: its length is fixed, and but for the load nobody can write.
+    /// Only [`range`](Self::range) may be asked of it until it is sealed.
+    pub(crate) fn new_filling(
+        fd: BorrowedFd<'_>,
+        bytes: u64,
+        what: What,
+    ) -> Result<Self, SegmentError> {
+        let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::FUTURE_WRITE;
+        check_with(fd, bytes, what, seals)?;
+        let mapped = map_unchecked(fd, bytes, what, How::Shared)?;
+        Ok(mapped.map_or(Self::Empty, Self::Mapped))
+    }
+
+    /// How many bytes.
+    pub(crate) const fn len(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Mapped(mapped) => mapped.bytes,
+        }
+    }
+
+    /// Some of the bytes; the caller knows that they are there.
+    pub(crate) fn range(&self, range: std::ops::Range<usize>) -> Option<&[u8]> {
+        if range.start > range.end || range.end > self.len() {
+            return None;
+        }
+        match self {
+            Self::Empty => Some(&[]),
+            Self::Mapped(Mapped { start, .. }) => {
+                // SAFETY: within the live mapping, as checked above; `start` plus less than the
+                // length of an allocation does not wrap. That these bytes do not change is known of
+                // sealed segments by `check`, of others by the daemon's word (see above).
+                Some(unsafe {
+                    let first = start.as_ptr().cast::<u8>().add(range.start);
+                    std::slice::from_raw_parts(first, range.len())
+                })
             }
         }
     }
@@ -186,10 +231,20 @@ pub(crate) fn cast<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
     (before.is_empty() && after.is_empty()).then_some(elements)
 }
 
-fn check(fd: BorrowedFd<'_>, bytes: u64, what: What) -> Result<(), SegmentError> {
+/// Whether nobody can change or take away the bytes.
+pub(crate) fn check(fd: BorrowedFd<'_>, bytes: u64, what: What) -> Result<(), SegmentError> {
+    check_with(fd, bytes, what, SealFlags::WRITE | SealFlags::SHRINK)
+}
+
+fn check_with(
+    fd: BorrowedFd<'_>,
+    bytes: u64,
+    what: What,
+    wanted: SealFlags,
+) -> Result<(), SegmentError> {
     // EINVAL: a file that cannot have seals.
     let seals = fcntl_get_seals(fd).unwrap_or(SealFlags::empty());
-    if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
+    if !seals.contains(wanted) {
         return Err(SegmentError::NotSealed { what });
     }
     let stat = fstat(fd).map_err(|e| SegmentError::Map {
@@ -215,6 +270,15 @@ fn map_checked(
     how: How,
 ) -> Result<Option<Mapped>, SegmentError> {
     check(fd, bytes, what)?;
+    map_unchecked(fd, bytes, what, how)
+}
+
+fn map_unchecked(
+    fd: BorrowedFd<'_>,
+    bytes: u64,
+    what: What,
+    how: How,
+) -> Result<Option<Mapped>, SegmentError> {
     let failed = |e: Errno| SegmentError::Map {
         what,
         source: Arc::new(e.into()),

@@ -16,7 +16,7 @@ use crate::tensor::{Tensor, Tensors};
 use crate::vram::RawStream;
 use mrm_proto::ids::VersionId;
 use mrm_proto::reply::Origin;
-use mrm_proto::table::{ModelKind, Table, TableError};
+use mrm_proto::table::{ModelKind, Table, TableError, TensorRef};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -91,9 +91,10 @@ impl Model {
     /// Size of all its files; on a device, of its allocations.
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
-        let segments = || self.segments().map(|segment| segment.bytes().len() as u64);
+        let parts = self.open.content.parts().iter();
+        let files = parts.map(|part| part.mapping.len() as u64);
         self.device()
-            .map_or_else(|| segments().sum(), DeviceWeights::bytes_total)
+            .map_or_else(|| files.sum(), DeviceWeights::bytes_total)
     }
 
     /// Where on a device its weights are; `None` in host memory.
@@ -188,19 +189,20 @@ impl Model {
         Err(NotClosed { model, source })
     }
 
-    /// Its files, each mapped as a whole. None of what is on a device.
+    /// Its files, each mapped as a whole. None of what is on a device, or is still being
+    /// [filled](crate::WaitFor::Layout).
     pub fn segments(&self) -> impl ExactSizeIterator<Item = Segment<'_>> {
-        let parts = self.open.content.parts().iter().enumerate();
-        parts.map(|(index, part)| Segment {
-            model: self,
-            index,
-            part,
-        })
+        let all = 0..self.open.content.parts().len();
+        let there: Vec<_> = all.filter_map(|index| self.segment(index)).collect();
+        there.into_iter()
     }
 
-    /// The `index`-th file.
+    /// The `index`-th file, unless it is still being [filled](crate::WaitFor::Layout).
     #[must_use]
     pub fn segment(&self, index: usize) -> Option<Segment<'_>> {
+        if !self.is_sealed(index) {
+            return None;
+        }
         let part = self.open.content.parts().get(index)?;
         Some(Segment {
             model: self,
@@ -209,11 +211,14 @@ impl Model {
         })
     }
 
-    /// All its tensors. A model of one opaque file has none.
+    /// All its tensors. A model of one opaque file has none. Waits for all of a model that is still
+    /// being [filled](crate::WaitFor::Layout).
     ///
     /// # Errors
-    /// When the tensor table cannot be mapped, or is damaged.
+    /// When the tensor table cannot be mapped, or is damaged; when what is being filled does not
+    /// come.
     pub fn tensors(&self) -> Result<Tensors<'_>, TensorError> {
+        self.await_whole()?;
         let tensors = Tensors::new(self.table()?, self);
         let whole = *self
             .open
@@ -227,21 +232,40 @@ impl Model {
         }
     }
 
-    /// The tensor called `name`.
+    /// The tensor called `name`. Waits for it, if it is still being
+    /// [filled](crate::WaitFor::Layout), for as long as the open did.
     ///
     /// # Errors
-    /// When there is none, or the tensor table is damaged.
+    /// When there is none, or the tensor table is damaged; when it does not come.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, TensorError> {
-        let table = self.table()?;
-        let Some(entry) = table.find(name) else {
-            let (model, tensor) = (self.name().to_owned(), name.to_owned());
-            return Err(TensorError::NotFound {
-                model,
-                tensor,
-                tensors: table.len(),
-            });
-        };
+        let entry = self.entry(name)?;
+        if let Some(touches) = &self.open.touches {
+            touches.add(entry.position, self.table()?.len());
+        }
+        self.await_tensor(&entry)?;
         Tensor::new(self, entry).ok_or_else(|| self.damaged("an entry"))
+    }
+
+    pub(crate) fn entry(&self, name: &str) -> Result<TensorRef<'_>, TensorError> {
+        let table = self.table()?;
+        table.find(name).ok_or_else(|| TensorError::NotFound {
+            model: self.name().to_owned(),
+            tensor: name.to_owned(),
+            tensors: table.len(),
+        })
+    }
+
+    /// The names of its tensors, in the order of the files. Waits for none of them.
+    ///
+    /// # Errors
+    /// When the tensor table cannot be mapped, or is damaged.
+    pub fn tensor_names(&self) -> Result<Vec<&str>, TensorError> {
+        let names = self
+            .table()?
+            .iter()
+            .map(|entry| entry.map(|entry| entry.name));
+        let names: Option<Vec<&str>> = names.collect();
+        names.ok_or_else(|| self.damaged("an entry"))
     }
 
     /// What kind of files it consists of.
@@ -268,7 +292,8 @@ impl Model {
 
     /// What the options ask for besides the open itself.
     pub(crate) fn as_asked(self, how: &OpenOptions<'_>) -> Self {
-        if how.populate {
+        // What is not there yet is not to be touched.
+        if how.populate && self.is_whole() {
             self.open.content.populate();
         }
         self

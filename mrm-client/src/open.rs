@@ -16,7 +16,7 @@ use crate::state::checked;
 use mrm_proto::ids::DeviceUuid;
 use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::reply::Progress;
-use mrm_proto::request::{Devices as AskedDevices, Open, OpenFiles, Request};
+use mrm_proto::request::{Devices as AskedDevices, Open, OpenFiles, Request, WaitFor};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,7 @@ pub const WAIT_DEFAULT: Duration = Duration::from_secs(30);
 pub struct OpenOptions<'a> {
     pub(crate) wait: Option<Duration>,
     pub(crate) tier: Tier,
+    pub(crate) wait_for: WaitFor,
     pub(crate) progress: Option<Box<dyn Fn(Progress) + 'a>>,
     pub(crate) populate: bool,
 }
@@ -63,6 +64,18 @@ impl<'a> OpenOptions<'a> {
         self
     }
 
+    /// Whether to wait for all of the model, as unless set, or for its layout alone: then tensors
+    /// become ready one by one, and [`Model::tensor`](crate::Model::tensor) waits for the one that it
+    /// is asked for, for as long as [`wait`](Self::wait) says. What is read that way before the
+    /// model [is whole](crate::Model::is_whole) was not yet compared with what the file was when the
+    /// load began. On a device, by [`asynchronous`](crate::asynchronous) clients, and where the daemon
+    /// does not know of this, all is waited for.
+    #[must_use]
+    pub const fn wait_for(mut self, wait_for: WaitFor) -> Self {
+        self.wait_for = wait_for;
+        self
+    }
+
     /// Called on the opening thread while the model loads; not called for a hit.
     #[must_use]
     pub fn on_progress(mut self, progress: impl Fn(Progress) + 'a) -> Self {
@@ -76,6 +89,7 @@ impl fmt::Debug for OpenOptions<'_> {
         f.debug_struct("OpenOptions")
             .field("wait", &self.wait)
             .field("tier", &self.tier)
+            .field("wait_for", &self.wait_for)
             .field("progress", &self.progress.is_some())
             .field("populate", &self.populate)
             .finish()
@@ -156,6 +170,7 @@ impl GrantRequest {
         let open = Open {
             progress,
             devices: wish.asked(),
+            wait_for: early(how),
             ..Open::by_name(checked(name)?)
         };
         Ok(Self {
@@ -172,7 +187,7 @@ impl GrantRequest {
             wait_ms: 0,
             progress: how.progress.is_some(),
             devices: wish.asked(),
-            wait_for: None,
+            wait_for: early(how),
         });
         Self {
             request,
@@ -218,12 +233,21 @@ impl GrantRequest {
         let mut request = self.request.clone();
         match &mut request {
             Request::Open(Open {
-                wait_ms, devices, ..
+                wait_ms,
+                devices,
+                wait_for,
+                ..
             })
             | Request::OpenFiles(OpenFiles {
-                wait_ms, devices, ..
+                wait_ms,
+                devices,
+                wait_for,
+                ..
             }) => {
                 *wait_ms = wait;
+                if !connection.grants_early() {
+                    *wait_for = None;
+                }
                 if !connection.has_devices() {
                     *devices = None;
                 }
@@ -238,6 +262,11 @@ impl GrantRequest {
         }
         request
     }
+}
+
+/// Nothing where all is waited for: that is what older daemons know.
+fn early(how: &OpenOptions<'_>) -> Option<WaitFor> {
+    (how.wait_for == WaitFor::Layout).then_some(WaitFor::Layout)
 }
 
 fn bounded(wait: Option<Duration>) -> Duration {

@@ -107,6 +107,7 @@ impl Retry {
         match error {
             OpenError::Request(error) => self.after(of_request(error)),
             OpenError::Segment { .. }
+            | OpenError::Incomplete(_)
             | OpenError::Device(_)
             | OpenError::File { .. }
             | OpenError::NotAModel { .. } => None,

@@ -88,7 +88,8 @@ impl Roll {
             self.kin.of.clear();
         }
         self.entries.retain(|_, entry| {
-            let could = entry.leased.lasts && connection.can_resume();
+            let lasts = entry.leased.lasts && entry.standing.is_whole();
+            let could = lasts && connection.can_resume();
             let stays =
                 entry.standing.session() == number || (could && entry.standing.lost().is_none());
             if !stays {

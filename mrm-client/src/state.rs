@@ -4,20 +4,21 @@ use crate::client::ConnectOptions;
 use crate::connection::{Connection, Patience, lock};
 use crate::content::{Content, Open};
 use crate::device::{DeviceError, DeviceWeights, retry_deferred};
-use crate::error::{OpenError, RequestError, SegmentError, SessionError};
+use crate::error::{OpenError, RequestError, SegmentError, SessionError, TensorError};
 use crate::files::LocalFiles;
 use crate::fork;
 use crate::lease::{Lease, Leased};
 use crate::link::Link;
 use crate::model::Model;
-use crate::open::{GrantRequest, OpenOptions, Wish};
+use crate::open::{GrantRequest, OpenOptions, WAIT_DEFAULT, Wish};
 use crate::request::{Replied, refusal};
 use crate::retry::{RESENDS_MAX, Retry};
+use crate::touches::Touches;
 use crate::vram::Contexts;
 use mrm_proto::ids::{DeviceUuid, InstanceId, VersionId};
 use mrm_proto::name::ModelName;
-use mrm_proto::reply::{ModelRow, OnDevice, Opened, Reply, Stated};
-use mrm_proto::request::{List, Request, Stat};
+use mrm_proto::reply::{ModelRow, OnDevice, Opened, Origin, Reply, Stated};
+use mrm_proto::request::{List, Request, Stat, WaitFor};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,11 +88,11 @@ impl State {
     pub(crate) fn open(&self, name: &str, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
         let wish = Wish::of(how.tier)?;
         if let Some(model) = self.cached(name, &wish) {
-            return Ok(model.as_asked(how));
+            return complete(model, how);
         }
         let ask = GrantRequest::by_name(name, how, wish)?;
         let model = self.granted(&ask, &[], how)?;
-        Ok(self.remember(model).as_asked(how))
+        complete(self.remember(model), how)
     }
 
     pub(crate) fn open_files(
@@ -137,7 +138,12 @@ impl State {
     pub(crate) fn remember(&self, model: Model) -> Model {
         let (name, why_host) = (model.open.name.clone(), model.why_host);
         let open = match model.open.content.device().map(DeviceWeights::uuid) {
-            None => lock(&self.models).settle(name, model.open, Open::is_good),
+            None => {
+                // What is whole stands for its name before what is still being filled.
+                let whole = model.open.is_whole();
+                let good = |first: &Open| first.is_good() && (first.is_whole() || !whole);
+                lock(&self.models).settle(name, model.open, good)
+            }
             Some(uuid) => {
                 lock(&self.models_on_devices).settle((uuid, name), model.open, Open::is_good)
             }
@@ -263,6 +269,11 @@ impl State {
             return Err(connection.end(SessionError::OutOfPlace(why)).into());
         }
         let fate = replied.fates.into_iter().next();
+        let filling = fate.clone().filter(|fate| fate.filling().is_some());
+        // Who loaded it knows the order from the first tensor on.
+        let tells = connection.grants_early() && opened.origin == Origin::Loaded;
+        let tells = tells && opened.device.is_none();
+        let touches = tells.then(|| Touches::new(opened.lease, &connection));
         let leased = Leased::of(&opened);
         let lease = self.link.lease(opened.lease, leased, &connection, fate)?;
         let lease = Arc::new(lease);
@@ -295,7 +306,10 @@ impl State {
             version: opened.version,
             origin: opened.origin,
             took_us: opened.took_us,
+            wait: ask.wait,
+            filling,
             content,
+            touches,
             lease,
         };
         let open = Arc::new(open);
@@ -309,6 +323,10 @@ impl State {
         segments: Vec<OwnedFd>,
         lease: &Lease,
     ) -> Result<Arc<Content>, SegmentError> {
+        if opened.filling.is_some() {
+            // What tells of it goes with this lease, so that nobody else can share it.
+            return Ok(Arc::new(Content::in_host(opened, table, segments)?));
+        }
         let key = lease.shared_as(opened.version);
         let known = lock(&self.versions).get(&key);
         // What was found damaged is loaded anew, into other memory.
@@ -390,6 +408,17 @@ impl<K: std::hash::Hash + Eq, V> Cache<K, V> {
         self.entries.insert(key, Arc::downgrade(&fresh));
         fresh
     }
+}
+
+/// Who asks for all of a model that another thread opened by its layout waits for the rest.
+fn complete(model: Model, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
+    if how.wait_for == WaitFor::All && !model.is_whole() {
+        let failed = |why: TensorError| OpenError::Incomplete(Box::new(why));
+        model
+            .wait_whole(how.wait.unwrap_or(WAIT_DEFAULT))
+            .map_err(failed)?;
+    }
+    Ok(model.as_asked(how))
 }
 
 pub(crate) fn checked(name: &str) -> Result<ModelName, RequestError> {

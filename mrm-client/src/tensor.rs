@@ -230,7 +230,7 @@ impl<'m> Tensor<'m> {
                 let start = usize::try_from(entry.offset).ok()?;
                 let end = start.checked_add(usize::try_from(entry.bytes).ok()?)?;
                 let part = parts.get(entry.segment as usize)?;
-                Data::Host(part.mapping.bytes().get(start..end)?)
+                Data::Host(part.mapping.range(start..end)?)
             }
             Memory::Device(vram) => Data::Device {
                 pointer: vram.address(entry.position, entry.bytes)?,

@@ -57,10 +57,11 @@ pub struct Open {
 }
 
 /// What an open in host memory waits for. On a device it is always all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(index_only)]
 pub enum WaitFor {
     /// The last byte.
+    #[default]
     #[n(0)]
     All,
     /// The tensor table, and memory for the rest, which [`Ready`](crate::reply::Ready) frames

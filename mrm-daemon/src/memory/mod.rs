@@ -19,12 +19,14 @@
 pub mod available;
 mod error;
 mod host;
+mod lend;
 mod pages;
 mod segment;
 mod smaps;
 pub mod stock;
 
 pub use error::MemoryError;
+pub(crate) use lend::lend_unfilled;
 pub(crate) use pages::Populator;
 pub use pages::{HUGE_PAGE_BYTES, HugePages, PAGE_BYTES};
 pub(crate) use segment::Reserved;

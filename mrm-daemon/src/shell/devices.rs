@@ -401,6 +401,9 @@ impl State {
         gone: bool,
         fault: &Fault,
     ) {
+        if gone {
+            self.end_early((session, lease));
+        }
         self.note(
             LogEvent::of(EventKind::LeaseRevoked)
                 .session(session.0)

@@ -15,7 +15,7 @@ use mrm_proto::hello::features;
 use mrm_proto::ids;
 use mrm_proto::limits::{DEVICES_PER_OPEN_MAX, FDS_PER_FRAME_MAX};
 use mrm_proto::reply::{Handed, IpcHandle, OnDevice, Opened, Reply, Sharing};
-use mrm_proto::request::Devices;
+use mrm_proto::request::{Devices, WaitFor};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -52,10 +52,11 @@ impl State {
     pub(super) fn wanted(
         &self,
         session: SessionId,
-        devices: Option<&Devices>,
+        (devices, wait_for): (Option<&Devices>, Option<WaitFor>),
     ) -> Result<Wanted, Unwanted> {
         let Some(devices) = devices else {
-            return Ok(Wanted::Host);
+            let early = self.by_layout(session, wait_for);
+            return Ok(if early { Wanted::Layout } else { Wanted::Host });
         };
         if devices.any_of.len() > DEVICES_PER_OPEN_MAX {
             let message = format!(
@@ -143,7 +144,11 @@ impl State {
             for (handed, fds) in handed {
                 io.send(request, &Reply::Handed(handed), fds);
             }
+            let filling = lent.opened.filling.clone();
             io.grant(request, lent.opened, lent.fds);
+            if let (Some(filling), Some((_, weights))) = (filling, segments.split_first()) {
+                self.begin_early((session, lease), weights, &filling);
+            }
         }
         failpoint::pass(Point::AfterGrant);
         if let (Origin::Promoted, Tier::Device(device)) = (origin, tier) {
@@ -175,11 +180,20 @@ impl State {
         };
         let handed = match granted.tier {
             Tier::Host => {
-                for id in weights {
-                    let held = self.segments.get(id)?;
-                    lent.opened.segments_bytes.push(held.segment.bytes());
-                    lent.fds.push(lend(&held.segment));
+                let mut filling = Vec::new();
+                for (index, id) in (0..).zip(weights) {
+                    let (bytes, fd) = match self.segments.get(id) {
+                        Some(held) => (held.segment.bytes(), lend(&held.segment)),
+                        None => {
+                            let marks = self.loads.get(id)?.marks.as_ref()?;
+                            filling.push(index);
+                            (marks.bytes(), lend(marks.fd()?))
+                        }
+                    };
+                    lent.opened.segments_bytes.push(bytes);
+                    lent.fds.push(fd);
                 }
+                lent.opened.filling = (!filling.is_empty()).then_some(filling);
                 Vec::new()
             }
             Tier::Device(_) => self.lend_image(*weights.first()?, &mut lent)?,

@@ -12,9 +12,12 @@ mod grant;
 mod keeping;
 mod listing;
 mod loading;
+mod marks;
 mod names;
 mod operator;
+mod orders;
 mod policy;
+mod readiness;
 mod refusal;
 mod remembering;
 mod requests;
@@ -145,6 +148,9 @@ struct State {
     segments: HashMap<SegmentId, Held>,
     loads: HashMap<SegmentId, LoadRecord>,
     loading: Loading,
+    /// Leases that were granted before all was filled.
+    early: std::collections::BTreeMap<readiness::Key, readiness::Early>,
+    orders: orders::Orders,
     keeping: Keeping,
     tier: DeviceTier,
     images: HashMap<SegmentId, HeldImage>,
@@ -190,6 +196,8 @@ struct Held {
 /// A segment on its way into host memory.
 struct LoadRecord {
     source: SourceId,
+    /// What is there of it, for those who are lent it before it is filled.
+    marks: Option<Arc<marks::Marks>>,
     feed: Option<Arc<HostFeed>>,
     loaded_bytes: Arc<AtomicU64>,
     bytes: u64,
@@ -261,6 +269,8 @@ impl Shell {
             segments: HashMap::new(),
             loads: HashMap::new(),
             loading: Loading::new(parts.stock),
+            early: std::collections::BTreeMap::new(),
+            orders: orders::Orders::default(),
             images: HashMap::new(),
             fills: HashMap::new(),
             health_at: (!parts.tier.devices.is_empty()).then(|| Instant::now() + HEALTH_EVERY),
@@ -540,6 +550,7 @@ impl State {
                 self.sessions_of_uid.remove(&peer.uid);
             }
         }
+        self.end_early_of(session);
         self.progress_waiters -= record.pending.values().filter(|p| p.progress).count();
         let mut event = LogEvent::of(EventKind::SessionClosed).session(session.0);
         if let Some(detail) = &detail {

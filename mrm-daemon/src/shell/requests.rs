@@ -61,8 +61,8 @@ impl State {
             ErrorReply::new(ErrorCode::VersionMismatch, message)
         })?;
         let served = match self.tier.devices.is_empty() {
-            true => features::ALL & !(features::DEVICE | features::EARLY),
-            false => features::ALL & !features::EARLY,
+            true => features::ALL & !features::DEVICE,
+            false => features::ALL,
         };
         let agreed = hello.features & served;
         if let Some(Who::Client {
@@ -103,7 +103,7 @@ impl State {
         let answer = (!request.wants_no_reply()).then_some(RequestId(request.0));
         match body {
             Request::Open(open) => {
-                let wanted = match self.wanted(session, open.devices.as_ref()) {
+                let wanted = match self.wanted(session, (open.devices.as_ref(), open.wait_for)) {
                     Ok(wanted) => wanted,
                     Err(unwanted) => return self.unwanted(session, request, unwanted),
                 };
@@ -111,7 +111,7 @@ impl State {
                 self.open(session, request, model, Asked::of(&open, wanted));
             }
             Request::OpenFiles(open) => {
-                let wanted = match self.wanted(session, open.devices.as_ref()) {
+                let wanted = match self.wanted(session, (open.devices.as_ref(), open.wait_for)) {
                     Ok(wanted) => wanted,
                     Err(unwanted) => return self.unwanted(session, request, unwanted),
                 };
@@ -119,6 +119,7 @@ impl State {
             }
             Request::Close(close) => {
                 let lease = LeaseId(close.lease.0);
+                self.end_early((session, lease));
                 let before = self.core.view().leases_len();
                 self.step(Event::Close {
                     session,
@@ -141,12 +142,29 @@ impl State {
             Request::Resume(resume) => self.resume(session, request, &resume)?,
             Request::List(list) => self.ask_listing(Question::List(session, request, list)),
             Request::Stat(stat) => self.ask_listing(Question::Stat(session, request, stat)),
-            Request::Touched(_) | Request::Heard(_) => {
-                let message = "this needs a feature that was not agreed on";
-                return Err(ErrorReply::new(ErrorCode::MalformedBody, message));
+            Request::Touched(touched) => {
+                self.check_early(session, touched.tensors.len())?;
+                self.touched(session, &touched);
+            }
+            Request::Heard(heard) => {
+                self.check_early(session, 0)?;
+                self.heard((session, LeaseId(heard.lease.0)));
             }
         }
         Ok(())
+    }
+
+    /// What is said of models that are being filled was agreed on, and is not too much.
+    fn check_early(&self, session: SessionId, tensors: usize) -> Result<(), ErrorReply> {
+        let message = if !self.knows_early(session) {
+            "Touched and Heard need feature bit 3, which was not agreed on".to_owned()
+        } else if tensors > limits::TOUCHED_MAX {
+            let max = limits::TOUCHED_MAX;
+            format!("{tensors} tensors were named, a request may name {max}")
+        } else {
+            return Ok(());
+        };
+        Err(ErrorReply::new(ErrorCode::MalformedBody, message))
     }
 
     fn check_id(
@@ -158,9 +176,15 @@ impl State {
         let Some(record) = self.sessions.get(&session) else {
             return Err(ErrorReply::new(ErrorCode::Internal, "the session is over"));
         };
-        let silent = matches!(body, Request::Close(_) | Request::Cancel(_));
+        let told = matches!(body, Request::Touched(_) | Request::Heard(_));
+        let silent = told || matches!(body, Request::Close(_) | Request::Cancel(_));
         if request.wants_no_reply() && !silent {
-            let message = "request id 0 asks for no reply: only Close and Cancel may carry it";
+            let message = "request id 0 asks for no reply: only Close and Cancel may carry it, \
+                           and what is told";
+            return Err(ErrorReply::new(ErrorCode::BadRequestId, message));
+        }
+        if told && !request.wants_no_reply() {
+            let message = "Touched and Heard are not answered: they carry request id 0";
             return Err(ErrorReply::new(ErrorCode::BadRequestId, message));
         }
         if record.pending.contains_key(&RequestId(request.0)) {

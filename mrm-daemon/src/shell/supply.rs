@@ -7,7 +7,7 @@ use crate::device::FeedWriter;
 use crate::failpoint::{self, Point};
 use crate::memory::stock::Stock;
 use crate::memory::{HostSegment, MemoryError};
-use crate::transfer::{Loaded, Order, ReadWay, Turn, load, load_from};
+use crate::transfer::{Loaded, Onlooker, Order, ReadWay, Turn, load, load_from};
 use mrm_core::event::Fault;
 use mrm_core::id::Bytes;
 use std::sync::Arc;
@@ -20,6 +20,10 @@ pub(super) struct LoadJob {
     pub(super) charge: Bytes,
     pub(super) progress: Arc<AtomicU64>,
     pub(super) feed: Option<FeedWriter>,
+    /// Who is told of what is there, for those who are lent it before it is filled.
+    pub(super) onlooker: Option<Box<dyn Onlooker + Send>>,
+    /// Pieces that are needed before the others.
+    pub(super) first: Arc<[u32]>,
 }
 
 /// A segment, sealed.
@@ -70,8 +74,11 @@ pub(super) fn supply_segment(
                 progress: &job.progress,
                 cancel: &AtomicBool::new(false),
                 feed: job.feed.as_ref(),
-                onlooker: None,
-                first: &[],
+                onlooker: job
+                    .onlooker
+                    .as_deref()
+                    .map(|onlooker| onlooker as &dyn Onlooker),
+                first: &job.first,
                 turn: Some(turn),
                 is_ahead,
             };

@@ -32,6 +32,10 @@ pub(crate) enum Completed {
         model: ModelId,
         outcome: Result<Found, Fault>,
     },
+    /// The memory of a load may be lent while it is filled.
+    Laid { op: OpId },
+    /// More of a segment is there.
+    More { segment: SegmentId },
     /// A segment was filled and sealed.
     Loaded {
         op: OpId,
@@ -83,6 +87,8 @@ impl State {
     pub(super) fn complete(&mut self, completed: Completed) {
         match completed {
             Completed::Resolved { op, model, outcome } => self.resolved(op, model, outcome),
+            Completed::Laid { op } => self.step(Event::Laid { op }),
+            Completed::More { segment } => self.more(segment),
             Completed::Loaded {
                 op,
                 segment,
@@ -263,15 +269,17 @@ impl State {
             outcome,
         });
         let part = self.names.version_of(version).and_then(|record| {
-            let part = record.parts.iter().find(|part| part.source == source)?;
+            let at = record.parts.iter().position(|part| part.source == source)?;
+            let part = record.parts.get(at)?;
             Some((
+                at.saturating_sub(1),
                 part.supply.clone()?,
                 part.bytes,
                 Arc::clone(&record.label),
                 record.foreign,
             ))
         });
-        let Some((supply, bytes, label, foreign)) = part else {
+        let Some((file, supply, bytes, label, foreign)) = part else {
             return completion.lost(Lost::Dropped);
         };
         let loaded_bytes = Arc::new(AtomicU64::new(0));
@@ -284,7 +292,12 @@ impl State {
         }
         let fed = label.as_ref().filter(|_| !self.tier.devices.is_empty());
         let (feed, writer) = fed.map(|label| HostFeed::loading(label, bytes)).unzip();
+        let watcher = label.as_ref();
+        let watcher = watcher.and_then(|_| self.watcher((op, segment), bytes));
+        let marks = watcher.as_ref().map(|watcher| Arc::clone(&watcher.marks));
         let job = LoadJob {
+            first: self.first_pieces(version, file),
+            onlooker: watcher.map(|watcher| Box::new(watcher) as _),
             supply,
             charge,
             progress,
@@ -293,6 +306,7 @@ impl State {
         let place = self.queue_load(segment, (version, foreign, bytes), job, completion);
         let load = LoadRecord {
             source,
+            marks,
             feed,
             loaded_bytes,
             bytes,
@@ -315,6 +329,10 @@ impl State {
         let failure = match outcome {
             Ok(loaded) => {
                 let (bytes, way) = (loaded.segment.bytes(), loaded.way);
+                let marks = record.as_ref().and_then(|record| record.marks.as_ref());
+                if let Some(first) = marks.and_then(|marks| marks.first()) {
+                    self.metrics.load_first(first);
+                }
                 if let Some(record) = &record {
                     self.learn_from(&record.place, (bytes, load_us), way);
                 }
@@ -340,6 +358,7 @@ impl State {
                     way,
                 };
                 self.segments.insert(segment, held);
+                self.sealed(segment);
                 if let Some(listed) = listed {
                     self.sum(segment, listed);
                 }

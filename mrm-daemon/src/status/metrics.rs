@@ -73,6 +73,7 @@ struct Inner {
     load_seconds: Histogram,
     load_ways: IntCounterVec,
     load_prediction: Histogram,
+    load_first_seconds: Histogram,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
     sessions_opened: IntCounter,
@@ -158,6 +159,7 @@ impl Metrics {
             )?,
             load_ways: load_ways(r)?,
             load_prediction: load_prediction(r)?,
+            load_first_seconds: load_first(r)?,
             evictions: counter(r, "evictions_total", "Segments evicted.")?,
             evicted_bytes: counter(
                 r,
@@ -211,6 +213,11 @@ impl Metrics {
     pub fn load_predicted(&self, predicted_us: u64, took_us: u64) {
         let ratio = seconds(took_us) / seconds(predicted_us.max(1));
         self.0.load_prediction.observe(ratio);
+    }
+
+    /// The first piece of a large file was in place so long after its load was asked for.
+    pub fn load_first(&self, took: std::time::Duration) {
+        self.0.load_first_seconds.observe(took.as_secs_f64());
     }
 
     /// A segment's load failed.
@@ -399,6 +406,17 @@ fn load_ways(r: &Registry) -> Result<IntCounterVec, prometheus::Error> {
         ways.get_metric_with_label_values(&[way.as_str()])?;
     }
     Ok(ways)
+}
+
+fn load_first(registry: &Registry) -> Result<Histogram, prometheus::Error> {
+    let opts = HistogramOpts::new(
+        "mrm_load_first_seconds",
+        "From the start of a large segment's load to its first piece in place.",
+    );
+    add(
+        registry,
+        Histogram::with_opts(opts.buckets(LOAD_BUCKETS_S.to_vec()))?,
+    )
 }
 
 fn load_prediction(r: &Registry) -> Result<Histogram, prometheus::Error> {

@@ -239,6 +239,7 @@ fn open_failure(error: &OpenError) -> Failure {
             RequestError::BadName { .. } | RequestError::Session(_) | RequestError::Refused(_),
         )
         | OpenError::Segment { .. }
+        | OpenError::Incomplete(_)
         | OpenError::Device(_)
         | OpenError::NotAModel { .. } => fault(error),
     }

@@ -1,0 +1,287 @@
+//! Leases on models that are still being filled: what their clients were told is there.
+//!
+//! The threads that read mark pieces ([`Marks`]); this thread tells clients of them, in few frames.
+
+use super::marks::{EARLY_BYTES_MIN, Marks, Told, Watcher};
+use super::work::Completed;
+use super::{State, Who};
+use crate::transfer::PIECE_BYTES;
+use mrm_core::id::{LeaseId, OpId, SegmentId, SessionId, VersionId};
+use mrm_proto::hello::features;
+use mrm_proto::ids;
+use mrm_proto::limits::{EARLY_LEASES_PER_SESSION_MAX, READY_RANGES_MAX, READY_UNHEARD_MAX};
+use mrm_proto::reply::{Ready, ReadyRange, Reply};
+use mrm_proto::request::{Touched, WaitFor};
+use mrm_proto::table::Table;
+use std::sync::Arc;
+
+/// A lease, as its session names it.
+pub(super) type Key = (SessionId, LeaseId);
+
+/// A lease on what was not all filled when it was granted.
+pub(super) struct Early {
+    files: Vec<EarlyFile>,
+    /// How many frames the client did not say that it read.
+    unheard: u32,
+}
+
+struct EarlyFile {
+    index: u32,
+    segment: SegmentId,
+    /// Keeps the descriptor that was lent until the frame that carries it is sent.
+    marks: Arc<Marks>,
+    /// Pieces that the client was told of.
+    sent: Box<[u64]>,
+    sealed: Sealed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sealed {
+    Not,
+    Untold,
+    Told,
+}
+
+/// Largest table of which the order of use is learned: it is read on the decider's thread.
+const LEARNED_TABLE_BYTES_MAX: u64 = 8 << 20;
+
+impl State {
+    /// Whether an open is to be granted by its layout.
+    pub(super) fn by_layout(&self, session: SessionId, wait_for: Option<WaitFor>) -> bool {
+        let of_session = (session, LeaseId(0))..=(session, LeaseId(u64::MAX));
+        wait_for == Some(WaitFor::Layout)
+            && self.knows_early(session)
+            && self.early.range(of_session).count() < EARLY_LEASES_PER_SESSION_MAX
+    }
+
+    /// Whether the session agreed on grants before the last byte.
+    pub(super) fn knows_early(&self, session: SessionId) -> bool {
+        let who = self.sessions.get(&session).map(|record| &record.who);
+        matches!(who, Some(Who::Client { features, .. }) if features & features::EARLY != 0)
+    }
+
+    /// What marks the pieces of a load, and tells this thread; not worth it for small files.
+    pub(super) fn watcher(
+        &self,
+        (op, segment): (OpId, SegmentId),
+        bytes: u64,
+    ) -> Option<Watcher<impl Fn(Told) + Send + Sync + use<>>> {
+        if bytes < EARLY_BYTES_MIN {
+            return None;
+        }
+        let done = self.completed.clone();
+        Some(Watcher {
+            marks: Arc::new(Marks::new(bytes)),
+            tell: move |told| {
+                drop(done.send(match told {
+                    Told::Laid => Completed::Laid { op },
+                    Told::More => Completed::More { segment },
+                }));
+            },
+            degraded: self.degraded.clone(),
+        })
+    }
+
+    /// A lease was granted, of which these files are still being filled.
+    pub(super) fn begin_early(&mut self, key: Key, weights: &[SegmentId], filling: &[u32]) {
+        let file = |index: &u32| {
+            let segment = *weights.get(usize::try_from(*index).ok()?)?;
+            let marks = Arc::clone(self.loads.get(&segment)?.marks.as_ref()?);
+            marks.watch();
+            Some(EarlyFile {
+                index: *index,
+                segment,
+                sent: marks.none_sent(),
+                marks,
+                sealed: Sealed::Not,
+            })
+        };
+        let files: Vec<EarlyFile> = filling.iter().filter_map(file).collect();
+        if !files.is_empty() {
+            self.early.insert(key, Early { files, unheard: 0 });
+            self.tell_ready(key);
+        }
+    }
+
+    /// More pieces of a segment are there.
+    pub(super) fn more(&mut self, segment: SegmentId) {
+        if let Some(marks) = self
+            .loads
+            .get(&segment)
+            .and_then(|load| load.marks.as_ref())
+        {
+            marks.look();
+        }
+        for key in self.on(segment) {
+            self.tell_ready(key);
+        }
+    }
+
+    /// A segment is whole and sealed.
+    pub(super) fn sealed(&mut self, segment: SegmentId) {
+        for key in self.on(segment) {
+            for file in self
+                .early
+                .get_mut(&key)
+                .into_iter()
+                .flat_map(|early| &mut early.files)
+            {
+                if file.segment == segment && file.sealed == Sealed::Not {
+                    file.sealed = Sealed::Untold;
+                }
+            }
+            self.tell_ready(key);
+        }
+    }
+
+    /// The client has read what it was told.
+    pub(super) fn heard(&mut self, key: Key) {
+        if let Some(early) = self.early.get_mut(&key) {
+            early.unheard = 0;
+            self.tell_ready(key);
+        }
+    }
+
+    /// A lease is gone.
+    pub(super) fn end_early(&mut self, key: Key) {
+        self.early.remove(&key);
+    }
+
+    /// A session is gone.
+    pub(super) fn end_early_of(&mut self, session: SessionId) {
+        self.early.retain(|(of, _), _| *of != session);
+    }
+
+    /// The leases that were granted before this segment was filled.
+    fn on(&self, segment: SegmentId) -> Vec<Key> {
+        let early = self.early.iter();
+        let on = early.filter(|(_, early)| early.files.iter().any(|file| file.segment == segment));
+        on.map(|(key, _)| *key).collect()
+    }
+
+    /// Tells a client what is new, unless it has not read what it was told before.
+    fn tell_ready(&mut self, key: Key) {
+        let Some(early) = self.early.get_mut(&key) else {
+            return;
+        };
+        let last = early.files.iter().all(|file| file.sealed != Sealed::Not);
+        if early.unheard >= READY_UNHEARD_MAX && !last {
+            return;
+        }
+        let (mut ranges, mut sealed) = (Vec::new(), Vec::new());
+        for file in &mut early.files {
+            match file.sealed {
+                Sealed::Told => {}
+                Sealed::Untold => {
+                    sealed.push(file.index);
+                    file.sealed = Sealed::Told;
+                }
+                Sealed::Not => {
+                    let room = READY_RANGES_MAX.saturating_sub(ranges.len());
+                    let segment = file.index;
+                    let new = if room > 0 {
+                        file.marks.since(&mut file.sent, room)
+                    } else {
+                        Vec::new()
+                    };
+                    ranges.extend(new.into_iter().map(|range| ReadyRange {
+                        segment,
+                        from: range.start,
+                        to: range.end,
+                    }));
+                }
+            }
+        }
+        if ranges.is_empty() && sealed.is_empty() {
+            return;
+        }
+        early.unheard += 1;
+        if last {
+            self.early.remove(&key);
+        }
+        let (session, lease) = (key.0, ids::LeaseId(key.1.0));
+        let ready = Ready {
+            lease,
+            ranges,
+            sealed,
+        };
+        self.send(session, ids::RequestId::NO_REPLY, &Reply::Ready(ready));
+    }
+
+    /// A client tells in which order it used the tensors of what it leases.
+    pub(super) fn touched(&mut self, session: SessionId, touched: &Touched) {
+        let mut leases = self.core.view().leases_of(session);
+        let Some(leased) = leases.find(|leased| leased.lease.0 == touched.lease.0) else {
+            return;
+        };
+        let Some(Some(table)) = self.segments_of(leased.version).first().copied() else {
+            return;
+        };
+        let Some(digest) = self.names.digest_of(table) else {
+            return;
+        };
+        if self.orders.knows(&digest) {
+            return;
+        }
+        let Some(held) = self.segments.get(&table) else {
+            return;
+        };
+        if held.segment.bytes() > LEARNED_TABLE_BYTES_MAX {
+            return;
+        }
+        let mut bytes = vec![0; usize::try_from(held.segment.bytes()).unwrap_or(0)];
+        match rustix::io::pread(held.segment.fd(), &mut bytes, 0) {
+            Ok(count) if count == bytes.len() => {}
+            Ok(_) | Err(_) => return,
+        }
+        if let Ok(table) = Table::parse(&bytes) {
+            self.orders
+                .learn(digest, pieces_of(&table, &touched.tensors));
+        }
+    }
+
+    /// The pieces of a file of a version that are to be read first.
+    pub(super) fn first_pieces(&self, version: VersionId, file: usize) -> Arc<[u32]> {
+        let none = || Arc::from([]);
+        if self.orders.is_empty() {
+            return none();
+        }
+        let table = self.names.version_of(version).and_then(|record| {
+            let supply = record.parts.first()?.supply.as_ref()?;
+            match supply {
+                super::names::Supply::Table(table) => Some(Arc::clone(table)),
+                super::names::Supply::File { .. } => None,
+            }
+        });
+        let table = table.filter(|table| table.len() as u64 <= LEARNED_TABLE_BYTES_MAX);
+        let digest = table.map(|table| *blake3::hash(&table).as_bytes());
+        digest
+            .and_then(|digest| self.orders.get(&digest, file))
+            .unwrap_or_else(none)
+    }
+}
+
+/// The pieces of each file in which these tensors lie, in the order of their use.
+fn pieces_of(table: &Table<'_>, tensors: &[u32]) -> Vec<Vec<u32>> {
+    let entries: Vec<_> = table.iter().collect();
+    let mut files: Vec<Vec<u32>> = vec![Vec::new(); table.segment_names().len()];
+    let mut seen = std::collections::HashSet::new();
+    for position in tensors {
+        let at = usize::try_from(*position).ok();
+        let Some(Some(entry)) = at.and_then(|at| entries.get(at)) else {
+            continue;
+        };
+        let Some(file) = files.get_mut(entry.segment as usize) else {
+            continue;
+        };
+        let last = (entry.offset + entry.bytes.max(1) - 1) / PIECE_BYTES;
+        for piece in entry.offset / PIECE_BYTES..=last {
+            if let Ok(piece) = u32::try_from(piece)
+                && seen.insert((entry.segment, piece))
+            {
+                file.push(piece);
+            }
+        }
+    }
+    files
+}
