@@ -130,14 +130,14 @@ impl Desk {
     ) -> Result<(), SessionError> {
         let Incoming { id, reply, fds } = incoming;
         if id.wants_no_reply() {
-            return match reply {
-                Reply::Revoked(revoked) => {
-                    self.revoke(revoked);
-                    Ok(())
-                }
-                Reply::Ready(ready) => self.ready(&ready, heard),
-                reply => Err(session_end(reply)),
-            };
+            if let Reply::Revoked(revoked) = reply {
+                self.revoke(revoked);
+                return Ok(());
+            }
+            if let Reply::Ready(ready) = &reply {
+                return self.ready(ready, heard);
+            }
+            return Err(session_end(reply));
         }
         if let Reply::Handed(handed) = reply {
             return self.gather(id, handed, fds);

@@ -111,7 +111,7 @@ fn add(there: &mut Vec<Range<u64>>, new: Range<u64>) {
     let end = last.and_then(|last| there.get(last));
     let end = end.map_or(new.end, |range| range.end.max(new.end));
     let start = if from < to { start } else { new.start };
-    there.splice(from..to, [start..end]);
+    there.splice(from..to, std::iter::once(start..end));
 }
 
 fn out_of_place(what: String) -> SessionError {
