@@ -292,7 +292,11 @@ impl Trouble {
         {
             return;
         }
-        let Some(point) = self.turns.pop_front() else {
+        // In a hurry, those come first that nothing has happened at.
+        let never = self.done.never();
+        let missing = self.turns.iter().position(|point| never.contains(point));
+        let at = missing.filter(|_| self.hurries).unwrap_or(0);
+        let Some(point) = self.turns.remove(at) else {
             return;
         };
         self.turns.push_back(point);
