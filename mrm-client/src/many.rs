@@ -50,7 +50,7 @@ impl State {
         let wish = Wish::of(how.tier)?;
         let there = self.cached(name, &wish);
         if let Some(model) = there.filter(|model| model.serves(how)) {
-            return Ok(Here::Open(model.as_asked(how)));
+            return Ok(Here::Open(model.for_asker(how)));
         }
         Ok(Here::Ask(GrantRequest::by_name(name, how, wish)?))
     }
@@ -88,7 +88,7 @@ impl State {
                 .and_then(|replied| self.admit(Arc::clone(&connection), ask, replied));
             let mut retry = Retry::new(wait, self.link().reconnects());
             opened[*at] = match model {
-                Ok(model) => Some(Ok(self.remember(model).as_asked(how))),
+                Ok(model) => Some(Ok(self.remember(model).for_asker(how))),
                 Err(why) if retry.after_open(&why).is_some() => None,
                 Err(why) => Some(Err(why)),
             };

@@ -291,7 +291,7 @@ impl Model {
     }
 
     /// What the options ask for besides the open itself.
-    pub(crate) fn as_asked(self, how: &OpenOptions<'_>) -> Self {
+    pub(crate) fn for_asker(self, how: &OpenOptions<'_>) -> Self {
         // What is not there yet is not to be touched.
         if how.populate && self.is_whole() {
             self.open.content.populate();

@@ -47,7 +47,17 @@ pub(crate) fn decode(frame: Frame<'_>, arrived: &mut Vec<Incoming>) -> Result<()
             }
             Ok(())
         }
-        reply => {
+        reply @ (Reply::Opened(_)
+        | Reply::Closed(_)
+        | Reply::Cancelled(_)
+        | Reply::Progress(_)
+        | Reply::Handed(_)
+        | Reply::Revoked(_)
+        | Reply::Ready(_)
+        | Reply::Resumed(_)
+        | Reply::Listed(_)
+        | Reply::Stated(_)
+        | Reply::Error(_)) => {
             arrived.push(fitting(header.kind, header.request, reply, fds)?);
             Ok(())
         }

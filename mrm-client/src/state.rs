@@ -102,7 +102,7 @@ impl State {
     ) -> Result<Model, OpenError> {
         let ask = GrantRequest::of_files(files, how, Wish::of(how.tier)?);
         let model = self.granted(&ask, &files.fds, how)?;
-        Ok(model.as_asked(how))
+        Ok(model.for_asker(how))
     }
 
     /// The model that stands for `name` in this process, if it is open where it is wanted. Who
@@ -418,7 +418,7 @@ fn complete(model: Model, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
             .wait_whole(how.wait.unwrap_or(WAIT_DEFAULT))
             .map_err(failed)?;
     }
-    Ok(model.as_asked(how))
+    Ok(model.for_asker(how))
 }
 
 pub(crate) fn checked(name: &str) -> Result<ModelName, RequestError> {

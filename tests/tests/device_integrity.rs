@@ -1,6 +1,11 @@
 //! What is on a device is read back and compared with what was loaded.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails loudly"
+)]
 
 use mrm_tests::gpus::{Gpus, assert_same_tensors, open_on, until_at_rest, uuid};
 use mrm_tests::node::{Node, program};

@@ -144,6 +144,7 @@ fn many_models_are_opened_at_once_whatever_there_is_of_each() {
     let names: Vec<String> = (0..150).map(|i| format!("m{i}")).collect();
     let mut asked: Vec<&str> = names.iter().map(String::as_str).collect();
     asked.extend(["nobody", "../m0", "m0"]);
+    let mut kept = Vec::new();
     for (client, warm) in [(&client, false), (&other, true)] {
         let opened = client.open_many(&asked, &OpenOptions::new());
         assert_eq!(opened.len(), asked.len());
@@ -165,8 +166,8 @@ fn many_models_are_opened_at_once_whatever_there_is_of_each() {
             continue;
         }
         assert!(opened[1].as_ref().unwrap().same_open(&resident));
-        // Kept until the other client has them, too.
-        std::mem::forget(opened);
+        // Until the other client has them, too.
+        kept.push(opened);
     }
     assert!(client.open_many(&[], &OpenOptions::new()).is_empty());
 }

@@ -23,7 +23,7 @@ use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
 use mrm_tests::{Random, eventually, model, seed};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -96,18 +96,7 @@ fn misbehave(socket: &Path, broken: &File, breaches: &[Breach], random: &mut Ran
             let set = open_files("x", &["broken.safetensors"]);
             (0..20).try_for_each(|i| raw.send_bytes(&encoded(id + i, 1, &set), &copies(broken, 1)))
         }
-        8 => {
-            let cancel = |target| {
-                Request::Cancel(Cancel {
-                    target: RequestId(target),
-                })
-            };
-            (0..50).try_for_each(|i| {
-                raw.send_bytes(&encoded(id + i, 0, &open("m", 1)), &[])?;
-                raw.send_bytes(&encoded(0, 0, &cancel(id + i)), &[])?;
-                raw.send_bytes(&encoded(0, 0, &close(LeaseId(i))), &[])
-            })
-        }
+        8 => opens_and_cancels(&mut raw, id),
         9 => {
             let names: Vec<String> = (0..250).map(|i| i.to_string()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -132,6 +121,19 @@ fn misbehave(socket: &Path, broken: &File, breaches: &[Breach], random: &mut Ran
         raw.stream.set_nonblocking(false).unwrap();
         while raw.receive().is_some() {}
     }
+}
+
+fn opens_and_cancels(raw: &mut Raw, id: u64) -> io::Result<()> {
+    let cancel = |target| {
+        Request::Cancel(Cancel {
+            target: RequestId(target),
+        })
+    };
+    (0..50).try_for_each(|i| {
+        raw.send_bytes(&encoded(id + i, 0, &open("m", 1)), &[])?;
+        raw.send_bytes(&encoded(0, 0, &cancel(id + i)), &[])?;
+        raw.send_bytes(&encoded(0, 0, &close(LeaseId(i))), &[])
+    })
 }
 
 #[test]

@@ -120,10 +120,7 @@ impl Residency {
     pub(crate) fn twin(&self, id: SegmentId) -> Option<ContentId> {
         match self.segments.get(&id)?.state {
             State::Resident(content) if self.twins.contains(&id) => Some(content),
-            State::Loading(_)
-            | State::Resident(_)
-            | State::Damaged
-            | State::Evicting(_) => None,
+            State::Loading(_) | State::Resident(_) | State::Damaged | State::Evicting(_) => None,
         }
     }
 

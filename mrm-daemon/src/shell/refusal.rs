@@ -51,19 +51,9 @@ impl State {
                 ErrorCode::TimedOut,
                 "the load did not end within the wait and goes on: open again".to_owned(),
             ),
-            Refusal::QueueFull { waiting, of_tenant } => (
-                ErrorCode::QueueFull,
-                match of_tenant {
-                    false => format!(
-                        "{waiting} requests wait for room already, which is limits.waiting_max: \
-                         try again later"
-                    ),
-                    true => format!(
-                        "{waiting} requests of this user wait for room already, and the places \
-                         that are left are for others: try again later"
-                    ),
-                },
-            ),
+            Refusal::QueueFull { waiting, of_tenant } => {
+                (ErrorCode::QueueFull, queue_full(*waiting, *of_tenant))
+            }
             Refusal::Draining => (
                 ErrorCode::Draining,
                 "the daemon is about to exit and takes no new leases: try its successor".to_owned(),
@@ -186,6 +176,18 @@ impl State {
             text += &format!("{lead}`{label}` {}: {why}", human(holder.charged));
         }
         if text.is_empty() { text } else { text + ")" }
+    }
+}
+
+fn queue_full(waiting: impl std::fmt::Display, of_tenant: bool) -> String {
+    match of_tenant {
+        false => format!(
+            "{waiting} requests wait for room already, which is limits.waiting_max: try again later"
+        ),
+        true => format!(
+            "{waiting} requests of this user wait for room already, and the places that are left \
+             are for others: try again later"
+        ),
     }
 }
 

@@ -144,8 +144,7 @@ impl Books {
                 ..
             } => {
                 let (deadline, early) = (*deadline, *wanted == Wanted::Layout);
-                self.asked
-                    .insert((*session, *request), Asked::Open { deadline, early });
+                self.ask(*session, Some(*request), Asked::Open { deadline, early });
             }
             Event::Close {
                 session,
@@ -157,27 +156,19 @@ impl Books {
             }
             Event::Cancel {
                 session, request, ..
-            } => {
-                self.ask(*session, *request, Asked::Cancel);
-            }
+            } => self.ask(*session, *request, Asked::Cancel),
             Event::Evict {
                 session, request, ..
-            } => {
-                self.ask(*session, Some(*request), Asked::Evict);
-            }
+            } => self.ask(*session, Some(*request), Asked::Evict),
             Event::Resume {
                 session, request, ..
-            } => {
-                self.ask(*session, Some(*request), Asked::Resume);
-            }
+            } => self.ask(*session, Some(*request), Asked::Resume),
             Event::SetLimit {
                 tier,
                 budget,
                 limit,
-            } => {
-                if !self.is_lost(*tier) {
-                    self.limits.insert(*tier, limit.0.min(budget.0));
-                }
+            } if !self.is_lost(*tier) => {
+                self.limits.insert(*tier, limit.0.min(budget.0));
             }
             Event::DeviceLost { device, .. } => {
                 self.lost.insert(*device);
@@ -188,7 +179,8 @@ impl Books {
             Event::Laid { op } => self.laid(*op)?,
             Event::Loaded { op, outcome } => self.loaded(*op, outcome.is_ok())?,
             Event::Freed { op } => self.freed(*op)?,
-            Event::Configure { .. }
+            Event::SetLimit { .. }
+            | Event::Configure { .. }
             | Event::ModelChanged { .. }
             | Event::Adopt(_)
             | Event::Drain

@@ -57,9 +57,7 @@ impl Core {
     pub(crate) fn can_be_lent(&self, part: Part, segment: SegmentId) -> bool {
         match part {
             Part::Table => self.residency.is_resident(segment),
-            Part::File | Part::Image => {
-                self.residency.is_laid(segment) || planted(Bug::LendUnlaid)
-            }
+            Part::File | Part::Image => self.residency.is_laid(segment) || planted(Bug::LendUnlaid),
         }
     }
 

@@ -96,8 +96,6 @@ pub(crate) fn wants(wanted: &Wanted, tier: Tier) -> bool {
         (Wanted::Device(devices) | Wanted::Best(devices), Tier::Device(device)) => {
             devices.contains(&device)
         }
-        (Wanted::Device(_), Tier::Host) | (Wanted::Host | Wanted::Layout, Tier::Device(_)) => {
-            false
-        },
+        (Wanted::Device(_), Tier::Host) | (Wanted::Host | Wanted::Layout, Tier::Device(_)) => false,
     }
 }

@@ -109,27 +109,7 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|(ids, wanted, kind, tier, tenant, on)| {
                 plain(ids, wanted, kind, tier, tenant, on)
             }),
-        (tiers(), policies()).prop_map(|(tier, policy)| Event::SetPolicy { tier, policy }),
-        (any::<u8>(), any::<bool>()).prop_map(|(share_percent, enabled)| {
-            Event::SetPrefetch(mrm_core::Prefetch {
-                enabled,
-                share_percent,
-            })
-        }),
-        (id(), memories()).prop_map(|(model, memory)| Event::Recall {
-            model: ModelId(model),
-            memory: Box::new(memory)
-        }),
-        vec((any::<u8>(), any::<u8>(), any::<u64>()), 0..5)
-            .prop_map(|gaps| Event::RecallAll(Box::new(Experience { gaps }))),
-        (id(), id()).prop_map(|(model, due)| Event::Hint {
-            model: ModelId(model),
-            due: Time(due)
-        }),
-        (id(), id()).prop_map(|(op, took_us)| Event::Took {
-            op: OpId(op),
-            took_us
-        }),
+        of_policies(),
         (any::<u64>(), faults()).prop_map(|(segment, fault)| Event::Damaged {
             segment: SegmentId(segment),
             fault,
@@ -164,6 +144,34 @@ fn events() -> impl Strategy<Value = Event> {
             session: SessionId(session),
             request: RequestId(request),
             leases,
+        }),
+    ]
+}
+
+/// Events that only policies and what is foreseen are told by.
+fn of_policies() -> impl Strategy<Value = Event> {
+    let id = any::<u64>;
+    prop_oneof![
+        (tiers(), policies()).prop_map(|(tier, policy)| Event::SetPolicy { tier, policy }),
+        (any::<u8>(), any::<bool>()).prop_map(|(share_percent, enabled)| {
+            Event::SetPrefetch(mrm_core::Prefetch {
+                enabled,
+                share_percent,
+            })
+        }),
+        (id(), memories()).prop_map(|(model, memory)| Event::Recall {
+            model: ModelId(model),
+            memory: Box::new(memory)
+        }),
+        vec((any::<u8>(), any::<u8>(), any::<u64>()), 0..5)
+            .prop_map(|gaps| Event::RecallAll(Box::new(Experience { gaps }))),
+        (id(), id()).prop_map(|(model, due)| Event::Hint {
+            model: ModelId(model),
+            due: Time(due)
+        }),
+        (id(), id()).prop_map(|(op, took_us)| Event::Took {
+            op: OpId(op),
+            took_us
         }),
     ]
 }

@@ -189,16 +189,18 @@ impl Decider {
                 self.note(format!("verify {name}"));
                 reply.send(Ok(verified(&name)));
             }
-            Query::Drain { reply } => {
-                self.note("drain");
-                self.state = DaemonState::Draining;
-                self.log.push(1, Event::of(EventKind::Drain));
-                reply.send(Ok(Drained {
-                    sessions: 2,
-                    leases: 3,
-                }));
-            }
+            Query::Drain { reply } => self.drain(reply),
         }
+    }
+
+    fn drain(&mut self, reply: ReplyTo<Drained>) {
+        self.note("drain");
+        self.state = DaemonState::Draining;
+        self.log.push(1, Event::of(EventKind::Drain));
+        reply.send(Ok(Drained {
+            sessions: 2,
+            leases: 3,
+        }));
     }
 
     fn evict(&mut self, name: ModelName, from: Option<Place>, reply: ReplyTo<Evicted>) {

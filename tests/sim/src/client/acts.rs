@@ -13,8 +13,8 @@ use mrm_proto::frame::{self, Message};
 use mrm_proto::hello::ClientHello;
 use mrm_proto::ids::{InstanceId, LeaseId, RequestId};
 use mrm_proto::name::{FileName, ModelName};
-use mrm_proto::request::{Cancel, Close, Devices, HadLease, Open, OpenFiles, Request, Resume};
 use mrm_proto::request::WaitFor;
+use mrm_proto::request::{Cancel, Close, Devices, HadLease, Open, OpenFiles, Request, Resume};
 
 impl Client {
     /// Does something.

@@ -249,15 +249,15 @@ impl Client {
             .iter()
             .any(|mapping| env.memory.is_gone(mapping.alloc));
         let right = could_be.iter().any(|files| match &opened.device {
-            None => contents
-                .split_first()
-                .is_some_and(|(table, there)| {
-                    *table == Some(disk::table_of(files)) && could_hold(there, files)
-                }),
+            None => contents.split_first().is_some_and(|(table, there)| {
+                *table == Some(disk::table_of(files)) && could_hold(there, files)
+            }),
             Some(on) => contents.split_first().is_some_and(|(table, there)| {
                 *table == Some(disk::table_of(files))
                     && there.len() == on.allocations_bytes.len()
-                    && there.iter().all(|piece| *piece == Some(disk::image_of(files)))
+                    && there
+                        .iter()
+                        .all(|piece| *piece == Some(disk::image_of(files)))
             }),
         });
         ensure(right || gone, Rule::Content, || {

@@ -131,8 +131,7 @@ impl Daemon {
         if !filling.is_empty() {
             let at = |index: &u32| granted.segments.get(*index as usize + 1).copied();
             let files = filling.iter().map(|index| (*index, at(index)));
-            self.early
-                .insert((session, granted.lease), files.collect());
+            self.early.insert((session, granted.lease), files.collect());
         }
         let mut opened = Opened {
             lease: ids::LeaseId(granted.lease.0),

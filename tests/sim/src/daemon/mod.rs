@@ -30,6 +30,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use work::Load;
 
+/// Files of a model that are not filled yet, and in which segments they lie.
+type Unfilled = Vec<(u32, Option<SegmentId>)>;
+
 /// One run of the daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -43,7 +46,7 @@ pub(crate) struct Daemon {
     segments: BTreeMap<SegmentId, Held>,
     loads: BTreeMap<SegmentId, Load>,
     /// Leases that were granted before all was filled, and which of their files were not.
-    early: BTreeMap<(SessionId, LeaseId), Vec<(u32, Option<SegmentId>)>>,
+    early: BTreeMap<(SessionId, LeaseId), Unfilled>,
     found: BTreeMap<OpId, Result<Found, Fault>>,
     /// What the last daemon left of a source on a tier: memory, bytes, pieces.
     left: BTreeMap<(SourceId, Tier), (AllocId, u64, u64)>,

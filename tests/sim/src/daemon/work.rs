@@ -372,7 +372,11 @@ impl Daemon {
         let there = outcome.is_ok();
         self.step(env, Event::Loaded { op, outcome })?;
         self.supplies_stale = true;
-        if there { self.sealed(env, segment) } else { Ok(()) }
+        if there {
+            self.sealed(env, segment)
+        } else {
+            Ok(())
+        }
     }
 
     /// One load less is filled from a segment.

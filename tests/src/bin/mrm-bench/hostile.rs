@@ -47,7 +47,7 @@ pub(crate) fn measure() -> Vec<Row> {
         // Another user, whose share is not the honest one's.
         let mut spawn = || command.spawn();
         let mut hostile = as_user(NOBODY, &mut spawn)
-            .unwrap_or_else(|| spawn())
+            .unwrap_or_else(spawn)
             .expect("starts");
         let said = BufReader::new(hostile.stdout.take().expect("piped")).lines();
         let at_it = said.take(1).next().expect("it says when").expect("text");

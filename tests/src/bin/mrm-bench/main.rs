@@ -41,7 +41,7 @@ use std::process::ExitCode;
     about = "Measures mrm against floors of the same run"
 )]
 struct Cli {
-    /// What to measure: hit, miss, share, churn.
+    /// What to measure: hit, miss, share, churn, hostile.
     benches: Vec<Bench>,
     /// Also write the rows here, as JSON with the raw values, the machine and the commit.
     #[arg(long)]
@@ -76,14 +76,14 @@ enum Bench {
     Share,
     /// Opens a second, and what they leave behind.
     Churn,
+    /// Many models, many clients: what they take, and whether hits stay as quick.
+    Scale,
     /// An open beside 64 clients that keep no rule.
     Hostile,
     /// After a daemon or a client was killed, and what the keeper costs. Takes 11 GB of memory.
     Restart,
     /// The experiment of the TrIMS paper: a process per inference, of 45 models.
     Trims,
-    /// Many models, many clients: what they take, and whether hits stay as quick.
-    Scale,
 }
 
 #[derive(Subcommand)]
@@ -207,9 +207,9 @@ fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
         Bench::Miss => miss::measure(python),
         Bench::Share => share::measure(),
         Bench::Churn => churn::measure(cli.opens),
+        Bench::Scale => scale::measure(),
         Bench::Hostile => hostile::measure(),
         Bench::Restart => restart::measure(),
-        Bench::Scale => scale::measure(),
         Bench::Trims => trims::measure(python, cli.rounds, cli.most_mb),
     }
 }

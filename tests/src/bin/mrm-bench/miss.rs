@@ -164,7 +164,9 @@ impl Case {
 /// What the machine says that could be taken.
 fn free_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").expect("proc is mounted");
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
     kib.and_then(|kib| kib.parse::<u64>().ok())
         .expect("a number")
