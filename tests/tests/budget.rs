@@ -150,7 +150,9 @@ fn under_pressure_the_budget_is_never_exceeded() {
 
 #[test]
 fn the_least_recently_used_goes_first() {
-    let node = Shelf::of(&["a", "b", "c", "d", "e"]).node(3);
+    let shelf = Shelf::of(&["a", "b", "c", "d", "e"]);
+    let setup = shelf.setup(3).setting("host_policy = \"lru\"");
+    let node = Node::start_in(shelf.dir, &setup);
     for name in ["a", "b", "c", "a", "d"] {
         touch(&node, name);
     }

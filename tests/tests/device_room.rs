@@ -45,7 +45,8 @@ fn gpus() -> Gpus {
 
 /// A daemon whose device holds two of the three models.
 fn room_for_two(models: &Models, gpus: &Gpus) -> Node {
-    let lines = format!("enabled = \"yes\"\nbudget_bytes = {}", 2 * IMAGE + MIB);
+    let budget = 2 * IMAGE + MIB;
+    let lines = format!("enabled = \"yes\"\npolicy = \"lru\"\nbudget_bytes = {budget}");
     Node::start(&models.in_setup(gpus.setup_of("", &lines)))
 }
 

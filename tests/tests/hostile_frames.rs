@@ -9,7 +9,7 @@
 
 use mrm_proto::error::ErrorCode;
 use mrm_proto::frame::Kind;
-use mrm_proto::hello::ClientHello;
+use mrm_proto::hello::{ClientHello, features};
 use mrm_proto::ids::{LeaseId, RequestId};
 use mrm_proto::limits::{FRAME_BODY_BYTES_MAX, VERSION_MAX};
 use mrm_proto::name::ModelName;
@@ -392,7 +392,10 @@ fn descriptors_of_pipelined_frames_are_not_taken_for_too_many() {
 fn frames_may_come_byte_by_byte_or_many_at_once() {
     let (node, image) = node_with(&[]);
     let mut raw = Raw::connect(&node.socket());
-    let hello = encoded(1, 0, &ClientHello::new("slow"));
+    let mut hello = ClientHello::new("slow");
+    // Each answer in a frame of its own.
+    hello.features &= !features::MANY;
+    let hello = encoded(1, 0, &hello);
     for byte in hello.iter().chain(&encoded(2, 0, &open("m", 0))) {
         raw.stream.write_all(&[*byte]).unwrap();
     }

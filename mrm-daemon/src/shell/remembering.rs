@@ -95,6 +95,9 @@ impl State {
         let mut models: Vec<(String, Memory)> = known
             .map(|(name, memory)| (name.as_str().to_owned(), memory))
             .collect();
+        if models.is_empty() {
+            return None;
+        }
         models.sort_by_key(|(_, memory)| memory.idle_us);
         models.truncate(MODELS_MAX);
         let experience = view.experience();

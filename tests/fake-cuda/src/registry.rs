@@ -113,7 +113,13 @@ impl Registry {
 
     /// Drops the records of blocks that are gone.
     fn sweep(&self, records: Vec<Record>) -> io::Result<Vec<Record>> {
-        let alive = alive()?;
+        let mut alive = alive()?;
+        for _ in 1..LOOKS {
+            if records.iter().all(|record| alive.contains(&record.inode)) {
+                break;
+            }
+            alive.extend(self::alive()?);
+        }
         let kept: Vec<Record> = records
             .iter()
             .copied()
@@ -132,6 +138,10 @@ impl Registry {
         self.file.set_len(offset + raw.len() as u64)
     }
 }
+
+/// How often a lock must be missing in the kernel's list to be none: a list that changes while it
+/// is read can leave out what has been there all the time.
+const LOOKS: usize = 3;
 
 fn used(records: &[Record], device: u32) -> u64 {
     let mut by_device: HashMap<u32, u64> = HashMap::new();

@@ -357,9 +357,16 @@ mod tests {
         let mut lines = text.lines();
         assert_eq!(lines.next(), Some("before"));
         let pid = lines.next().unwrap();
-        // Killed; perhaps not yet waited for by whoever inherits it.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        // Killed; perhaps still about to die, or not yet waited for by whoever inherits it.
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if stat.is_empty() || stat.contains(") Z ") {
+                break;
+            }
+            assert!(Instant::now() < until, "{stat}");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

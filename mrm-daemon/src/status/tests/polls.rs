@@ -24,9 +24,9 @@ fn events_are_the_documented_json() {
     rig.fake.push(Event::of(EventKind::Drain));
     let expected = json!({"next": 3, "dropped": 0, "events": [
         {"seq": 1, "time_ms": 1_700_000_000_000u64, "kind": "load_done", "model": "org/bert",
-            "session": 5, "bytes": 91, "detail": "2 ms"},
+            "session": 5, "bytes": 91, "detail": "2 ms", "why": null},
         {"seq": 2, "time_ms": 1_700_000_000_000u64, "kind": "drain", "model": null,
-            "session": null, "bytes": null, "detail": null},
+            "session": null, "bytes": null, "detail": null, "why": null},
     ]});
     assert_eq!(rig.get("/v1/events?since=1").json(), expected);
     assert_eq!(
