@@ -34,7 +34,7 @@ pub struct Order<'a> {
     pub feed: Option<&'a FeedWriter>,
     /// Who is told of each piece that is there, if anybody wants to know.
     pub onlooker: Option<&'a dyn Onlooker>,
-    /// The numbers of the pieces of [`PIECE_BYTES`] that are read before the others, in this order.
+    /// The numbers of the pieces of [`PIECE_BYTES`](super::PIECE_BYTES) that are read before the others, in this order.
     /// Those that are named twice or not there are passed over.
     pub first: &'a [u32],
     /// Its place among other loads, if it is to give way to any.

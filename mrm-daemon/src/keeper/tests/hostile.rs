@@ -105,9 +105,14 @@ fn garbage_is_bounded_and_changes_nothing() {
     // The daemon is still the daemon.
     put(&keeper, segment("b")).unwrap();
     assert_eq!(keeper_pid(dir.path()), pid);
-    if let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        // Two entries of two, itself and its visitors.
-        assert!(open.count() < 40);
+    // Two entries of two, itself and its visitors; more only while it takes what it is sent apart.
+    let until = Instant::now() + Duration::from_secs(20);
+    while std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|open| open.count() >= 40) {
+        assert!(
+            Instant::now() < until,
+            "the keeper keeps what is not its daemon's"
+        );
+        std::thread::yield_now();
     }
     drop(keeper);
     assert_eq!(keys(&adopt_and_stop(dir.path())), ["a", "b"]);

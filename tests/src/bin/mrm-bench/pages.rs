@@ -22,7 +22,7 @@ pub(crate) fn render(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut files = BTreeMap::new();
     let mut page = String::from(
         "# What mrm costs, beside what nothing could do without\n\n\
-         Written by `scripts/bench report` from [`results`](results), the last run of each benchmark that\n\
+         Written by `scripts/bench report` from `results`, the last run of each benchmark that\n\
          was kept (`scripts/bench NAME --keep`): raw values, machine and commit are there. Each case is\n\
          measured in turn with its floor in one run, because such machines are noisy: a ratio says\n\
          more than a time. The bar is the ratio of the medians, the line across it the limit.\n",
@@ -146,7 +146,8 @@ fn replaced(readme: &str, summary: &str) -> String {
     let (before, rest) = readme.split_once(BEGIN).expect("the first mark");
     let (_, after) = rest.split_once(END).expect("the second mark");
     let head = "| bench | case | p50 | against | ratio | limit |\n|---|---|---:|---|---:|---:|\n";
-    let table = if summary.is_empty() { "" } else { head };
+    let none = "No run of this state of the code has been kept yet.\n";
+    let table = if summary.is_empty() { none } else { head };
     format!("{before}{BEGIN}{table}{summary}{END}{after}")
 }
 
