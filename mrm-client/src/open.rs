@@ -68,7 +68,7 @@ impl<'a> OpenOptions<'a> {
     /// become ready one by one, and [`Model::tensor`](crate::Model::tensor) waits for the one that it
     /// is asked for, for as long as [`wait`](Self::wait) says. What is read that way before the
     /// model [is whole](crate::Model::is_whole) was not yet compared with what the file was when the
-    /// load began. On a device, by [`asynchronous`](crate::asynchronous) clients, and where the daemon
+    /// load began. On a device, by asynchronous clients, and where the daemon
     /// does not know of this, all is waited for.
     #[must_use]
     pub const fn wait_for(mut self, wait_for: WaitFor) -> Self {
