@@ -156,7 +156,8 @@ fn a_daemon_that_is_told_to_end_ends_while_it_fills() {
         let machine = Machine::new(1);
         let mut node = Node::start(&machine.slow(lines));
         let mut client = machine.gpus.holder(&node);
-        ask_to_open(&mut client, "cuda:0");
+        // It asks again until then: another daemon may come.
+        client.send(&json!(["open-on", "m", "m", "cuda:0", 5_000]));
         until_filling(&node, 0);
         node.signal(Signal::SIGTERM);
         let answered = client.receive();
