@@ -15,8 +15,8 @@
 //!     Completion::new(move |outcome: Result<u32, Lost>| drop(events.send(outcome)))
 //! };
 //! lanes.run(Lane::Registered, completion(&events), || 42);
-//! lanes.run(Lane::Registered, completion(&events), || panic!("no such luck"));
 //! assert_eq!(inbox.recv()?, Ok(42));
+//! lanes.run(Lane::Registered, completion(&events), || panic!("no such luck"));
 //! assert!(matches!(inbox.recv()?, Err(Lost::Panicked { .. })));
 //! let hung = lanes.shut_down(Instant::now() + Duration::from_secs(5));
 //! assert!(hung.is_empty());
