@@ -22,6 +22,7 @@ use mrm_tests::hostile::{
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
 use mrm_tests::{Random, eventually, model, seed};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -318,21 +319,22 @@ fn descriptors_of_half_frames_do_not_starve_others() {
 
 const CHILD_SOCKET: &str = "MRM_TEST_FLOODED_SOCKET";
 
-/// Not a test: the program of the client that is stopped. It fills the socket and never reads.
+/// Not a test: the program of the client that is stopped. It asks for more than what the answers'
+/// socket holds, reads none of them, and stops itself.
 #[test]
 #[ignore = "the program of another test's child process"]
 fn child_that_floods() {
     let socket = std::env::var_os(CHILD_SOCKET).expect("started by its test");
     let mut raw = Raw::hello(Path::new(&socket));
-    for id in 2.. {
-        if raw
-            .stream
-            .write_all(&encoded(id, 0, &open("m", 0)))
-            .is_err()
-        {
-            break;
-        }
-    }
+    // Twice the default, so that the requests it holds have more answers than the daemon's end holds.
+    rustix::net::sockopt::set_socket_send_buffer_size(&raw.stream, 208 << 10).unwrap();
+    raw.stream.set_nonblocking(true).unwrap();
+    let full = (2..).find(|id| {
+        let request = encoded(*id, 0, &open("m", 0));
+        raw.stream.write_all(&request).is_err()
+    });
+    assert!(full.is_some());
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
 }
 
 fn spawn_child(node: &Node) -> Child {
@@ -350,15 +352,19 @@ fn a_stopped_client_with_a_full_socket_is_let_go_and_nobody_waits() {
     let (node, image) = node_with(&["limits.write_stall_ms = 500"]);
     let baseline = Baseline::of(&node);
     let mut child = spawn_child(&node);
-    eventually("the child holds leases", || {
-        (node.number("/leases") > 0).then_some(())
-    });
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    eventually("the child stops itself", || {
+        let looked = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
+        match waitpid(pid, Some(looked)).unwrap() {
+            WaitStatus::Stopped(..) => Some(()),
+            WaitStatus::StillAlive => None,
+            other => panic!("{other:?}"),
+        }
+    });
     for _ in 0..50 {
         still_serves(&node, "m", &image);
     }
-    // Its socket was full, so it is let go while it is stopped, or was before.
+    // Its answers do not fit, so it is let go while it is stopped, or was before.
     node.until_idle();
     assert!(child.try_wait().unwrap().is_none(), "it is still there");
     child.kill().unwrap();
