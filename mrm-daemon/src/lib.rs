@@ -26,4 +26,5 @@ pub mod statistics;
 pub mod status;
 pub mod transfer;
 mod turns;
+mod watched;
 pub mod wire;

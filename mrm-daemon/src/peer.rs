@@ -7,6 +7,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+use crate::watched::watch;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
@@ -53,8 +54,6 @@ impl Peer {
     #[must_use]
     pub fn take_exit(&mut self) -> Option<AsyncFd<OwnedFd>> {
         let pidfd = self.pidfd.take()?;
-        // SAFETY: an `OwnedFd` names one and the same open descriptor for as long as it lives, and
-        // `AsyncFd` owns it from here on: the registration never outlives the descriptor.
-        unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.ok()
+        watch(pidfd, Interest::READABLE).ok()
     }
 }

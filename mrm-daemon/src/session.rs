@@ -10,6 +10,7 @@ use crate::shell::Shell;
 use crate::source::PassedFd;
 use crate::spin::Spin;
 use crate::turns::UserTurns;
+use crate::watched::Watched;
 use crate::wire::{FrameReader, FrameWriter, LentFd, OutFrame, ReadStep, WireError};
 use mrm_core::id::SessionId;
 use mrm_proto::error::{ErrorCode, ErrorReply};
@@ -27,7 +28,6 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -43,7 +43,7 @@ const LENT_PAUSE: Duration = Duration::from_millis(5);
 
 /// The writing end of a session, shared with whoever answers it.
 pub(crate) struct SessionIo {
-    stream: UnixStream,
+    socket: Rc<OwnedFd>,
     writer: RefCell<FrameWriter>,
     wake: Notify,
     ended: Cell<bool>,
@@ -68,10 +68,10 @@ pub(crate) struct Patience {
 }
 
 impl SessionIo {
-    pub(crate) fn new(stream: UnixStream) -> Rc<Self> {
+    pub(crate) fn new(socket: Rc<OwnedFd>) -> Rc<Self> {
         let writer = RefCell::new(FrameWriter::default());
         Rc::new(Self {
-            stream,
+            socket,
             writer,
             wake: Notify::new(),
             ended: Cell::new(false),
@@ -141,7 +141,7 @@ impl SessionIo {
             self.end();
             return;
         }
-        match writer.flush(&self.stream) {
+        match writer.flush(&self.socket) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock || too_many_lent(&error) => {
                 self.wake.notify_one();
@@ -171,10 +171,10 @@ impl SessionIo {
         self.writer.replace(FrameWriter::default());
     }
 
-    async fn drain(&self) -> io::Result<()> {
-        let flush = || self.writer.borrow_mut().flush(&self.stream);
+    async fn drain(&self, watched: &Watched) -> io::Result<()> {
+        let flush = || self.writer.borrow_mut().flush(&self.socket);
         loop {
-            match self.stream.async_io(Interest::WRITABLE, flush).await {
+            match watched.when(Interest::WRITABLE, flush).await {
                 Err(error) if too_many_lent(&error) => tokio::time::sleep(LENT_PAUSE).await,
                 sent => return sent,
             }
@@ -189,9 +189,17 @@ fn too_many_lent(error: &io::Error) -> bool {
 }
 
 /// Serves a connection until it ends. The shell is told of its begin and its end.
-pub(crate) async fn serve(stream: UnixStream, shell: Shell, (patience, spin): (Patience, Spin)) {
-    let io = SessionIo::new(stream);
-    let mut peer = match Peer::of(&io.stream) {
+pub(crate) async fn serve(socket: OwnedFd, shell: Shell, (patience, spin): (Patience, Spin)) {
+    let socket = Rc::new(socket);
+    let watched = match Watched::new(Rc::clone(&socket)) {
+        Ok(watched) => watched,
+        Err(error) => {
+            tracing::warn!(%error, "a connection that cannot be watched is refused");
+            return;
+        }
+    };
+    let io = SessionIo::new(socket);
+    let mut peer = match Peer::of(&io.socket) {
         Ok(peer) => peer,
         Err(error) => {
             tracing::warn!(%error, "a connection without credentials is refused");
@@ -213,6 +221,7 @@ pub(crate) async fn serve(stream: UnixStream, shell: Shell, (patience, spin): (P
     };
     let mut task = Task {
         io,
+        watched,
         reader: FrameReader::new(shell.closer(uid)),
         turns: Rc::new(turns),
         shell,
@@ -244,6 +253,7 @@ pub(crate) enum Ended {
 
 struct Task {
     io: Rc<SessionIo>,
+    watched: Watched,
     shell: Shell,
     session: SessionId,
     reader: FrameReader,
@@ -289,10 +299,13 @@ impl Task {
                 deadline = self.deadline(deadline, partial, patience.stall);
             }
             let at = deadline.map_or_else(Instant::now, |deadline| deadline.at);
-            let (io, reader) = (&self.io, &mut self.reader);
+            if let Err(error) = self.watched.want_room(stalled) {
+                return Ended::Io(error);
+            }
+            let (io, reader, watched) = (&self.io, &mut self.reader, &self.watched);
             tokio::select! {
                 biased;
-                read = io.stream.async_io(Interest::READABLE, || reader.fill(&io.stream)), if !full => {
+                read = watched.when(Interest::READABLE, || reader.fill(&io.socket)), if !full => {
                     match read {
                         Ok(0) => return Ended::Closed,
                         Ok(_) => {}
@@ -300,7 +313,7 @@ impl Task {
                     }
                 }
                 () = io.wake.notified() => {}
-                sent = io.drain(), if stalled => {
+                sent = io.drain(watched), if stalled => {
                     if let Err(error) = sent {
                         return Ended::Io(error);
                     }

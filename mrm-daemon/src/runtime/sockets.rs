@@ -2,24 +2,26 @@
 
 use super::{ClaimError, io_error};
 use crate::config::{Group, SocketMode};
+use crate::watched::watch;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName as _};
 use interprocess::os::unix::local_socket::ListenerOptionsExt as _;
 use interprocess::os::unix::uds_local_socket::Listener as LocalListener;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with};
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use tokio::net::UnixStream;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Nobody but the owner, until the socket has its group.
 const CLOSED: u32 = 0o600;
 
 /// Accepts the connections of clients, on whatever socket they come.
 #[derive(Debug)]
-pub struct ClientListener(tokio::net::UnixListener);
+pub struct ClientListener(AsyncFd<OwnedFd>);
 
 impl ClientListener {
     /// Adopts a listening socket into the current tokio runtime.
@@ -28,21 +30,23 @@ impl ClientListener {
     /// When the runtime cannot watch it.
     pub fn new(listener: UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        tokio::net::UnixListener::from_std(listener).map(Self)
+        watch(listener.into(), Interest::READABLE).map(Self)
     }
 
     /// The next connection. Cancelling the wait loses none.
     ///
     /// # Errors
     /// As `accept(2)`: for `EMFILE` and `ENFILE`, wait before the next attempt.
-    pub async fn accept(&self) -> io::Result<UnixStream> {
-        self.0.accept().await.map(|(stream, _)| stream)
+    pub async fn accept(&self) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |listener: &OwnedFd| Ok(accept_with(listener, flags)?);
+        self.0.async_io(Interest::READABLE, accept).await
     }
 }
 
 impl AsFd for ClientListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.get_ref().as_fd()
     }
 }
 

@@ -174,8 +174,8 @@ fn clients_are_accepted_on_a_socket_with_its_mode_and_group() {
             assert_eq!(fs::metadata(&socket).unwrap().gid(), gid);
             let client = UnixStream::connect(&socket).unwrap();
             let accepted = listener.accept().await.unwrap();
-            let peer = accepted.peer_cred().unwrap();
-            assert_eq!(peer.pid(), i32::try_from(std::process::id()).ok());
+            let peer = crate::peer::Peer::of(&accepted).unwrap();
+            assert_eq!(u32::try_from(peer.pid), Ok(std::process::id()));
             drop(client);
         });
         drop(runtime);
