@@ -18,9 +18,9 @@ use crate::request::{Incoming, Replied, decode};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::frame;
 use mrm_proto::hello::{ServerHello, features};
-use mrm_proto::ids::{LeaseId, RequestId};
+use mrm_proto::ids::RequestId;
 use mrm_proto::reply::{Progress, Reply};
-use mrm_proto::request::{Cancel, Close, Heard, Request};
+use mrm_proto::request::{Cancel, Heard, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -49,7 +49,7 @@ pub(crate) struct Connection {
     since: Instant,
     hello: ServerHello,
     over: OnceLock<SessionError>,
-    outbox: Mutex<Outbox>,
+    pub(crate) outbox: Mutex<Outbox>,
     desk: Mutex<Desk>,
     changed: Condvar,
 }
@@ -375,20 +375,10 @@ impl Connection {
         self.over.get().map_or(Ok(()), |why| Err(why.clone()))
     }
 
-    /// Gives a lease back without blocking; does nothing when the session is over.
-    pub(crate) fn give_back(&self, lease: LeaseId) {
-        // A child must not write to its parent's connection, nor take its locks.
-        if fork::generation() != self.generation || !self.is_live() {
-            return;
-        }
-        // Nobody is there to tell: an error ends the session, which gives everything back.
-        let _ = self.send(RequestId::NO_REPLY, &Request::Close(Close { lease }), &[]);
-    }
-
     /// Says what needs no answer, without blocking; nothing when the session is over.
     pub(crate) fn tell(&self, what: &Request) {
         if !self.is_inherited() && self.is_live() {
-            // As in `give_back`.
+            // Nobody is there to tell: an error ends the session, which gives everything back.
             let _ = self.send(RequestId::NO_REPLY, what, &[]);
         }
     }
@@ -421,7 +411,7 @@ impl Connection {
 
     /// Reads what has arrived, without blocking.
     pub(crate) fn catch_up(&self) {
-        // As in `give_back`.
+        // A child takes none of its parent's locks.
         if fork::generation() == self.generation && self.is_live() {
             // Nothing to read is no error, and others end the session.
             let _ = self.pump();
@@ -520,7 +510,7 @@ impl Drop for Turn<'_> {
             self.connection.changed.notify_all();
         }
         for lease in late {
-            self.connection.give_back(lease);
+            self.connection.give_back(lease, false);
         }
         for lease in heard {
             self.connection.tell(&Request::Heard(Heard { lease }));
@@ -581,7 +571,9 @@ impl Drop for Ticket<'_> {
                     self.cancel();
                 }
             }
-            Left::Grant(lease) => self.connection.give_back(lease),
+            Left::Grant(lease) => {
+                self.connection.give_back(lease, false);
+            }
             Left::Nothing => {}
         }
     }

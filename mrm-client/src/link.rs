@@ -206,10 +206,11 @@ impl Link {
         Ok(Lease::new(key, shared_as, standing, Arc::clone(self)))
     }
 
-    /// Gives `lease` back to `connection`, now or when its socket takes it.
+    /// Gives `lease` back to `connection`, now or when its socket takes it, or within a tick.
     pub(crate) fn give_back(&self, connection: &Connection, lease: LeaseId) {
-        connection.give_back(lease);
-        if let Some(bell) = self.bell.get().filter(|_| connection.has_backlog()) {
+        let bell = self.bell.get();
+        let wake = connection.give_back(lease, bell.is_some());
+        if let Some(bell) = bell.filter(|_| wake) {
             bell.ring();
         }
     }

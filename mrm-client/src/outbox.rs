@@ -1,6 +1,7 @@
 //! What is to be sent: in order, whole frames, never blocking.
 
 use crate::error::SessionError;
+use crate::pace::Pace;
 use mrm_proto::limits::FDS_PER_FRAME_MAX;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -13,12 +14,18 @@ use std::sync::Arc;
 /// Most bytes that may wait for the daemon to read. Beyond that it is taken for hung, and the
 /// session is given up, which gives every lease back.
 const QUEUED_BYTES_MAX: usize = 1 << 20;
+/// Held frames that are sent although nothing follows them.
+const HELD_BYTES_ENOUGH: usize = 1 << 10;
 
 /// Frames that the socket did not take yet. Empty but for moments, or a daemon that hangs.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     queued: VecDeque<Queued>,
     queued_bytes: usize,
+    /// Whole frames that go before the next.
+    held: Vec<u8>,
+    /// What is done with closes.
+    pub(crate) pace: Pace,
 }
 
 #[derive(Debug)]
@@ -35,8 +42,42 @@ impl Outbox {
         self.queued.is_empty()
     }
 
-    /// Sends a frame, or queues what the socket does not take now.
+    /// Keeps a frame until the next is sent. Says whether that is enough of them.
+    pub(crate) fn hold(&mut self, frame: &[u8]) -> bool {
+        self.held.extend_from_slice(frame);
+        self.held.len() >= HELD_BYTES_ENOUGH
+    }
+
+    /// Sends what is held; whether there was anything.
+    pub(crate) fn send_held(&mut self, socket: BorrowedFd<'_>) -> Result<bool, SessionError> {
+        if self.held.is_empty() {
+            return Ok(false);
+        }
+        let held = std::mem::take(&mut self.held);
+        self.send_one(socket, held, &[]).map(|()| true)
+    }
+
+    /// Sends what is held and a frame, or queues what the socket does not take now.
     pub(crate) fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        frame: Vec<u8>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), SessionError> {
+        if self.held.is_empty() {
+            return self.send_one(socket, frame, fds);
+        }
+        // Descriptors go with the first byte of their own frame.
+        if !fds.is_empty() {
+            self.send_held(socket)?;
+            return self.send_one(socket, frame, fds);
+        }
+        let mut together = std::mem::take(&mut self.held);
+        together.extend_from_slice(&frame);
+        self.send_one(socket, together, fds)
+    }
+
+    fn send_one(
         &mut self,
         socket: BorrowedFd<'_>,
         frame: Vec<u8>,
@@ -164,6 +205,29 @@ mod tests {
         }
         assert!(outbox.is_empty());
         assert_eq!(outbox.queued_bytes, 0);
+    }
+
+    #[test]
+    fn what_is_held_goes_before_the_next_frame_and_takes_no_descriptor_of_it() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let mut outbox = Outbox::default();
+        let socket = ours.as_fd();
+        assert!(!outbox.send_held(socket).expect("sends"));
+        assert!(outbox.hold(&frame(1, 0)), "a kilobyte is enough");
+        outbox.send(socket, frame(2, 0), &[]).expect("sends");
+        outbox.hold(&frame(3, 0));
+        outbox.send(socket, frame(4, 1), &[socket]).expect("sends");
+        outbox.hold(&frame(5, 0));
+        assert!(outbox.send_held(socket).expect("sends"));
+        let (mut inbox, mut seen) = (Inbox::new(), Vec::new());
+        while seen.len() < 5 {
+            inbox.receive(theirs.as_fd()).expect("something is there");
+            while let Some(frame) = inbox.next().expect("well formed") {
+                seen.push((frame.header.request.0, frame.fds.len()));
+            }
+        }
+        assert_eq!(seen, [(1, 0), (2, 0), (3, 0), (4, 1), (5, 0)]);
+        assert!(outbox.held.is_empty());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! A thread that notices the end of a session although nobody asks anything.
 //!
 //! It sleeps in `poll`, on the socket (for its end only: it reads nothing while the session goes
-//! on) and on an eventfd. It also sends what the socket did not take, if nobody else comes by. When the session ended and models are held it connects anew, which takes
-//! their leases up again, and goes on trying until that succeeds. It ends with the client and the
-//! last model. A forked child has no such thread until it opens something itself.
+//! on) and on an eventfd. It also sends what the socket did not take, and closes that are held
+//! ([`pace`](crate::pace)), if nobody else comes by. When the session ended and models are held it
+//! connects anew, which takes their leases up again, and goes on trying until that succeeds. It ends
+//! with the client and the last model. A forked child has no such thread until it opens something
+//! itself.
 
 use crate::link::{Link, Now};
 use crate::retry::Backoff;
@@ -40,9 +42,15 @@ impl Bell {
         self.poll(None, time);
     }
 
-    /// Waits until it is rung, or there is something about the socket: what that is.
-    fn wait_with(&self, socket: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
-        self.poll(Some((socket, wanted)), None)
+    /// Waits until it is rung, there is something about the socket, or the time is over: what that
+    /// is.
+    fn wait_with(
+        &self,
+        socket: BorrowedFd<'_>,
+        wanted: PollFlags,
+        time: Option<Duration>,
+    ) -> PollFlags {
+        self.poll(Some((socket, wanted)), time)
     }
 
     fn poll(
@@ -89,10 +97,11 @@ fn run(link: &Weak<Link>, bell: &Bell) {
         match held.now() {
             Now::Live(connection) => {
                 drop(held);
+                let again = connection.look_after();
                 let backlog = connection.has_backlog();
                 let out = PollFlags::OUT;
                 let wanted = if backlog { out } else { PollFlags::empty() };
-                let found = bell.wait_with(connection.socket(), wanted | PollFlags::RDHUP);
+                let found = bell.wait_with(connection.socket(), wanted | PollFlags::RDHUP, again);
                 if found.contains(out) {
                     connection.flush();
                 }

@@ -199,3 +199,19 @@ fn a_daemon_that_stays_awake_after_requests_serves_many_and_sleeps_again() {
         rest.starts_with('S').then_some(())
     });
 }
+
+#[test]
+fn what_is_opened_and_closed_in_quick_succession_is_all_given_back_soon() {
+    let (_dir, node, _) = node_with(2);
+    let client = node.client();
+    for _ in 0..3 {
+        for i in 0..2000 {
+            drop(client.open(["m0", "m1"][i % 2]).expect("opens"));
+        }
+        // The client is still there, and says nothing more.
+        eventually("every lease is given back", || {
+            (node.number("/leases") == 0).then_some(())
+        });
+        assert_eq!(node.number("/sessions"), 1);
+    }
+}
