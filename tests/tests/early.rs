@@ -181,8 +181,9 @@ fn the_order_of_use_is_learned_for_the_next_load() {
         opened.tensor(name).unwrap();
     }
     drop(opened);
-    eventually("the lease is gone", || {
-        (node.number("/leases") == 0).then_some(())
+    // Every byte is there before the load is over.
+    eventually("the lease is gone, and the load is over", || {
+        (node.number("/leases") + node.number("/loading") == 0).then_some(())
     });
     let (status, body) = node.post("/v1/models/m/evict?wait_ms=60000");
     assert_eq!(status, 200, "{body}");
