@@ -206,6 +206,22 @@ impl GrantRequest {
         }
     }
 
+    /// Whether it asks `connection` for what is still being filled.
+    pub(crate) fn is_early(&self, connection: &Connection) -> bool {
+        let wait_for = match &self.request {
+            Request::Open(open) => open.wait_for,
+            Request::OpenFiles(open) => open.wait_for,
+            Request::Close(_)
+            | Request::Cancel(_)
+            | Request::Resume(_)
+            | Request::List(_)
+            | Request::Stat(_)
+            | Request::Touched(_)
+            | Request::Heard(_) => None,
+        };
+        connection.grants_early() && wait_for == Some(WaitFor::Layout)
+    }
+
     /// What to call the model.
     pub(crate) fn name(&self) -> &str {
         match &self.request {

@@ -268,6 +268,11 @@ impl State {
             let why = "weights on a device that was not asked for".to_owned();
             return Err(connection.end(SessionError::OutOfPlace(why)).into());
         }
+        // Who takes all of it would wait for frames that need not come.
+        if opened.filling.is_some() && !(ask.is_early(&connection) && opened.device.is_none()) {
+            let why = "weights that are still being filled, which was not asked for".to_owned();
+            return Err(connection.end(SessionError::OutOfPlace(why)).into());
+        }
         let fate = replied.fates.into_iter().next();
         let filling = fate.clone().filter(|fate| fate.filling().is_some());
         // Who loaded it knows the order from the first tensor on.

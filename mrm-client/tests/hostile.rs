@@ -10,7 +10,7 @@
 mod fake;
 
 use fake::{Content, Fake, SEALED, memfd, server_hello};
-use mrm_client::{Client, ConnectOptions, Fault, OpenOptions};
+use mrm_client::{Client, ConnectOptions, Fault, OpenOptions, WaitFor};
 use mrm_proto::error::ErrorCode;
 use mrm_proto::frame::{self, Header, Kind};
 use mrm_proto::ids::RequestId;
@@ -191,6 +191,30 @@ fn a_table_that_could_change_is_refused_when_it_is_looked_at() {
         "segment_refused"
     );
     assert_eq!(model.segment(0).expect("one").bytes().len(), 64 + 32 + 13);
+}
+
+#[test]
+fn a_grant_before_the_last_byte_that_was_not_asked_for_breaks_the_protocol() {
+    for (asks, filling) in [(false, vec![0]), (false, vec![]), (true, vec![1])] {
+        let fake = Fake::start(move |n, session| {
+            session.hello();
+            let content = Content::sample(8);
+            if n == 0 {
+                let (id, ..) = session.next_asking().expect("an open");
+                let mut opened = content.opened(1, 7);
+                opened.filling = Some(filling.clone());
+                session.send(id, &Reply::Opened(opened), &content.fds());
+                return session.until_gone();
+            }
+            session.serve_opens(&content, 2);
+        });
+        let client = fake.client();
+        let wait_for = if asks { WaitFor::Layout } else { WaitFor::All };
+        let options = OpenOptions::new().wait_for(wait_for);
+        let error = client.open_with("m", &options).expect_err("not whole");
+        assert_eq!(error.name(), "protocol", "{error}");
+        client.open("m").expect("opens on a new session");
+    }
 }
 
 #[test]
