@@ -1,12 +1,15 @@
 //! How much is there of a file that is being loaded: written by the threads that read it, read by
 //! the decider's.
 
+mod board;
+
 use crate::degraded::Degraded;
 use crate::memory::lend_unfilled;
 use crate::transfer::{Onlooker, PIECE_BYTES};
+use board::Board;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -17,28 +20,19 @@ pub(super) const EARLY_BYTES_MIN: u64 = 2 * PIECE_BYTES;
 #[derive(Debug)]
 pub(super) struct Marks {
     bytes: u64,
-    /// A bit for each piece.
-    there: Box<[AtomicU64]>,
+    board: Board,
     /// The memory, for those who may read while it is filled.
     fd: OnceLock<Arc<OwnedFd>>,
-    /// Somebody was lent it.
-    watched: AtomicBool,
-    /// The decider's thread is about to look.
-    told: AtomicBool,
     began: Instant,
     first: OnceLock<Duration>,
 }
 
 impl Marks {
     pub(super) fn new(bytes: u64) -> Self {
-        let pieces = bytes.div_ceil(PIECE_BYTES);
-        let words = pieces.div_ceil(64);
         Self {
             bytes,
-            there: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            board: Board::new(bytes.div_ceil(PIECE_BYTES)),
             fd: OnceLock::new(),
-            watched: AtomicBool::new(false),
-            told: AtomicBool::new(false),
             began: Instant::now(),
             first: OnceLock::new(),
         }
@@ -54,27 +48,23 @@ impl Marks {
         self.fd.get()
     }
 
-    /// From now on somebody wants to hear of what comes.
-    pub(super) fn watch(&self) {
-        self.watched.store(true, Ordering::Release);
-    }
-
     /// How long the first piece took.
     pub(super) fn first(&self) -> Option<Duration> {
         self.first.get().copied()
     }
 
-    /// The decider's thread looks now: what comes later is to be told anew.
+    /// Somebody is to hear of what comes from now on; what is there already, he looks for next. Again
+    /// each time that he was told.
     pub(super) fn look(&self) {
-        self.told.store(false, Ordering::Release);
+        self.board.look();
     }
 
     /// The pieces that are there and not in `sent`, as ranges of bytes, at most `ranges_max`; they
     /// are in `sent` then.
     pub(super) fn since(&self, sent: &mut [u64], ranges_max: usize) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for ((word, there), sent) in (0..).zip(&self.there).zip(sent) {
-            let mut new = there.load(Ordering::Acquire) & !*sent;
+        for ((word, there), sent) in (0..).zip(self.board.words()).zip(sent) {
+            let mut new = there & !*sent;
             while new != 0 {
                 let bit = u64::from(new.trailing_zeros());
                 let start = (word * 64 + bit) * PIECE_BYTES;
@@ -94,21 +84,15 @@ impl Marks {
 
     /// Room for what was sent of it: nothing yet.
     pub(super) fn none_sent(&self) -> Box<[u64]> {
-        vec![0; self.there.len()].into()
+        self.board.words().map(|_| 0).collect()
     }
 
     /// Notes pieces; whether the decider's thread is to be told.
     fn add(&self, bytes: &Range<u64>) -> bool {
-        let (from, to) = (bytes.start / PIECE_BYTES, bytes.end.div_ceil(PIECE_BYTES));
-        for piece in from..to {
-            let word = usize::try_from(piece / 64).ok();
-            if let Some(word) = word.and_then(|word| self.there.get(word)) {
-                // What was written before is seen by whoever sees the bit.
-                word.fetch_or(1 << (piece % 64), Ordering::AcqRel);
-            }
-        }
+        let pieces = bytes.start / PIECE_BYTES..bytes.end.div_ceil(PIECE_BYTES);
+        let is_to_be_told = self.board.add(pieces);
         self.first.get_or_init(|| self.began.elapsed());
-        self.watched.load(Ordering::Acquire) && !self.told.swap(true, Ordering::AcqRel)
+        is_to_be_told
     }
 }
 
@@ -190,7 +174,7 @@ mod tests {
     fn nobody_is_told_before_somebody_watches_and_then_once_until_it_is_looked_at() {
         let marks = Marks::new(9 * P);
         assert!(!marks.add(&(0..P)));
-        marks.watch();
+        marks.look();
         assert!(marks.add(&(P..2 * P)));
         assert!(!marks.add(&(2 * P..3 * P)));
         marks.look();

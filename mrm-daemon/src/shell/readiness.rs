@@ -87,7 +87,7 @@ impl State {
         let file = |index: &u32| {
             let segment = *weights.get(usize::try_from(*index).ok()?)?;
             let marks = Arc::clone(self.loads.get(&segment)?.marks.as_ref()?);
-            marks.watch();
+            marks.look();
             Some(EarlyFile {
                 index: *index,
                 segment,
