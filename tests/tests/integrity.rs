@@ -5,7 +5,7 @@
 use mrm_client::{Client, Origin};
 use mrm_tests::node::{Node, Setup, program};
 use mrm_tests::survival::{Family, kept, with};
-use mrm_tests::{eventually, model};
+use mrm_tests::{eventually, http, model};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Output;
@@ -133,6 +133,11 @@ fn damage_is_told_to_who_holds_it_and_others_get_it_anew() {
     });
     assert_eq!(mrm(&node, &["verify", "--all"]).status.code(), Some(0));
     assert_eq!(node.number("/integrity/damaged_total"), 1);
+    let (_, metrics) = http::request(&node.status_socket(), "GET", "/metrics");
+    assert!(
+        metrics.lines().any(|line| line == "mrm_damaged_total 1"),
+        "{metrics}"
+    );
     let events = node.get("/v1/events?limit=1000");
     let events = events["events"].as_array().unwrap();
     let kinds = |kind: &str| events.iter().filter(|event| event["kind"] == kind).count();

@@ -43,9 +43,6 @@ pub(super) struct Verifying {
     /// Segments that hold another file than is listed, and that the decider does not know as
     /// loaded yet.
     others: BTreeMap<SegmentId, Fault>,
-    checked: u64,
-    damaged: u64,
-    checked_bytes: u64,
 }
 
 /// A segment that is checked, or waits for it.
@@ -243,8 +240,7 @@ impl State {
             return;
         };
         let mut about = running.about;
-        self.verifying.checked += 1;
-        self.verifying.checked_bytes += running.done.load(Ordering::Relaxed);
+        self.metrics.checked(running.done.load(Ordering::Relaxed));
         about.outcome = match verdict {
             Ok(Verdict::Intact) => VerifiedOutcome::Intact,
             Ok(Verdict::Gone) => VerifiedOutcome::Gone,
@@ -254,7 +250,7 @@ impl State {
             }
             Ok(Verdict::Damaged { found }) => {
                 about.detail = Some(format!("it holds {}", Digest(found)));
-                self.verifying.damaged += 1;
+                self.metrics.damaged();
                 self.damaged(segment, &about);
                 VerifiedOutcome::Damaged
             }
@@ -436,15 +432,16 @@ impl State {
     /// How far the checks are.
     pub(super) fn integrity_view(&self) -> IntegrityView {
         let running = self.verifying.running.values();
+        let (checked_total, checked_bytes_total, damaged_total) = self.metrics.checks();
         IntegrityView {
             waiting: self.verifying.running.len() as u64,
             waiting_bytes: running.clone().map(|running| running.about.bytes).sum(),
             done_bytes: running
                 .map(|running| running.done.load(Ordering::Relaxed))
                 .sum(),
-            checked_total: self.verifying.checked,
-            checked_bytes_total: self.verifying.checked_bytes,
-            damaged_total: self.verifying.damaged,
+            checked_total,
+            checked_bytes_total,
+            damaged_total,
         }
     }
 }

@@ -76,6 +76,7 @@ struct Inner {
     load_first_seconds: Histogram,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
+    checks: Checks,
     sessions_opened: IntCounter,
     protocol_errors: IntCounter,
     prefetches: IntCounterVec,
@@ -88,6 +89,13 @@ struct Inner {
 struct Opens {
     count: IntCounter,
     seconds: Histogram,
+}
+
+#[derive(Debug)]
+struct Checks {
+    segments: IntCounter,
+    bytes: IntCounter,
+    damaged: IntCounter,
 }
 
 /// Set from one [`StatusView`] at each scrape.
@@ -166,6 +174,7 @@ impl Metrics {
                 "evicted_bytes_total",
                 "Bytes evicted, as they were charged.",
             )?,
+            checks: Checks::new(r)?,
             sessions_opened: counter(r, "sessions_opened_total", "Sessions accepted.")?,
             protocol_errors: counter(
                 r,
@@ -229,6 +238,25 @@ impl Metrics {
     pub fn evicted(&self, charged_bytes: u64) {
         self.0.evictions.inc();
         self.0.evicted_bytes.inc_by(charged_bytes);
+    }
+
+    /// A segment was compared with its digest, for which so many bytes were read.
+    pub fn checked(&self, bytes: u64) {
+        self.0.checks.segments.inc();
+        self.0.checks.bytes.inc_by(bytes);
+    }
+
+    /// A segment was found not to hold what was loaded. Besides [`checked`](Self::checked).
+    pub fn damaged(&self) {
+        self.0.checks.damaged.inc();
+    }
+
+    /// Segments and bytes that were compared with their digests, and how many segments were damaged.
+    #[must_use]
+    pub fn checks(&self) -> (u64, u64, u64) {
+        let checks = &self.0.checks;
+        let (bytes, damaged) = (checks.bytes.get(), checks.damaged.get());
+        (checks.segments.get(), bytes, damaged)
     }
 
     /// So many bytes of a model were copied to a device, named by its UUID as everywhere below.
@@ -314,6 +342,17 @@ impl Metrics {
         let gauges = &self.0.gauges.devices;
         gauges.set(&status.devices, &self.0.devices);
         Ok(TextEncoder::new().encode_to_string(&self.0.registry.gather())?)
+    }
+}
+
+impl Checks {
+    fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        let damaged = "Segments that did not hold what was loaded any more.";
+        Ok(Self {
+            segments: counter(r, "checked_total", "Segments compared with their digest.")?,
+            bytes: counter(r, "checked_bytes_total", "Bytes of these that were read.")?,
+            damaged: counter(r, "damaged_total", damaged)?,
+        })
     }
 }
 
