@@ -7,12 +7,13 @@ use mrm_client::{Client, ConnectOptions, Fault, Model, OpenOptions, Origin, Wait
 use mrm_proto::error::ErrorCode;
 use mrm_proto::ids::RequestId;
 use mrm_proto::name::ModelName;
-use mrm_proto::reply::Reply;
+use mrm_proto::reply::{Opened, Reply};
 use mrm_proto::request::{Heard, Open, Request, Stat, Touched};
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
 use mrm_tests::survival::with;
 use mrm_tests::{eventually, model};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -255,4 +256,70 @@ fn a_client_that_reads_nothing_is_told_little_and_keeps_its_session() {
         matches!(stated, Reply::Stated(_)),
         "the session goes on: {stated:?}"
     );
+}
+
+/// Opens `model` by its layout; the lease, which segments are being filled, and the descriptors.
+fn open_raw(raw: &mut Raw, id: u64, name: &str) -> (Opened, Vec<OwnedFd>) {
+    let open = Open {
+        wait_ms: 60_000,
+        wait_for: Some(WaitFor::Layout),
+        ..Open::by_name(ModelName::new(name).unwrap())
+    };
+    raw.send(RequestId(id), &Request::Open(open), &[]);
+    let (_, reply, fds) = raw.reply().unwrap();
+    let Reply::Opened(opened) = reply else {
+        panic!("{reply:?}")
+    };
+    (opened, fds)
+}
+
+#[test]
+fn who_pins_pages_of_what_is_being_filled_loses_his_lease_and_nobody_else_his_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let points = dir.path().join("points");
+    // Many slow pieces: what is pinned is pinned long before the last of them.
+    let path = model::write_zeros(dir.path(), "m.safetensors", 300 * MIB, 4);
+    let (other, _) = model::write(dir.path(), "o.safetensors", 33 * MIB, 4, 13);
+    let setup = Setup::new().budget(1 << 30);
+    let setup = setup.model("m", &path).model("o", &other);
+    let node = node(&points, setup);
+    slow(&points);
+    let mut raw = Raw::hello(&node.socket());
+    let (opened, fds) = open_raw(&mut raw, 1, "m");
+    assert_eq!(opened.filling.as_deref(), Some(&[0][..]));
+    // What is pinned must be there: a page that is not has nothing to pin.
+    loop {
+        let (_, reply, _) = raw.reply().unwrap();
+        let Reply::Ready(ready) = reply else {
+            panic!("{reply:?}")
+        };
+        if ready.ranges.iter().any(|range| range.from == 0) {
+            break;
+        }
+        let lease = opened.lease;
+        raw.send(RequestId(0), &Request::Heard(Heard { lease }), &[]);
+    }
+    let (_pipe, writer) = std::io::pipe().unwrap();
+    let moved = rustix::fs::sendfile(&writer, &fds[1], Some(&mut 0), 4096);
+    assert_eq!(moved, Ok(4096));
+    fast(&points);
+    let honest = node.client().open("m").unwrap();
+    assert!(honest.segment(0).unwrap().bytes() == std::fs::read(&path).unwrap());
+    let revoked = loop {
+        match raw.reply().unwrap() {
+            (_, Reply::Ready(ready), _) => assert!(ready.sealed.is_empty(), "never whole"),
+            (_, Reply::Revoked(revoked), _) => break revoked,
+            (_, reply, _) => panic!("{reply:?}"),
+        }
+    };
+    assert_eq!(revoked.lease, opened.lease);
+    assert!(revoked.message.contains("pinned"), "{}", revoked.message);
+    let degraded = node.get("/v1/status")["degraded"].to_string();
+    assert!(degraded.contains("early_pinned"), "{degraded}");
+    // Its user gets nothing early any more, but all of everything.
+    let (whole, _) = open_raw(&mut raw, 2, "o");
+    assert_eq!(whole.filling, None);
+    eventually("the books are right", || {
+        (node.number("/leases") == 2).then_some(())
+    });
 }

@@ -168,6 +168,15 @@ pub enum Event {
         /// Which effect.
         op: OpId,
     },
+    /// The memory of a load, which was said to be there, was thrown away, and other memory is being
+    /// filled instead: whoever leases it loses the lease, and who comes later gets it when it is
+    /// filled. Comes after its `Laid` and before its `Loaded`, or not at all.
+    Unlaid {
+        /// Which effect.
+        op: OpId,
+        /// What those who lose by it are told.
+        fault: Fault,
+    },
     /// `Load` ended. On an error nothing of the segment is in memory.
     Loaded {
         /// Which effect.

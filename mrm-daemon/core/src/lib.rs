@@ -318,6 +318,7 @@ impl Core {
             Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),
             Event::Took { op, took_us } => self.took(op, took_us),
             Event::Laid { op } => self.laid(turn, op),
+            Event::Unlaid { op, fault } => self.unlaid(turn, op, &fault),
             Event::Loaded { op, outcome } => self.loaded(turn, op, outcome),
             Event::Freed { op } => self.freed(turn, op),
             Event::Tick => self.tick(turn),

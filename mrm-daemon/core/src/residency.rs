@@ -115,6 +115,16 @@ impl Residency {
         Ok(())
     }
 
+    /// Takes back that the memory of a load is there.
+    pub(crate) fn unlay(&mut self, id: SegmentId) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        if !matches!(segment.state, State::Loading(_)) || !segment.laid {
+            return Err(Violation::WrongState(id));
+        }
+        segment.laid = false;
+        Ok(())
+    }
+
     /// What a twin holds: a resident segment that does not stand for its content, because another
     /// does or did.
     pub(crate) fn twin(&self, id: SegmentId) -> Option<ContentId> {

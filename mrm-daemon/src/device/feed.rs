@@ -195,9 +195,17 @@ impl HostFeed {
     /// Fills `into` with the bytes at `offset`, which were waited for.
     ///
     /// # Errors
-    /// If the kernel cannot read them, or they are not there.
+    /// If the kernel cannot read them, or they are not there, or not any more: the load may have
+    /// begun anew since.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), FeedError> {
-        let memory = lock(&self.state).memory.clone();
+        let memory = {
+            let state = lock(&self.state);
+            let end = offset.saturating_add(into.len() as u64);
+            if state.end.is_none() && state.filled_bytes < end {
+                return Err(self.began_anew());
+            }
+            state.memory.clone()
+        };
         let memory = memory.ok_or_else(|| self.unreadable(offset, rustix::io::Errno::BADF))?;
         let mut done = 0;
         while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -240,6 +248,17 @@ impl HostFeed {
         }
     }
 
+    fn began_anew(&self) -> FeedError {
+        let message = format!(
+            "the load of `{}` began anew while it was copied to a device; try again",
+            self.label
+        );
+        FeedError::Failed {
+            code: ErrorCode::Cancelled,
+            message: message.into(),
+        }
+    }
+
     fn unreadable(&self, offset: u64, cause: rustix::io::Errno) -> FeedError {
         FeedError::Read {
             name: self.label.to_string(),
@@ -278,6 +297,13 @@ impl FeedWriter {
     pub fn filled(&self, bytes: u64) {
         lock(&self.0.state).filled_bytes = bytes;
         self.0.changed.notify_all();
+    }
+
+    /// What is there will be thrown away, and the same bytes come in other memory: nothing is there
+    /// until that is begun.
+    pub fn begin_anew(&self) {
+        let mut state = lock(&self.0.state);
+        (state.memory, state.filled_bytes) = (None, 0);
     }
 
     /// All is there, and sealed: `fd` is the segment's, `digest` the BLAKE3 digest of its bytes.

@@ -87,6 +87,7 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
         Event::SetPrefetch(settings) => put_prefetch(out, *settings)?,
         Event::Hint { model, due } => put(out, 24, &[model.0, due.0])?,
         Event::Laid { op } => put(out, 30, &[op.0])?,
+        Event::Unlaid { op, fault } => put_loss(out, 31, op.0, fault)?,
         Event::Recall { model, memory } => put_recall(out, *model, memory)?,
         Event::RecallAll(experience) => put_recall_all(out, experience)?,
         Event::Adopt(adoption) => put_adoption(out, adoption)?,
@@ -318,17 +319,21 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             op: OpId(from.u64()?),
             took_us: from.u64()?,
         },
-        22 => get_damaged(from)?,
+        kind @ (22 | 31) => get_loss(kind, from)?,
         kind @ 23..=24 => get_ahead(kind, from)?,
         kind @ 25..=26 => get_recall(kind, from)?,
         kind => return Err(unknown("event", kind.into())),
     })
 }
 
-fn get_damaged(from: &mut Decoder<'_>) -> Read<Event> {
-    Ok(Event::Damaged {
-        segment: SegmentId(from.u64()?),
-        fault: get_fault(from)?,
+fn get_loss(kind: u8, from: &mut Decoder<'_>) -> Read<Event> {
+    let (of, fault) = (from.u64()?, get_fault(from)?);
+    Ok(if kind == 22 {
+        let segment = SegmentId(of);
+        Event::Damaged { segment, fault }
+    } else {
+        let op = OpId(of);
+        Event::Unlaid { op, fault }
     })
 }
 

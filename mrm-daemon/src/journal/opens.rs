@@ -159,6 +159,7 @@ impl Fold {
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
             | Event::Laid { .. }
+            | Event::Unlaid { .. }
             | Event::Recall { .. }
             | Event::RecallAll(_)
             | Event::Adopt(_)

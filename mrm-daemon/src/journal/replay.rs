@@ -290,6 +290,7 @@ impl Run {
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
             | Event::Laid { .. }
+            | Event::Unlaid { .. }
             | Event::Recall { .. }
             | Event::RecallAll(_)
             | Event::Loaded { .. }

@@ -108,6 +108,7 @@ impl Journal {
             | Event::SetPrefetch(_)
             | Event::Hint { .. }
             | Event::Laid { .. }
+            | Event::Unlaid { .. }
             | Event::Recall { .. }
             | Event::RecallAll(_)
             | Event::Loaded { .. }

@@ -1,7 +1,8 @@
 //! Events in words, for people.
 
 use mrm_core::Prefetch;
-use mrm_core::event::{Event, Wanted};
+use mrm_core::event::{Event, Wanted, Wishes};
+use mrm_core::id::ModelId;
 use mrm_core::ledger::Tier;
 
 /// One line about an event.
@@ -31,10 +32,7 @@ pub(super) fn words(event: &Event) -> String {
             let from = tier.map_or_else(|| "all tiers".to_owned(), |tier: Tier| tier.to_string());
             format!("{session} evicts {version} from {from}")
         }
-        Event::Configure { model, wishes } => format!(
-            "{model} is to be pinned: {}, eager: {}",
-            wishes.pinned, wishes.eager
-        ),
+        Event::Configure { model, wishes } => wished(*model, *wishes),
         Event::ModelChanged { model } => format!("{model} changed"),
         Event::SetLimit {
             tier,
@@ -46,9 +44,6 @@ pub(super) fn words(event: &Event) -> String {
             adoption.resolution.version,
             adoption.resident.len()
         ),
-        Event::Resume {
-            session, leases, ..
-        } => format!("{session} comes back with {} leases", leases.len()),
         Event::DeviceLost { device, fault } => format!("{device} is lost: {}", fault.message),
         Event::Damaged { segment, fault } => format!("{segment} is damaged: {}", fault.message),
         Event::Drain => "a drain begins".to_owned(),
@@ -73,9 +68,18 @@ pub(super) fn words(event: &Event) -> String {
         }
         Event::RecallAll(_) => "times between uses are known from before".to_owned(),
         Event::Hint { model, due } => format!("{model} is said to come at {} µs", due.0),
+        Event::Resume {
+            session, leases, ..
+        } => format!("{session} comes back with {} leases", leases.len()),
         Event::Laid { op } => format!("the memory of {op} is there"),
+        Event::Unlaid { op, fault } => format!("{op} begins anew: {}", fault.message),
         Event::Took { op, took_us } => format!("{op} took {took_us} µs by itself"),
     }
+}
+
+fn wished(model: ModelId, wishes: Wishes) -> String {
+    let Wishes { pinned, eager } = wishes;
+    format!("{model} is to be pinned: {pinned}, eager: {eager}")
 }
 
 fn prefetch(settings: Prefetch) -> String {

@@ -54,6 +54,16 @@ pub enum MemoryError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The kernel does not seal what somebody could still write to: memory that is mapped for
+    /// writing, or of which who was lent it before it was filled keeps pages pinned.
+    #[error(
+        "sealing failed for a segment of {bytes} bytes: it is mapped elsewhere, or pages of it are \
+         kept pinned by who opened it by its layout, for a device, a pipe or a ring"
+    )]
+    Pinned {
+        /// The length of the segment.
+        bytes: u64,
+    },
     /// What came back from sealing is not the segment, whole and sealed.
     #[error("a segment of {bytes} bytes could not be verified after sealing: {reason}")]
     NotSealed {
@@ -73,9 +83,10 @@ impl MemoryError {
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Empty => ErrorCode::EmptyFile,
             Self::Descriptors { .. } => ErrorCode::Exhausted,
-            Self::Allocated { .. } | Self::Refused { .. } | Self::NotSealed { .. } => {
-                ErrorCode::Internal
-            }
+            Self::Allocated { .. }
+            | Self::Refused { .. }
+            | Self::Pinned { .. }
+            | Self::NotSealed { .. } => ErrorCode::Internal,
         }
     }
 

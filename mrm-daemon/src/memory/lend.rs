@@ -61,4 +61,30 @@ mod tests {
         let sealed = unsealed.seal(&degraded).expect("all writing ends");
         assert_eq!(sealed.bytes(), 8192);
     }
+
+    #[test]
+    fn a_page_that_a_reader_put_into_a_pipe_keeps_the_seal_away_for_as_long() {
+        let degraded = Degraded::new();
+        let pinned = |let_go: bool| {
+            let mut unsealed = Unsealed::allocate(8192, 8192, &degraded).expect("memory");
+            let lent = lend_unfilled(unsealed.fd()).expect("lent");
+            unsealed.as_mut_slice().fill(7);
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            let moved = rustix::fs::sendfile(&writer, &lent, Some(&mut 0), 4096);
+            assert_eq!(moved, Ok(4096));
+            if let_go {
+                drop((reader, writer));
+                return unsealed.seal(&degraded);
+            }
+            let sealed = unsealed.seal(&degraded);
+            drop((reader, writer));
+            sealed
+        };
+        let refused = pinned(false);
+        assert!(
+            matches!(refused, Err(MemoryError::Pinned { bytes: 8192 })),
+            "{refused:?}"
+        );
+        assert!(pinned(true).is_ok());
+    }
 }

@@ -157,8 +157,9 @@ impl Unsealed {
     /// Ends all writing and verifies that it did.
     ///
     /// # Errors
-    /// [`MemoryError::NotSealed`] or [`MemoryError::Refused`] if the kernel did not do as asked;
-    /// the memory is given back.
+    /// [`MemoryError::Pinned`] if somebody who was lent it keeps pages of it pinned;
+    /// [`MemoryError::NotSealed`] or [`MemoryError::Refused`] if the kernel did not do as asked. The
+    /// memory is given back.
     pub fn seal(self, degraded: &Degraded) -> Result<HostSegment, MemoryError> {
         let Self {
             fd,
@@ -172,8 +173,10 @@ impl Unsealed {
             .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
         // The kernel refuses to seal what someone could write through a mapping.
         drop(mapping);
-        fs::fcntl_add_seals(&fd, SEALS)
-            .map_err(|e| MemoryError::from_errno("sealing", bytes, e))?;
+        fs::fcntl_add_seals(&fd, SEALS).map_err(|e| match e {
+            Errno::BUSY => MemoryError::Pinned { bytes },
+            e => MemoryError::from_errno("sealing", bytes, e),
+        })?;
         let before = stat(fd.as_fd(), bytes)?;
         let fd = read_only(fd, degraded);
         let after = stat(fd.as_fd(), bytes)?;

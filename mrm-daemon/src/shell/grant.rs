@@ -187,7 +187,7 @@ impl State {
                         None => {
                             let marks = self.loads.get(id)?.marks.as_ref()?;
                             filling.push(index);
-                            (marks.bytes(), lend(marks.fd()?))
+                            (marks.bytes(), lend(&marks.fd()?))
                         }
                     };
                     lent.opened.segments_bytes.push(bytes);

@@ -10,7 +10,7 @@ use board::Board;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A file of fewer bytes is lent when it is filled: that is soon enough.
@@ -22,9 +22,19 @@ pub(super) struct Marks {
     bytes: u64,
     board: Board,
     /// The memory, for those who may read while it is filled.
-    fd: OnceLock<Arc<OwnedFd>>,
+    fd: Mutex<Lendable>,
     began: Instant,
     first: OnceLock<Duration>,
+}
+
+/// Whether the memory of a load can be lent.
+#[derive(Debug, Default)]
+enum Lendable {
+    #[default]
+    NotYet,
+    Is(Arc<OwnedFd>),
+    /// It was thrown away.
+    NoMore,
 }
 
 impl Marks {
@@ -32,7 +42,7 @@ impl Marks {
         Self {
             bytes,
             board: Board::new(bytes.div_ceil(PIECE_BYTES)),
-            fd: OnceLock::new(),
+            fd: Mutex::default(),
             began: Instant::now(),
             first: OnceLock::new(),
         }
@@ -44,8 +54,15 @@ impl Marks {
     }
 
     /// The memory, once it can be lent.
-    pub(super) fn fd(&self) -> Option<&Arc<OwnedFd>> {
-        self.fd.get()
+    pub(super) fn fd(&self) -> Option<Arc<OwnedFd>> {
+        match &*self.lendable() {
+            Lendable::Is(fd) => Some(Arc::clone(fd)),
+            Lendable::NotYet | Lendable::NoMore => None,
+        }
+    }
+
+    fn lendable(&self) -> MutexGuard<'_, Lendable> {
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long the first piece took.
@@ -103,6 +120,8 @@ pub(super) enum Told {
     Laid,
     /// More of it is there.
     More,
+    /// It was thrown away: nobody may be lent it any more.
+    Unlaid,
 }
 
 /// Looks on while a file is loaded.
@@ -116,7 +135,10 @@ impl<T: Fn(Told) + Sync> Onlooker for Watcher<T> {
     fn begun(&self, fd: BorrowedFd<'_>) {
         match lend_unfilled(fd) {
             Ok(fd) => {
-                if self.marks.fd.set(Arc::new(fd)).is_ok() {
+                let mut lendable = self.marks.lendable();
+                if matches!(*lendable, Lendable::NotYet) {
+                    *lendable = Lendable::Is(Arc::new(fd));
+                    drop(lendable);
                     (self.tell)(Told::Laid);
                 }
             }
@@ -133,6 +155,14 @@ impl<T: Fn(Told) + Sync> Onlooker for Watcher<T> {
     fn filled(&self, bytes: Range<u64>) {
         if self.marks.add(&bytes) {
             (self.tell)(Told::More);
+        }
+    }
+
+    fn thrown_away(&self) {
+        // The memory goes with it, but for what clients have of it.
+        let before = std::mem::replace(&mut *self.marks.lendable(), Lendable::NoMore);
+        if let Lendable::Is(_) = before {
+            (self.tell)(Told::Unlaid);
         }
     }
 }
@@ -199,11 +229,17 @@ mod tests {
         watcher.begun(fd.as_fd());
         assert_eq!(*told.lock().expect("whole"), [Told::Laid]);
         let lent = marks.fd().expect("lent");
-        let mode = rustix::fs::fcntl_getfl(lent).expect("flags");
+        let mode = rustix::fs::fcntl_getfl(&lent).expect("flags");
         assert_eq!(
             mode & rustix::fs::OFlags::ACCMODE,
             rustix::fs::OFlags::RDONLY
         );
         assert!(rustix::io::write(&fd, b"x").is_err(), "sealed");
+        drop(lent);
+        watcher.thrown_away();
+        watcher.thrown_away();
+        watcher.begun(fd.as_fd());
+        assert_eq!(*told.lock().expect("whole"), [Told::Laid, Told::Unlaid]);
+        assert!(marks.fd().is_none());
     }
 }

@@ -149,7 +149,7 @@ struct State {
     loads: HashMap<SegmentId, LoadRecord>,
     loading: Loading,
     /// Leases that were granted before all was filled.
-    early: std::collections::BTreeMap<readiness::Key, readiness::Early>,
+    early: readiness::EarlyLeases,
     orders: orders::Orders,
     keeping: Keeping,
     tier: DeviceTier,
@@ -269,7 +269,7 @@ impl Shell {
             segments: HashMap::new(),
             loads: HashMap::new(),
             loading: Loading::new(parts.stock),
-            early: std::collections::BTreeMap::new(),
+            early: readiness::EarlyLeases::default(),
             orders: orders::Orders::default(),
             images: HashMap::new(),
             fills: HashMap::new(),

@@ -3,23 +3,36 @@
 //! The threads that read mark pieces ([`Marks`]); this thread tells clients of them, in few frames.
 
 use super::marks::{EARLY_BYTES_MIN, Marks, Told, Watcher};
-use super::work::Completed;
+use super::work::{Completed, fault};
 use super::{State, Who};
 use crate::transfer::PIECE_BYTES;
+use mrm_core::event::Event;
 use mrm_core::id::{LeaseId, OpId, SegmentId, SessionId, VersionId};
+use mrm_proto::error::ErrorCode;
 use mrm_proto::hello::features;
 use mrm_proto::ids;
 use mrm_proto::limits::{EARLY_LEASES_PER_SESSION_MAX, READY_RANGES_MAX, READY_UNHEARD_MAX};
 use mrm_proto::reply::{Ready, ReadyRange, Reply};
 use mrm_proto::request::{Touched, WaitFor};
 use mrm_proto::table::Table;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A lease, as its session names it.
 pub(super) type Key = (SessionId, LeaseId);
 
+/// Leases on what was not all filled when they were granted.
+#[derive(Default)]
+pub(super) struct EarlyLeases {
+    leases: BTreeMap<Key, Early>,
+    /// Which users were lent what of the loads that are under way.
+    lent_to: BTreeMap<SegmentId, BTreeSet<u32>>,
+    /// Users who had some on what could not be sealed for them: they get no more.
+    pinned_by: BTreeSet<u32>,
+}
+
 /// A lease on what was not all filled when it was granted.
-pub(super) struct Early {
+struct Early {
     files: Vec<EarlyFile>,
     /// How many frames the client did not say that it read.
     unheard: u32,
@@ -48,10 +61,39 @@ const LEARNED_TABLE_BYTES_MAX: u64 = 8 << 20;
 impl State {
     /// Whether an open is to be granted by its layout.
     pub(super) fn by_layout(&self, session: SessionId, wait_for: Option<WaitFor>) -> bool {
+        let uid = self.uid_of(session);
+        let pinned = uid.is_some_and(|uid| self.early.pinned_by.contains(&uid));
         let of_session = (session, LeaseId(0))..=(session, LeaseId(u64::MAX));
         wait_for == Some(WaitFor::Layout)
+            && !pinned
             && self.knows_early(session)
-            && self.early.range(of_session).count() < EARLY_LEASES_PER_SESSION_MAX
+            && self.early.leases.range(of_session).count() < EARLY_LEASES_PER_SESSION_MAX
+    }
+
+    fn uid_of(&self, session: SessionId) -> Option<u32> {
+        match &self.sessions.get(&session)?.who {
+            Who::Client { peer, .. } => Some(peer.uid),
+            Who::Operator(_) => None,
+        }
+    }
+
+    /// The memory of a load was thrown away, because somebody who was lent it keeps it from being
+    /// sealed. Which of them it is cannot be known: none of their users is lent anything early again.
+    pub(super) fn unlaid(&mut self, op: OpId, segment: SegmentId) {
+        let label = self.loads.get_mut(&segment).and_then(|load| {
+            load.marks = None;
+            load.label.clone()
+        });
+        let uids = self.early.lent_to.remove(&segment).unwrap_or_default();
+        let label = label.unwrap_or_else(|| Arc::from("?"));
+        tracing::warn!(%label, ?uids, "memory that was lent before it was filled is kept pinned");
+        self.early.pinned_by.extend(uids);
+        let message = format!(
+            "`{label}` cannot be had before it is whole: pages of it are kept pinned, and it is \
+             loaded once more; open it again, and wait for all of it if you pin it"
+        );
+        let fault = fault(ErrorCode::Exhausted, &message);
+        self.step(Event::Unlaid { op, fault });
     }
 
     /// Whether the session agreed on grants before the last byte.
@@ -76,6 +118,7 @@ impl State {
                 drop(done.send(match told {
                     Told::Laid => Completed::Laid { op },
                     Told::More => Completed::More { segment },
+                    Told::Unlaid => Completed::Unlaid { op, segment },
                 }));
             },
             degraded: self.degraded.clone(),
@@ -97,8 +140,12 @@ impl State {
             })
         };
         let files: Vec<EarlyFile> = filling.iter().filter_map(file).collect();
-        if !files.is_empty() {
-            self.early.insert(key, Early { files, unheard: 0 });
+        if let (false, Some(uid)) = (files.is_empty(), self.uid_of(key.0)) {
+            for file in &files {
+                let lent_to = self.early.lent_to.entry(file.segment);
+                lent_to.or_default().insert(uid);
+            }
+            self.early.leases.insert(key, Early { files, unheard: 0 });
             self.tell_ready(key);
         }
     }
@@ -117,11 +164,17 @@ impl State {
         }
     }
 
+    /// A load has ended, one way or the other.
+    pub(super) fn end_lending(&mut self, segment: SegmentId) {
+        self.early.lent_to.remove(&segment);
+    }
+
     /// A segment is whole and sealed.
     pub(super) fn sealed(&mut self, segment: SegmentId) {
         for key in self.on(segment) {
             for file in self
                 .early
+                .leases
                 .get_mut(&key)
                 .into_iter()
                 .flat_map(|early| &mut early.files)
@@ -136,7 +189,7 @@ impl State {
 
     /// The client has read what it was told.
     pub(super) fn heard(&mut self, key: Key) {
-        if let Some(early) = self.early.get_mut(&key) {
+        if let Some(early) = self.early.leases.get_mut(&key) {
             early.unheard = 0;
             self.tell_ready(key);
         }
@@ -144,24 +197,24 @@ impl State {
 
     /// A lease is gone.
     pub(super) fn end_early(&mut self, key: Key) {
-        self.early.remove(&key);
+        self.early.leases.remove(&key);
     }
 
     /// A session is gone.
     pub(super) fn end_early_of(&mut self, session: SessionId) {
-        self.early.retain(|(of, _), _| *of != session);
+        self.early.leases.retain(|(of, _), _| *of != session);
     }
 
     /// The leases that were granted before this segment was filled.
     fn on(&self, segment: SegmentId) -> Vec<Key> {
-        let early = self.early.iter();
+        let early = self.early.leases.iter();
         let on = early.filter(|(_, early)| early.files.iter().any(|file| file.segment == segment));
         on.map(|(key, _)| *key).collect()
     }
 
     /// Tells a client what is new, unless it has not read what it was told before.
     fn tell_ready(&mut self, key: Key) {
-        let Some(early) = self.early.get_mut(&key) else {
+        let Some(early) = self.early.leases.get_mut(&key) else {
             return;
         };
         let last = early.files.iter().all(|file| file.sealed != Sealed::Not);
@@ -197,7 +250,7 @@ impl State {
         }
         early.unheard += 1;
         if last {
-            self.early.remove(&key);
+            self.early.leases.remove(&key);
         }
         let (session, lease) = (key.0, ids::LeaseId(key.1.0));
         let ready = Ready {

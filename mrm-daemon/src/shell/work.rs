@@ -36,6 +36,8 @@ pub(crate) enum Completed {
     Laid { op: OpId },
     /// More of a segment is there.
     More { segment: SegmentId },
+    /// The memory of a load was thrown away; the load goes on in other memory.
+    Unlaid { op: OpId, segment: SegmentId },
     /// A segment was filled and sealed.
     Loaded {
         op: OpId,
@@ -89,6 +91,7 @@ impl State {
             Completed::Resolved { op, model, outcome } => self.resolved(op, model, outcome),
             Completed::Laid { op } => self.step(Event::Laid { op }),
             Completed::More { segment } => self.more(segment),
+            Completed::Unlaid { op, segment } => self.unlaid(op, segment),
             Completed::Loaded {
                 op,
                 segment,
@@ -321,6 +324,7 @@ impl State {
     fn loaded(&mut self, op: OpId, segment: SegmentId, outcome: Result<Filled, Fault>) {
         failpoint::pass(Point::AfterLoad);
         let record = self.loads.remove(&segment);
+        self.end_lending(segment);
         let label = record.as_ref().and_then(|record| record.label.clone());
         let feed = record.as_ref().and_then(|record| record.feed.clone());
         let source = record.as_ref().map(|record| record.source);

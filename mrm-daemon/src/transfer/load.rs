@@ -9,12 +9,16 @@ use crate::degraded::Degraded;
 use crate::device::feed::FeedWriter;
 use crate::format::HeaderCheck;
 use crate::memory::stock::Stock;
-use crate::memory::{HostSegment, Reserved};
+use crate::memory::{HostSegment, MemoryError, Reserved, Unsealed};
 use crate::source::{Identity, Source};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
+
+/// What an operator can do about clients that pin what they were lent early.
+const EARLY_PINNED_CURE: &str = "the file is loaded once more, and its user gets no more grants before the \
+                                 last byte until mrmd is started anew; who pins memory should open with all of it";
 
 /// What is to be loaded, and how it is watched.
 pub struct Order<'a> {
@@ -51,6 +55,9 @@ pub trait Onlooker: Sync {
     /// These bytes of the file are in place: whole pieces, each told once, in any order. They were
     /// not compared with the file's identity yet; the load may still fail.
     fn filled(&self, bytes: Range<u64>);
+    /// All of it is in place, but somebody who was lent the memory keeps it from being sealed: it is
+    /// thrown away, and the file is loaded into other memory, of which nothing more is told.
+    fn thrown_away(&self);
 }
 
 /// A file in memory.
@@ -113,6 +120,56 @@ fn load_and_feed(
     degraded: &Degraded,
 ) -> Result<Loaded, LoadError> {
     let started = Instant::now();
+    let (name, bytes) = (order.source.label(), order.identity.bytes);
+    let memory = |cause| LoadError::Memory {
+        name: name.to_owned(),
+        cause,
+    };
+    let (unsealed, mut digest, mut way) = fill_segment(order, means, stock, degraded)?;
+    let segment = match (unsealed.seal(degraded), order.onlooker) {
+        (Ok(segment), _) => segment,
+        (Err(why @ MemoryError::Pinned { .. }), Some(onlooker)) => {
+            degraded.report("early_pinned", memory(why).to_string(), EARLY_PINNED_CURE);
+            onlooker.thrown_away();
+            if let Some(feed) = order.feed {
+                feed.begin_anew();
+            }
+            let again = Order {
+                onlooker: None,
+                is_ahead: false,
+                ..*order
+            };
+            let before = digest;
+            let unsealed;
+            (unsealed, digest, way) = fill_segment(&again, means, stock, degraded)?;
+            if digest != before {
+                let what = "it was read twice and was not the same";
+                return Err(LoadError::changed(order.source, what));
+            }
+            unsealed.seal(degraded).map_err(memory)?
+        }
+        (Err(why), _) => return Err(memory(why)),
+    };
+    let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let how = way.as_str();
+    tracing::debug!(name, bytes, how, took_us, "loaded");
+    Ok(Loaded {
+        segment,
+        digest,
+        read_bytes: bytes,
+        took_us,
+        way,
+    })
+}
+
+/// Reads the source into memory that nothing but a seal is missing from; its digest, and how it was
+/// read.
+fn fill_segment(
+    order: &Order<'_>,
+    means: &Means,
+    stock: Option<&Stock>,
+    degraded: &Degraded,
+) -> Result<(Unsealed, [u8; 32], ReadWay), LoadError> {
     let bytes = order.identity.bytes;
     let memory = |cause| LoadError::Memory {
         name: order.source.label().to_owned(),
@@ -152,17 +209,7 @@ fn load_and_feed(
     let huge = populator.finish(degraded);
     let mut unsealed = reserved.populated(huge).map_err(memory)?;
     verify(order, unsealed.as_mut_slice())?;
-    let segment = unsealed.seal(degraded).map_err(memory)?;
-    let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (name, how) = (order.source.label(), way.as_str());
-    tracing::debug!(name, bytes, how, took_us, "loaded");
-    Ok(Loaded {
-        segment,
-        digest,
-        read_bytes: bytes,
-        took_us,
-        way,
-    })
+    Ok((unsealed, digest, way))
 }
 
 /// Checks that what was read is the file that was resolved, from its first byte to its last.

@@ -176,7 +176,8 @@ impl Books {
             }
             Event::Damaged { segment, .. } => self.damaged(*segment),
             Event::Resolved { op, .. } => self.ends(*op, |op| op == Op::Resolve)?,
-            Event::Laid { op } => self.laid(*op)?,
+            Event::Laid { op } => self.turns(*op, Stage::Loading, Stage::Laid)?,
+            Event::Unlaid { op, .. } => self.turns(*op, Stage::Laid, Stage::Loading)?,
             Event::Loaded { op, outcome } => self.loaded(*op, outcome.is_ok())?,
             Event::Freed { op } => self.freed(*op)?,
             Event::SetLimit { .. }
@@ -212,16 +213,17 @@ impl Books {
         })
     }
 
-    fn laid(&mut self, op: OpId) -> Checked {
+    /// What a load fills comes from one stage to another.
+    fn turns(&mut self, op: OpId, from: Stage, to: Stage) -> Checked {
         let Some(Op::Load(segment)) = self.ops.get(&op) else {
             return breach(Rule::Effects, format!("{op} is no load"));
         };
         let Some(loading) = self.segments.get_mut(segment) else {
             return breach(Rule::Effects, format!("{segment} is not there"));
         };
-        let before = std::mem::replace(&mut loading.stage, Stage::Laid);
-        ensure(before == Stage::Loading, Rule::Effects, || {
-            format!("memory for what is {before:?}")
+        let before = std::mem::replace(&mut loading.stage, to);
+        ensure(before == from, Rule::Effects, || {
+            format!("{to:?} is what is {before:?}")
         })
     }
 
@@ -258,11 +260,12 @@ impl Books {
         })
     }
 
-    /// Whether what was lent before it was whole never will be: a load failed, or something of it
-    /// is damaged before the rest is there.
+    /// Whether what was lent before it was whole never will be: a load failed or began anew, or
+    /// something of it is damaged before the rest is there.
     fn never_whole(&self, lease: &Lease) -> bool {
         let stage = |id: &SegmentId| self.segments.get(id).map(|there| there.stage);
-        let failed = lease.segments.iter().any(|id| stage(id).is_none());
+        let anew = |id| matches!(stage(id), None | Some(Stage::Loading));
+        let failed = lease.segments.iter().any(anew);
         let laid = |id| stage(id) == Some(Stage::Laid);
         failed || self.is_damaged(lease) && lease.segments.iter().any(laid)
     }

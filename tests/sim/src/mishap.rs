@@ -37,6 +37,8 @@ pub enum Mishap {
     FileOverwritten,
     /// A model's files go, or come back.
     FilesRemoved,
+    /// Who was lent memory before it was filled keeps it from being sealed.
+    PagesPinned,
     /// The kernel has no memory.
     HostOutOfMemory,
     /// A device refuses memory although it has some.
@@ -67,7 +69,7 @@ pub enum Mishap {
 
 impl Mishap {
     /// Each, with the most times in a thousand that it happens where it may.
-    const ALL: [(Self, u64); 29] = [
+    const ALL: [(Self, u64); 30] = [
         (Self::ClientDies, 25),
         (Self::HalfFrame, 15),
         (Self::BreaksProtocol, 10),
@@ -84,6 +86,7 @@ impl Mishap {
         (Self::FileReplaced, 200),
         (Self::FileOverwritten, 150),
         (Self::FilesRemoved, 60),
+        (Self::PagesPinned, 150),
         (Self::HostOutOfMemory, 150),
         (Self::DeviceOutOfMemory, 250),
         (Self::OthersTakeDevice, 200),

@@ -22,13 +22,7 @@ use std::sync::Arc;
 impl Core {
     /// The memory of a load is there.
     pub(crate) fn laid(&mut self, turn: &mut Turn<'_>, op: OpId) -> Result<(), Violation> {
-        let segment = match self.ops.get(op) {
-            Some(Op::Load { segment }) => segment,
-            Some(Op::Resolve { .. } | Op::Free { .. }) => {
-                return Err(Violation::WrongCompletion(op));
-            }
-            None => return Err(Violation::UnknownOp(op)),
-        };
+        let segment = self.loaded_by(op)?;
         self.residency.lay(segment)?;
         let there = self.residency.get(segment)?;
         let (tier, sources) = (there.tier, there.sources.clone());
@@ -36,6 +30,33 @@ impl Core {
             self.grant_if_laid(turn, user)?;
         }
         Ok(())
+    }
+
+    /// The memory of a load is there no more: it is filled in other memory, which nobody is lent
+    /// before that is whole.
+    pub(crate) fn unlaid(
+        &mut self,
+        turn: &mut Turn<'_>,
+        op: OpId,
+        fault: &Fault,
+    ) -> Result<(), Violation> {
+        let segment = self.loaded_by(op)?;
+        self.residency.unlay(segment)?;
+        let there = self.residency.get(segment)?;
+        let (tier, sources) = (there.tier, there.sources.clone());
+        self.touched.extend(self.catalogue.users(&sources)?);
+        for user in self.catalogue.copies_with(tier, &sources)? {
+            self.revoke_early(turn, user, fault)?;
+        }
+        Ok(())
+    }
+
+    fn loaded_by(&self, op: OpId) -> Result<SegmentId, Violation> {
+        match self.ops.get(op) {
+            Some(Op::Load { segment }) => Ok(segment),
+            Some(Op::Resolve { .. } | Op::Free { .. }) => Err(Violation::WrongCompletion(op)),
+            None => Err(Violation::UnknownOp(op)),
+        }
     }
 
     /// The segments of a copy in host memory, if its table is resident and all else can be lent.

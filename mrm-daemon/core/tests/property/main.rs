@@ -59,6 +59,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..40u8).prop_map(Act::Sleep),
         1 => (0..3u8).prop_map(Act::Prefetch),
         7 => any::<u8>().prop_map(Act::Lay),
+        2 => any::<u8>().prop_map(Act::Unlay),
         4 => (0..20u8).prop_map(Act::Advance),
     ]
 }

@@ -128,13 +128,15 @@ impl Oracle {
         }
     }
 
-    /// Whether what was lent before it was whole never will be: a load failed, or something of it
-    /// is damaged before the rest is there.
+    /// Whether what was lent before it was whole never will be: a load failed or began anew, or
+    /// something of it is damaged before the rest is there.
     fn never_whole(&self, segments: &[SegmentId]) -> bool {
         let seen = |id: &SegmentId| self.segments.get(id).map(|there| there.seen);
         let failed = segments.iter().any(|id| seen(id).is_none());
         let mut damaged = segments.iter().filter(|id| seen(id) == Some(Seen::Damaged));
-        let loading = |id| matches!(seen(id), Some(Seen::Loading(_)));
+        let loading = |id: &SegmentId| matches!(seen(id), Some(Seen::Loading(_)));
+        let anew = |id: &SegmentId| loading(id) && !self.laid.contains(id);
+        let failed = failed || segments.iter().any(anew);
         failed || damaged.next().is_some() && segments.iter().any(loading)
     }
 

@@ -68,6 +68,8 @@ pub(crate) enum Act {
     },
     /// The memory of a load is there.
     Lay(u8),
+    /// It is thrown away.
+    Unlay(u8),
     Advance(u8),
     /// So many seconds.
     Sleep(u8),
@@ -273,6 +275,7 @@ impl World {
                 }
             }
             Act::Lay(which) => self.lay(which),
+            Act::Unlay(which) => self.unlay(which),
             Act::Advance(steps) => {
                 self.now = Time(self.now.0 + u64::from(steps) * 100);
                 self.tick_if_due();
@@ -560,6 +563,23 @@ impl World {
         if let Some((op, segment)) = pick(bare, which) {
             self.oracle.laid.insert(segment);
             self.handle(Event::Laid { op });
+        }
+    }
+
+    fn unlay(&mut self, which: u8) {
+        let laid = self.oracle.in_flight.iter().filter_map(|(op, effect)| {
+            let Effect::Load { segment, .. } = effect else {
+                return None;
+            };
+            self.oracle
+                .laid
+                .contains(segment)
+                .then_some((*op, *segment))
+        });
+        if let Some((op, segment)) = pick(laid, which) {
+            self.oracle.laid.remove(&segment);
+            let fault = fault();
+            self.handle(Event::Unlaid { op, fault });
         }
     }
 }

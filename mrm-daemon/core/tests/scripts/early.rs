@@ -254,3 +254,30 @@ fn damage_ends_what_was_lent_before_it_was_whole() {
          > freed op5",
     );
 }
+
+#[test]
+fn a_load_that_begins_anew_takes_its_early_leases_and_grants_the_others_when_it_is_whole() {
+    lent(10).run(
+        "> open 2.1 m1
+         > unlaid op3
+         revoke 1 l1 503
+         > open 1.2 m1 on layout
+         > loaded op3 c2
+         1.2 opened l2 v1 joined [s1 s2 s3]
+         > loaded op4 c3
+         2.1 opened l3 v1 joined [s1 s2 s3]",
+    );
+}
+
+#[test]
+fn only_what_is_there_can_begin_anew() {
+    for op in ["op3", "op1"] {
+        let mut script = script(10, UNDER_WAY);
+        let violation = script.violation(&format!("unlaid {op}"));
+        let right = matches!(
+            violation,
+            Violation::WrongState(_) | Violation::UnknownOp(_)
+        );
+        assert!(right, "{violation}");
+    }
+}

@@ -368,6 +368,10 @@ fn parse_completion(line: &str, words: &[&str]) -> Event {
             fault: fault(&["", "604"]),
         },
         ["laid", id] => Event::Laid { op: op(id) },
+        ["unlaid", id] => Event::Unlaid {
+            op: op(id),
+            fault: fault(&["", "503"]),
+        },
         ["freed", id] => Event::Freed { op: op(id) },
         _ => panic!("no such event: {line}"),
     }

@@ -115,6 +115,10 @@ fn events() -> impl Strategy<Value = Event> {
             fault,
         }),
         id().prop_map(|op| Event::Laid { op: OpId(op) }),
+        (id(), faults()).prop_map(|(op, fault)| Event::Unlaid {
+            op: OpId(op),
+            fault
+        }),
         (any::<u16>(), faults()).prop_map(|(device, fault)| Event::DeviceLost {
             device: DeviceId(device),
             fault
@@ -319,6 +323,7 @@ fn kept(mut event: Event) -> Event {
     };
     if let Event::DeviceLost { fault, .. }
     | Event::Damaged { fault, .. }
+    | Event::Unlaid { fault, .. }
     | Event::Resolved {
         outcome: Err(fault),
         ..

@@ -215,6 +215,10 @@ impl Onlooker for Watcher {
         assert_eq!(count, piece.len());
         lock(&self.told).push((bytes, piece));
     }
+
+    fn thrown_away(&self) {
+        panic!("nobody pins it");
+    }
 }
 
 #[test]

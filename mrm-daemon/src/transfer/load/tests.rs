@@ -5,7 +5,7 @@ use crate::memory::charge_for;
 use crate::source::{FileSource, SourceError, settle};
 use mrm_proto::error::ErrorCode;
 use rustix::io::Errno;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
@@ -491,4 +491,77 @@ fn a_failed_load_fails_its_feed_with_the_same_code() {
         assert_eq!(told.code(), error.code());
         assert_eq!(told.to_string(), error.to_string());
     }
+}
+
+/// Is lent the memory, and keeps the first page of it in a pipe.
+#[derive(Default)]
+struct Pinner {
+    begun: AtomicUsize,
+    thrown_away: AtomicUsize,
+    pinned: Mutex<Vec<(std::io::PipeReader, std::io::PipeWriter)>>,
+    lent: Mutex<Option<OwnedFd>>,
+}
+
+impl Onlooker for Pinner {
+    fn begun(&self, fd: BorrowedFd<'_>) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let lent = crate::memory::lend_unfilled(fd).expect("lent");
+        *self.lent.lock().expect("the lock") = Some(lent);
+    }
+
+    fn filled(&self, bytes: Range<u64>) {
+        if bytes.start > 0 {
+            return;
+        }
+        let lent = self.lent.lock().expect("the lock");
+        let lent = lent.as_ref().expect("begun before");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let moved = rustix::fs::sendfile(&writer, lent, Some(&mut 0), 4096);
+        assert_eq!(moved, Ok(4096));
+        let mut pinned = self.pinned.lock().expect("the lock");
+        pinned.push((reader, writer));
+    }
+
+    fn thrown_away(&self) {
+        self.thrown_away.fetch_add(1, Ordering::SeqCst);
+        *self.lent.lock().expect("the lock") = None;
+    }
+}
+
+#[test]
+fn who_pins_what_he_was_lent_early_makes_a_load_longer_and_not_fail() {
+    let source = FaultSource::new(9 * MIB, Faults::default());
+    let (watch, pinner) = (watch(), Pinner::default());
+    let (feed, writer) = loading(&source);
+    let degraded = Degraded::new();
+    let order = Order {
+        source: &source,
+        identity: source.identity().expect("known"),
+        charge_bytes: charge_for(source.content.len() as u64),
+        header: None,
+        progress: &watch.progress,
+        cancel: &watch.cancel,
+        feed: Some(&writer),
+        onlooker: Some(&pinner),
+        first: &[],
+        turn: None,
+        is_ahead: false,
+    };
+    let loaded = load(&order, &degraded).expect("loaded into other memory");
+    assert_is_image(&source, &loaded);
+    let seen = [&pinner.begun, &pinner.thrown_away].map(|count| count.load(Ordering::SeqCst));
+    assert_eq!(seen, [1, 1]);
+    assert_eq!(pinner.pinned.lock().expect("the lock").len(), 1);
+    let reported = degraded.list();
+    assert!(
+        reported.iter().any(|path| path.id == "early_pinned"),
+        "{reported:?}"
+    );
+    let mut first = [0; 100];
+    feed.read_at(0, &mut first).expect("there");
+    assert!(first == source.content[..100]);
+    assert_eq!(
+        feed.digest(&watch.cancel).expect("ended well"),
+        loaded.digest
+    );
 }

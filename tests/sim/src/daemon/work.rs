@@ -309,12 +309,43 @@ impl Daemon {
         let Some(load) = self.loads.get_mut(&segment) else {
             return impossible("a load vanished");
         };
+        if load.laid && env.strikes(Mishap::PagesPinned) {
+            return self.begin_anew(env, op, segment);
+        }
         if let Some(alloc) = load.alloc {
             env.memory.fill(alloc, content)?;
         }
         load.outcome = Some(Ok(content));
         let us = env.work_us(ARRIVE_US);
         self.plan(env, us, Job::Loaded { op, segment });
+        Ok(())
+    }
+
+    /// What was lent cannot be sealed: it is thrown away, and the file read into other memory.
+    fn begin_anew(&mut self, env: &mut Env, op: OpId, segment: SegmentId) -> Checked {
+        let Some(load) = self.loads.get_mut(&segment) else {
+            return impossible("a load vanished");
+        };
+        load.laid = false;
+        let (tier, bytes) = (load.tier, load.charge.0);
+        if let Some(alloc) = load.alloc.take() {
+            env.memory.spoil(alloc)?;
+            env.memory.let_go(alloc)?;
+        }
+        let short = match env.memory.allocate(tier, bytes) {
+            Ok(alloc) => {
+                load.alloc = Some(alloc);
+                None
+            }
+            Err(short) => Some(short.free),
+        };
+        let fault = fault(ErrorCode::Exhausted, "pages are pinned");
+        self.step(env, Event::Unlaid { op, fault })?;
+        if let Some(free) = short {
+            return self.failed(env, (op, segment), Failed::Short(Some(free)));
+        }
+        let us = env.work_us(READ_US);
+        self.plan(env, us, Job::Read { op, segment });
         Ok(())
     }
 
