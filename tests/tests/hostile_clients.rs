@@ -187,8 +187,7 @@ fn an_honest_client_does_not_notice_64_hostile_ones() {
             settled_bytes = node.resident_bytes();
         }
     }
-    let grown = node.resident_bytes().saturating_sub(settled_bytes);
-    assert!(grown < GROWTH_BYTES_MAX, "grew by {grown} bytes");
+    node.grew_less_than(GROWTH_BYTES_MAX, settled_bytes);
 }
 
 #[test]
@@ -209,8 +208,7 @@ fn fifty_thousand_opens_and_closes_leave_nothing() {
         Reply::Listed(_)
     ));
     assert_eq!(node.number("/leases"), 0);
-    let grown = node.resident_bytes().saturating_sub(settled_bytes);
-    assert!(grown < GROWTH_BYTES_MAX, "grew by {grown} bytes");
+    node.grew_less_than(GROWTH_BYTES_MAX, settled_bytes);
     still_serves(&node, "m", &image);
     drop(raw);
     baseline.is_restored(&node);
@@ -236,8 +234,7 @@ fn five_thousand_connections_leave_nothing() {
         }
     }
     baseline.is_restored(&node);
-    let grown = node.resident_bytes().saturating_sub(settled_bytes);
-    assert!(grown < GROWTH_BYTES_MAX, "grew by {grown} bytes");
+    node.grew_less_than(GROWTH_BYTES_MAX, settled_bytes);
     still_serves(&node, "m", &image);
 }
 
