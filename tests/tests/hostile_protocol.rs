@@ -32,11 +32,17 @@ use mrm_proto::ids::{InstanceId, LeaseId, RequestId, VersionId};
 use mrm_proto::reply::Reply;
 use mrm_proto::request::{Cancel, HadLease, Request, Resume};
 use mrm_tests::breaches::{self, Outcome};
-use mrm_tests::hostile::{Baseline, close, encoded, granted, open, refused, still_serves};
+use mrm_tests::hostile::{
+    Baseline, NOBODY, as_user, close, encoded, granted, let_everybody_in, open, open_files,
+    refused, still_serves,
+};
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
+use mrm_tests::survival::{Family, kept};
 use mrm_tests::{eventually, model};
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsFd;
 
 /// A daemon with room for one of its two models, `m` and `wanted`; the image of `m`.
 fn node() -> (Node, Vec<u8>) {
@@ -159,7 +165,7 @@ fn a_cancel_reaches_only_ones_own_opens() {
 }
 
 /// Whoever guesses gets no memory: of another run's versions nothing, and of this one's a lease at
-/// most, which counts as its own.
+/// most on what is in the catalogue, which counts as its own.
 #[test]
 fn leases_of_nobody_are_not_taken_up() {
     let (node, image) = node();
@@ -216,4 +222,70 @@ fn leases_of_nobody_are_not_taken_up() {
     let grown = lines() - before;
     assert!(grown < 300, "{grown} lines");
     still_serves(&node, "m", &image);
+}
+
+/// A number is no proof: who did not pass a file gets no lease on it, which would keep it in memory.
+#[test]
+fn what_another_user_passed_cannot_be_taken_up_by_its_number() {
+    let dir = tempfile::Builder::new()
+        .prefix("mrm-test-")
+        .tempdir()
+        .unwrap();
+    let (path, _) = model::write(dir.path(), "secret.safetensors", 1 << 20, 2, 3);
+    let (listed, _) = model::write(dir.path(), "listed.safetensors", 1 << 20, 2, 4);
+    let_everybody_in(dir.path());
+    let setup = kept(Setup::new().model("listed", &listed));
+    let mut node = Node::start_in(dir, &setup);
+    let _family = Family::of(node.dir.path());
+    let mut owner = Raw::hello(&node.socket());
+    let file = File::open(path).unwrap();
+    let pass = open_files("secret", &["secret.safetensors"]);
+    owner.send(RequestId(2), &pass, &[file.as_fd()]);
+    let Some((_, Reply::Opened(secret), _)) = owner.reply() else {
+        panic!("not granted")
+    };
+    let (listed, _) = granted(&mut owner, 3, "listed");
+    let own = instance_of(&node);
+    for _ in 0..2 {
+        let ask = |uid: u32| {
+            as_user(uid, || {
+                let mut raw = Raw::hello(&node.socket());
+                let leases = resumed(&mut raw, own, [secret.version, listed.version]);
+                (raw, leases)
+            })
+        };
+        let Some((_stranger, [secret_too, listed_too])) = ask(NOBODY) else {
+            return;
+        };
+        assert_eq!(secret_too, None, "it was never his");
+        assert!(listed_too.is_some(), "anybody may open that");
+        let (_, again) = ask(0).expect("we are root");
+        assert!(again[0].is_some(), "it is his who passed it");
+        // Nor does the next daemon forget whose it is.
+        node.kill();
+        node.restart(&setup);
+    }
+}
+
+fn instance_of(node: &Node) -> InstanceId {
+    let mut raw = Raw::connect(&node.socket());
+    raw.send(RequestId(1), &ClientHello::new("asks"), &[]);
+    let (header, body, _) = raw.receive().expect("a hello");
+    ServerHello::decode(&header, &body)
+        .expect("a hello")
+        .instance
+}
+
+fn resumed(raw: &mut Raw, instance: InstanceId, versions: [VersionId; 2]) -> [Option<LeaseId>; 2] {
+    let leases = versions.map(|version| HadLease {
+        version,
+        device: None,
+    });
+    let leases = leases.to_vec();
+    let request = Request::Resume(Resume { instance, leases });
+    let reply = raw.ask(RequestId(50), &request, &[]);
+    let Reply::Resumed(resumed) = reply else {
+        panic!("{reply:?}")
+    };
+    resumed.leases.try_into().expect("two")
 }

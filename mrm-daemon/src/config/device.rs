@@ -43,6 +43,8 @@ pub struct DeviceConfig {
     pub block_bytes: u64,
     /// What leaves each device first when room is needed.
     pub policy: Choice,
+    /// Users who get copies of their own on devices, which no other user is lent; each once.
+    pub private_uids: Vec<u32>,
     /// How memory is lent and filled.
     pub settings: DeviceSettings,
 }
@@ -155,6 +157,7 @@ impl Default for DeviceConfig {
         Self {
             enabled: Enabled::default(),
             uuids: Vec::new(),
+            private_uids: Vec::new(),
             budget: Size::Percent(90),
             reserve: Size::Bytes(1 << 30),
             gpus: Vec::new(),

@@ -44,6 +44,7 @@ pub(super) fn settings(reader: &mut Reader<'_>) -> DeviceConfig {
         }),
         block_bytes: reader.read(Key::DeviceBlockBytes, default.block_bytes, block_bytes),
         policy: reader.read(Key::DevicePolicy, default.policy, values::policy),
+        private_uids: reader.read(Key::DevicePrivateUids, Vec::new(), uids),
         settings,
     }
 }
@@ -88,24 +89,37 @@ fn reserve(given: &Given) -> Result<Size, Wrong> {
 }
 
 fn uuids(given: &Given) -> Result<Vec<DeviceUuid>, Wrong> {
+    let remedy = "write for example [\"GPU-...\"], with the UUIDs that `nvidia-smi -L` lists";
+    each(given, remedy, ("name each device once", uuid))
+}
+
+fn uids(given: &Given) -> Result<Vec<u32>, Wrong> {
+    let remedy = "write for example [\"1000\"], with the numbers that `id -u` prints";
+    let uid = |text: &str| {
+        let number = text.parse();
+        number.map_err(|_| Wrong::new(format!("{text} is not the number of a user"), remedy))
+    };
+    each(given, remedy, ("name each user once", uid))
+}
+
+/// The items of a list, each once. `remedy` is for what is not a list.
+fn each<T: PartialEq + std::fmt::Display>(
+    given: &Given,
+    remedy: &str,
+    (once, item): (&str, impl Fn(&str) -> Result<T, Wrong>),
+) -> Result<Vec<T>, Wrong> {
     match given.form {
         Form::Bare | Form::List => {}
-        Form::Quoted | Form::Integer { .. } => {
-            return Err(Wrong::new(
-                "is not a list",
-                "write for example [\"GPU-...\"], with the UUIDs that `nvidia-smi -L` lists",
-            ));
-        }
+        Form::Quoted | Form::Integer { .. } => return Err(Wrong::new("is not a list", remedy)),
     }
     let mut found = Vec::new();
     let texts = given.text.split(',').map(str::trim);
     for text in texts.filter(|text| !text.is_empty()) {
-        let uuid = uuid(text)?;
-        if found.contains(&uuid) {
-            let reason = format!("{uuid} is given twice");
-            return Err(Wrong::new(reason, "name each device once"));
+        let item = item(text)?;
+        if found.contains(&item) {
+            return Err(Wrong::new(format!("{item} is given twice"), once));
         }
-        found.push(uuid);
+        found.push(item);
     }
     Ok(found)
 }

@@ -113,7 +113,7 @@ fn scalar(
         return;
     };
     let read = match row.kind {
-        Kind::Uuids => given_list(value.get_ref(), place.clone()),
+        Kind::Uuids | Kind::Uids => given_list(value.get_ref(), place.clone()),
         Kind::Path
         | Kind::Mode
         | Kind::Group

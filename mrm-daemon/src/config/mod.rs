@@ -98,7 +98,7 @@ pub struct Config {
     pub keeper: KeeperConfig,
     /// Whether what is in memory is what it should be.
     pub integrity: IntegrityConfig,
-    /// The devices. Of them a reload changes only budgets, reserves and the policy.
+    /// The devices. Of them a reload changes only budgets, reserves, the policy, and who shares nothing.
     pub device: DeviceConfig,
     /// What is loaded before it is asked for.
     pub prefetch: Prefetch,

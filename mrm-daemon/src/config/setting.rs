@@ -47,6 +47,7 @@ pub(super) enum Key {
     DeviceStageSlots,
     DeviceFillThreads,
     DevicePolicy,
+    DevicePrivateUids,
     PrefetchEnabled,
     PrefetchSharePercent,
 }
@@ -70,6 +71,7 @@ pub(super) enum Kind {
         max: u64,
     },
     Uuids,
+    Uids,
     Choice(&'static [&'static str]),
     /// What goes first when room is needed.
     Policy,
@@ -135,7 +137,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 43] = [
+pub(super) const SETTINGS: [Setting; 44] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -521,6 +523,16 @@ pub(super) const SETTINGS: [Setting; 43] = [
          on the device goes first from host memory [default: mix]",
     ),
     setting(
+        Key::DevicePrivateUids,
+        [
+            "device.private_uids",
+            "device-private-uids",
+            "MRM_DEVICE_PRIVATE_UIDS",
+        ],
+        Kind::Uids,
+        "Users who share device copies with no other, with commas between [default: none]",
+    ),
+    setting(
         Key::PrefetchEnabled,
         [
             "prefetch.enabled",
@@ -563,6 +575,7 @@ impl Setting {
             Kind::Group => "GROUP",
             Kind::Size | Kind::DeviceSize | Kind::Bytes { .. } => "SIZE",
             Kind::Uuids => "UUID,...",
+            Kind::Uids => "UID,...",
             Kind::Integer { .. } if self.path.contains("_ms") => "MS",
             Kind::Integer { .. } => "N",
             Kind::Choice(_) => "WORD",

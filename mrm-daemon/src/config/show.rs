@@ -166,6 +166,13 @@ fn value(config: &Config, key: Key) -> Option<String> {
         Key::DeviceStageSlots => fill.stage_slots.to_string(),
         Key::DeviceFillThreads => fill.fill_threads.to_string(),
         Key::DevicePolicy => quoted(&device.policy.to_string()),
+        Key::DevicePrivateUids => {
+            let texts = device
+                .private_uids
+                .iter()
+                .map(|uid| quoted(&uid.to_string()));
+            format!("[{}]", texts.collect::<Vec<_>>().join(", "))
+        }
         Key::PrefetchEnabled => quoted(if config.prefetch.enabled { "yes" } else { "no" }),
         Key::PrefetchSharePercent => config.prefetch.share_percent.to_string(),
     })

@@ -94,6 +94,10 @@ fn samples(kind: Kind) -> [(String, String); 3] {
             let printed: Vec<String> = uuids.iter().map(|uuid| format!("{uuid:?}")).collect();
             (uuids.join(","), format!("[{}]", printed.join(", ")))
         }),
+        Kind::Uids => ["1000", "0", "1000,7"].map(|text| {
+            let printed: Vec<String> = text.split(',').map(|uid| format!("{uid:?}")).collect();
+            (text.to_owned(), format!("[{}]", printed.join(", ")))
+        }),
         Kind::Policy => ["gc", "random,seed=7", "mix,second-use=yes"].map(quoted),
         Kind::Choice(words) => [words[0], words[1], words[0]].map(quoted),
     }
@@ -482,7 +486,7 @@ fn help_states_the_defaults_in_force() {
                 assert_printed(&defaults, row, &bytes, Origin::Default);
             }
             Kind::Size => assert_eq!(stated, "50%"),
-            Kind::Path | Kind::Group | Kind::Uuids => {}
+            Kind::Path | Kind::Group | Kind::Uuids | Kind::Uids => {}
         }
     }
 }

@@ -79,6 +79,7 @@ fn integer(row: &Setting, given: &Given) -> Result<u64, Wrong> {
         | Kind::DeviceSize
         | Kind::Bytes { .. }
         | Kind::Uuids
+        | Kind::Uids
         | Kind::Choice(_)
         | Kind::Policy => (0, u64::MAX),
     };
@@ -107,6 +108,7 @@ pub(super) fn bytes(row: &Setting, given: &Given) -> Result<u64, Wrong> {
         | Kind::DeviceSize
         | Kind::Integer { .. }
         | Kind::Uuids
+        | Kind::Uids
         | Kind::Choice(_)
         | Kind::Policy => (0, u64::MAX),
     };

@@ -159,6 +159,9 @@ pub struct Image {
     /// The files whose tensors it holds, in the table's order.
     #[n(7)]
     pub files: Vec<SourceRef>,
+    /// The user for whom alone it is.
+    #[n(8)]
+    pub owner: Option<u32>,
 }
 
 /// How allocations are shared so that a descriptor keeps them.
@@ -199,6 +202,12 @@ pub struct Version {
     /// Whether the operator pinned it.
     #[n(8)]
     pub pinned: bool,
+    /// The user for whom alone its images are.
+    #[n(9)]
+    pub owner: Option<u32>,
+    /// The users who passed its files.
+    #[n(10)]
+    pub passed_by: Option<Vec<u32>>,
 }
 
 /// One segment's worth of a version.

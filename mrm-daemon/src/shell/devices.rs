@@ -309,7 +309,11 @@ impl State {
         let event = LogEvent::of(EventKind::LoadDone).model(Arc::clone(&record.label));
         let detail = format!("on {uuid}, {took_us} us");
         self.note(event.bytes(image.bytes()).detail(&detail));
-        let content = self.names.content(segment, *image.digest());
+        let owner = self
+            .names
+            .version_of(record.version)
+            .and_then(|of| of.owner);
+        let content = self.names.content(segment, (*image.digest(), owner));
         let held = HeldImage {
             image: Arc::new(image),
             label: Arc::clone(&record.label),

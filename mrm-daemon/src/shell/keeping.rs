@@ -2,6 +2,7 @@
 
 mod takeover;
 
+use super::names::ContentKey;
 use super::work::Completed;
 use super::{Shell, State};
 use crate::device::{DeviceImage, Exported};
@@ -40,7 +41,7 @@ const LOST_NOTED_MAX: u32 = 256;
 /// Memory that the last daemon left.
 struct Left {
     key: Key,
-    digest: [u8; 32],
+    content: ContentKey,
     memory: LeftMemory,
 }
 
@@ -195,6 +196,7 @@ impl State {
             table: *table,
             charge_bytes: image.charged_bytes(),
             files: files.to_vec(),
+            owner: record.owner,
         });
         Some((key, description, exported(image)))
     }
@@ -232,9 +234,11 @@ impl State {
         }
     }
 
-    /// Tells the keeper of a version that the decider has learnt of.
+    /// Tells the keeper of a version that the decider has learnt of, and again of one that others may
+    /// have leases on since.
     pub(super) fn keep_version(&mut self, id: VersionId) {
-        if self.keeping.versions.contains_key(&id) {
+        let is_news = self.names.take_news_of(id);
+        if self.keeping.versions.contains_key(&id) && !is_news {
             return;
         }
         let description = self.names.describe_version(id);

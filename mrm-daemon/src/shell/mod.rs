@@ -472,11 +472,10 @@ impl State {
                 reply,
             } => self.answer(session, request, reply),
             Effect::Forget { version } => {
-                let label = self.names.version_of(version).map(|v| Arc::clone(&v.label));
+                let model = self.names.model_of(version);
                 self.names.forget_version(version);
                 self.forget_kept_version(version);
-                let name = label.and_then(|label| ModelName::new(&*label).ok());
-                if let Some(model) = name.and_then(|name| self.names.find(&name)) {
+                if let Some(model) = model {
                     self.forget_if_unknown(model);
                 }
                 self.supplies_stale = true;

@@ -4,6 +4,7 @@
 //! decider has forgotten the id, so that a year of churn leaves nothing behind.
 
 mod kept;
+pub(super) mod private;
 
 use crate::format::HeaderCheck;
 use crate::integrity::manifest::Expected;
@@ -21,6 +22,10 @@ pub(super) struct ModelRecord {
     pub(super) name: ModelName,
     pub(super) text: Arc<str>,
     pub(super) origin: ModelOrigin,
+    /// The user for whom alone it is.
+    pub(super) owner: Option<u32>,
+    /// The user who passed its files.
+    pub(super) passed_by: Option<u32>,
     /// Why devices get nothing of what it was resolved to last. Kept here, because the decider may
     /// forget that version before the refusal is put into words.
     pub(super) no_image: Option<LayoutError>,
@@ -84,6 +89,10 @@ pub(super) struct VersionRecord {
     pub(super) path: Option<String>,
     /// What devices get of it, or why nothing; absent if there is no device.
     pub(super) image: Option<Result<Image, LayoutError>>,
+    /// The user for whom alone it is.
+    pub(super) owner: Option<u32>,
+    /// The users who passed its files.
+    passed_by: BTreeSet<u32>,
     key: Box<[SourceId]>,
 }
 
@@ -127,6 +136,7 @@ pub(super) enum Supply {
 pub(super) struct Names {
     next: u64,
     by_name: BTreeMap<ModelName, ModelId>,
+    by_owner: BTreeMap<(ModelName, u32), ModelId>,
     models: HashMap<ModelId, ModelRecord>,
     sources: HashMap<SourceKey, (SourceId, usize)>,
     source_keys: HashMap<SourceId, SourceKey>,
@@ -135,12 +145,18 @@ pub(super) struct Names {
     by_label: BTreeSet<(Arc<str>, VersionId)>,
     /// Versions with opened files, and how many these are in all.
     supplied: BTreeSet<VersionId>,
-    content_ids: HashMap<[u8; 32], (ContentId, usize)>,
-    contents: HashMap<SegmentId, [u8; 32]>,
+    /// Versions that other users may have been lent than was the case when they were made.
+    news: BTreeSet<VersionId>,
+    content_ids: HashMap<ContentKey, (ContentId, usize)>,
+    contents: HashMap<SegmentId, ContentKey>,
     files_waiting: usize,
     /// Supplies that nobody needs: closing a file may take time.
     dropped: Vec<Dropped>,
 }
+
+/// A digest, and the user for whom alone what has it is: on devices, what is the same for two users is
+/// there twice if one of them shares nothing.
+pub(super) type ContentKey = ([u8; 32], Option<u32>);
 
 /// What was kept to load a version from, and whether clients passed it.
 pub(super) struct Dropped {
@@ -166,6 +182,8 @@ impl Names {
             name: name.clone(),
             text,
             origin: ModelOrigin::Registered,
+            owner: None,
+            passed_by: None,
             no_image: None,
         };
         self.models.insert(model, record);
@@ -175,23 +193,6 @@ impl Names {
     /// The id of a registered name, if it has one.
     pub(super) fn find(&self, name: &ModelName) -> Option<ModelId> {
         self.by_name.get(name).copied()
-    }
-
-    /// A new id for files that a client passed.
-    pub(super) fn passed(&mut self, label: ModelName, files: Vec<(FileName, PassedFd)>) -> ModelId {
-        let model = ModelId(self.next());
-        let text = Arc::from(label.as_str());
-        let origin = ModelOrigin::Passed(Some(files));
-        self.models.insert(
-            model,
-            ModelRecord {
-                name: label,
-                text,
-                origin,
-                no_image: None,
-            },
-        );
-        model
     }
 
     pub(super) fn model(&self, model: ModelId) -> Option<&ModelRecord> {
@@ -209,10 +210,17 @@ impl Names {
     }
 
     pub(super) fn forget_model(&mut self, model: ModelId) {
-        if let Some(record) = self.models.remove(&model)
-            && self.by_name.get(&record.name) == Some(&model)
-        {
+        let Some(record) = self.models.remove(&model) else {
+            return;
+        };
+        if self.by_name.get(&record.name) == Some(&model) {
             self.by_name.remove(&record.name);
+        }
+        if let Some(uid) = record.owner {
+            let key = (record.name, uid);
+            if self.by_owner.get(&key) == Some(&model) {
+                self.by_owner.remove(&key);
+            }
         }
     }
 
@@ -225,11 +233,11 @@ impl Names {
         range.map(|(name, &model)| (name, model))
     }
 
-    /// The version that `found` is: known, or new. `charge` says what a layout is charged on
+    /// The version that `found` is: known, or new; for the user `owner` alone, if there is one. `charge` says what a layout is charged on
     /// devices: bytes, and allocations.
     pub(super) fn version(
         &mut self,
-        label: &Arc<str>,
+        (label, owner): (&Arc<str>, Option<u32>),
         foreign: bool,
         found: Found,
         charge: impl Fn(&Layout) -> (u64, u64),
@@ -263,7 +271,7 @@ impl Names {
                 }),
             });
         }
-        let image = self.image_of(image, &parts, charge);
+        let image = self.image_of(image, (&parts, owner), charge);
         let sources = parts.iter().map(|part| part.source);
         let key: Box<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
         self.files_waiting += files_in(&parts);
@@ -286,6 +294,8 @@ impl Names {
             foreign,
             path,
             image,
+            owner,
+            passed_by: BTreeSet::new(),
             key,
         };
         self.versions.insert(version, record);
@@ -300,13 +310,13 @@ impl Names {
     fn image_of(
         &mut self,
         image: Option<Result<FoundImage, LayoutError>>,
-        parts: &[Part],
+        (parts, owner): (&[Part], Option<u32>),
         charge: impl Fn(&Layout) -> (u64, u64),
     ) -> Option<Result<Image, LayoutError>> {
         Some(image?.map(|found| {
             let (charge_bytes, pieces) = charge(&found.layout);
             Image {
-                source: self.source(image_key(parts, found.granularity)),
+                source: self.source(image_key(parts, owner, found.granularity)),
                 granularity: found.granularity,
                 bytes: found.layout.allocations_bytes().iter().sum(),
                 charge_bytes,
@@ -330,6 +340,9 @@ impl Names {
             self.supplied.insert(version);
             record.parts = parts;
             if !foreign {
+                if record.foreign {
+                    self.news.insert(version);
+                }
                 self.by_label.remove(&(Arc::clone(&record.label), version));
                 self.by_label.insert((Arc::clone(label), version));
                 record.label = Arc::clone(label);
@@ -419,6 +432,7 @@ impl Names {
 
     pub(super) fn forget_version(&mut self, version: VersionId) {
         self.drop_supplies(version);
+        self.news.remove(&version);
         if let Some(record) = self.versions.remove(&version) {
             self.by_label.remove(&(Arc::clone(&record.label), version));
             self.version_ids.remove(&record.key);
@@ -429,26 +443,26 @@ impl Names {
     }
 
     /// The id of a digest, held until [`Names::forget_segment`].
-    pub(super) fn content(&mut self, segment: SegmentId, digest: [u8; 32]) -> ContentId {
-        self.contents.insert(segment, digest);
+    pub(super) fn content(&mut self, segment: SegmentId, key: ContentKey) -> ContentId {
+        self.contents.insert(segment, key);
         let fresh = ContentId(self.next());
-        let (content, count) = self.content_ids.entry(digest).or_insert((fresh, 0));
+        let (content, count) = self.content_ids.entry(key).or_insert((fresh, 0));
         *count += 1;
         *content
     }
 
     pub(super) fn digest_of(&self, segment: SegmentId) -> Option<[u8; 32]> {
-        self.contents.get(&segment).copied()
+        self.contents.get(&segment).map(|(digest, _)| *digest)
     }
 
     pub(super) fn forget_segment(&mut self, segment: SegmentId) {
-        let Some(digest) = self.contents.remove(&segment) else {
+        let Some(key) = self.contents.remove(&segment) else {
             return;
         };
-        if let Some((_, count)) = self.content_ids.get_mut(&digest) {
+        if let Some((_, count)) = self.content_ids.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
-                self.content_ids.remove(&digest);
+                self.content_ids.remove(&key);
             }
         }
     }
@@ -459,7 +473,7 @@ fn image_source(image: Option<&Result<Image, LayoutError>>) -> Option<SourceId> 
 }
 
 /// Parts are known by their ids as long as a version has them.
-fn image_key(parts: &[Part], granularity: Granularity) -> SourceKey {
+fn image_key(parts: &[Part], owner: Option<u32>, granularity: Granularity) -> SourceKey {
     let mut key = blake3::Hasher::new();
     for part in parts {
         key.update(&part.source.0.to_le_bytes());
@@ -470,6 +484,9 @@ fn image_key(parts: &[Part], granularity: Granularity) -> SourceKey {
         Granularity::Tensor => (2, 0),
     };
     key.update(&[kind]).update(&u64::to_le_bytes(block_bytes));
+    if let Some(uid) = owner {
+        key.update(&uid.to_le_bytes());
+    }
     SourceKey::Image(*key.finalize().as_bytes())
 }
 
@@ -523,12 +540,12 @@ mod tests {
         let mut names = Names::default();
         let free = |_: &Layout| (0, 0);
         let (one, two) = (Arc::from("one"), Arc::from("two"));
-        let first = names.version(&one, true, found(dir.path(), &["a", "b"]), free);
-        let second = names.version(&two, false, found(dir.path(), &["c"]), free);
+        let first = names.version((&one, None), true, found(dir.path(), &["a", "b"]), free);
+        let second = names.version((&two, None), false, found(dir.path(), &["c"]), free);
         assert_eq!(names.files_waiting(), 3);
 
         // Another look at the same files takes the place of the first.
-        let again = names.version(&two, false, found(dir.path(), &["a", "b"]), free);
+        let again = names.version((&two, None), false, found(dir.path(), &["a", "b"]), free);
         assert_eq!((again, names.files_waiting()), (first, 3));
         assert_eq!(dropped_files(&mut names), 2);
         let labels: Vec<_> = names.labels("").collect();

@@ -278,6 +278,7 @@ impl State {
             .registered_models(Bound::Unbounded)
             .filter(|known| !keeps(known))
             .map(|(_, model)| model)
+            .chain(self.names.private_models())
             .collect();
         for model in models {
             self.step(Event::ModelChanged { model });

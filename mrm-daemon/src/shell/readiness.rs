@@ -70,7 +70,7 @@ impl State {
             && self.early.leases.range(of_session).count() < EARLY_LEASES_PER_SESSION_MAX
     }
 
-    fn uid_of(&self, session: SessionId) -> Option<u32> {
+    pub(super) fn uid_of(&self, session: SessionId) -> Option<u32> {
         match &self.sessions.get(&session)?.who {
             Who::Client { peer, .. } => Some(peer.uid),
             Who::Operator(_) => None,

@@ -107,7 +107,10 @@ impl State {
                     Ok(wanted) => wanted,
                     Err(unwanted) => return self.unwanted(session, request, unwanted),
                 };
-                let model = self.names.registered(&open.model);
+                let model = match self.owner(session, &wanted) {
+                    Some(uid) => self.names.private(&open.model, uid),
+                    None => self.names.registered(&open.model),
+                };
                 self.open(session, request, model, Asked::of(&open, wanted));
             }
             Request::OpenFiles(open) => {
@@ -202,6 +205,16 @@ impl State {
         Ok(())
     }
 
+    /// The user of a session, if what it opens is to be for that user alone.
+    fn owner(&self, session: SessionId, wanted: &Wanted) -> Option<u32> {
+        let uid = self.uid_of(session)?;
+        let own = &self.tier.config.private_uids;
+        match wanted {
+            Wanted::Host | Wanted::Layout => None,
+            Wanted::Device(_) | Wanted::Best(_) => own.contains(&uid).then_some(uid),
+        }
+    }
+
     fn open(&mut self, session: SessionId, request: ids::RequestId, model: ModelId, asked: Asked) {
         let Asked {
             wanted,
@@ -250,7 +263,11 @@ impl State {
             return self.send(session, request, &Reply::Error(error));
         }
         let files = open.files.into_iter().zip(fds).collect();
-        let model = self.names.passed(open.label, files);
+        let private = self.owner(session, &wanted).is_some();
+        let Some(uid) = self.uid_of(session) else {
+            return;
+        };
+        let model = self.names.passed(open.label, files, (uid, private));
         let asked = Asked {
             wanted,
             wait_ms: open.wait_ms,
@@ -277,8 +294,11 @@ impl State {
         }
         failpoint::pass(Point::Resuming);
         let known = self.ancestors.contains(&resume.instance);
+        // A number is no proof that somebody had it: what he could not have had is not there.
+        let uid = self.uid_of(session);
         let leases = resume.leases.iter().map(|had| {
-            let copy = self.had(*had).filter(|_| known);
+            let could = |copy: &CopyId| uid.is_some_and(|uid| self.names.is_for(copy.version, uid));
+            let copy = self.had(*had).filter(|copy| known && could(copy));
             // No version has the number 0.
             copy.unwrap_or(CopyId::host(VersionId(0)))
         });

@@ -412,9 +412,14 @@ impl State {
     }
 
     fn load_anew(&mut self, model: ModelId, tier: Tier) {
-        let Some(name) = self.names.model(model).map(|record| record.name.clone()) else {
+        let Some(record) = self.names.model(model) else {
             return;
         };
+        // What one user has for himself is loaded when he opens it next.
+        if record.owner.is_some() && tier != Tier::Host {
+            return;
+        }
+        let name = record.name.clone();
         // What a client passed can only be passed again.
         if self.catalogue.find(&name).is_none() {
             return;

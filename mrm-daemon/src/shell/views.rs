@@ -204,7 +204,9 @@ impl State {
         let mut models = self.core.view().models_of(version);
         models.any(|model| {
             let record = self.names.model(model);
-            record.is_some_and(|record| matches!(record.origin, ModelOrigin::Registered))
+            record.is_some_and(|record| {
+                matches!(record.origin, ModelOrigin::Registered) && record.owner.is_none()
+            })
         })
     }
 

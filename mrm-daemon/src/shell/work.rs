@@ -177,18 +177,22 @@ impl State {
 
     fn resolved(&mut self, op: OpId, model: ModelId, outcome: Result<Found, Fault>) {
         failpoint::pass(Point::Resolved);
+        let passed_by = self.names.model(model).and_then(|record| record.passed_by);
         let outcome = match (outcome, self.names.model_mut(model)) {
             (Ok(found), Some(record)) => {
                 let image = found.image.as_ref();
                 record.no_image = image.and_then(|image| image.as_ref().err().copied());
                 let foreign = matches!(record.origin, ModelOrigin::Passed(_));
-                let label = Arc::clone(&record.text);
-                self.adopt(found, &label, foreign)
+                let named = (Arc::clone(&record.text), record.owner);
+                self.adopt(found, named, foreign)
             }
             (Ok(_), None) => Err(fault(ErrorCode::Internal, &"the model was forgotten")),
             (Err(fault), _) => Err(fault),
         };
         let version = outcome.as_ref().ok().map(|found| found.version);
+        if let (Some(version), Some(uid)) = (version, passed_by) {
+            self.names.note_passed(version, uid);
+        }
         self.step(Event::Resolved { op, outcome });
         if let Some(version) = version {
             // What came too late for the decider to care, it never learnt of.
@@ -205,7 +209,7 @@ impl State {
     fn adopt(
         &mut self,
         found: Found,
-        label: &Arc<str>,
+        (label, owner): (Arc<str>, Option<u32>),
         foreign: bool,
     ) -> Result<Resolution, Fault> {
         let files_max = self.config.files_waiting_max;
@@ -215,7 +219,7 @@ impl State {
         }
         let tier = &self.tier;
         let charge = |layout: &Layout| tier.charge_for(layout);
-        let version = self.names.version(label, foreign, found, charge);
+        let version = self.names.version((&label, owner), foreign, found, charge);
         match self.facts_of(version) {
             Some(segments) => Ok(Resolution { version, segments }),
             None => {
@@ -349,7 +353,7 @@ impl State {
                     self.step(Event::Took { op, took_us });
                 }
                 let digest = loaded.digest;
-                let content = self.names.content(segment, digest);
+                let content = self.names.content(segment, (digest, None));
                 let in_memory = Arc::new(loaded.segment);
                 if let Some(feed) = &feed {
                     feed.adopt(Arc::clone(&in_memory));

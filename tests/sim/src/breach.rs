@@ -17,6 +17,8 @@ pub enum Rule {
     Held,
     /// No charge passes a limit, and what is charged is what is there.
     Budget,
+    /// What one user alone has on a device, no other is lent.
+    Apart,
     /// Who did no wrong keeps its session.
     Session,
     /// Nothing is loaded ahead while somebody waits, or in place of what is worth more.

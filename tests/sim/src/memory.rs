@@ -29,6 +29,8 @@ struct Allocation {
     laid: bool,
     /// It never will be filled, though clients have mapped it.
     spoilt: bool,
+    /// Whose clients it was lent to.
+    users: BTreeSet<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +82,7 @@ impl Memory {
             lost: false,
             laid: false,
             spoilt: false,
+            users: BTreeSet::new(),
         };
         self.there.insert(id, allocation);
         Ok(id)
@@ -151,6 +154,18 @@ impl Memory {
     /// Whether it will never be filled.
     pub(crate) fn is_spoilt(&self, id: AllocId) -> bool {
         self.there.get(&id).is_some_and(|there| there.spoilt)
+    }
+
+    /// A client of the user `uid` was lent it. What one who shares nothing was ever lent on a device,
+    /// nobody else is.
+    pub(crate) fn lent_to(&mut self, id: AllocId, uid: u32, private: &[u32]) -> Checked {
+        let there = self.get_mut(id)?;
+        there.users.insert(uid);
+        let alone = there.users.len() == 1 || !there.users.iter().any(|uid| private.contains(uid));
+        let users = &there.users;
+        ensure(alone, Rule::Apart, || {
+            format!("{id:?} is lent to {users:?}")
+        })
     }
 
     /// What is in it.

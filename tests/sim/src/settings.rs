@@ -25,6 +25,10 @@ pub(crate) const REST_US: u64 = 30_000_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) clients: usize,
+    /// How many users they are of, one after the other.
+    pub(crate) uids: u32,
+    /// Those of them who share no copies on devices.
+    pub(crate) private_uids: Vec<u32>,
     pub(crate) models: usize,
     /// Different contents of files; few, so that files share them.
     pub(crate) contents: u64,
@@ -61,6 +65,11 @@ pub(crate) struct DeviceSettings {
 }
 
 impl Settings {
+    /// Whose a client is.
+    pub(crate) fn uid_of(&self, client: usize) -> u32 {
+        u32::try_from(client).unwrap_or(0) % self.uids
+    }
+
     pub(crate) fn draw(random: &mut Random) -> Self {
         let devices = u16::try_from(random.below(4).min(2)).unwrap_or(0);
         let device = |own: u16, random: &mut Random| {
@@ -72,7 +81,10 @@ impl Settings {
                 peers: others.filter(|_| random.coin()).collect(),
             }
         };
+        let uids = u32::try_from(random.between(1, 3)).unwrap_or(1);
         Self {
+            uids,
+            private_uids: (0..uids).filter(|_| random.below(3) == 0).collect(),
             clients: random.index(9) + 2,
             models: random.index(7) + 3,
             contents: random.between(4, 12),

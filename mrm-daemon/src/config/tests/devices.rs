@@ -112,4 +112,21 @@ fn devices_are_named_once_and_a_table_is_for_one_of_them() {
         report.contains("has something that is not a string"),
         "{report}"
     );
+    for (text, said) in [
+        (
+            "private_uids = 7",
+            "is not a list; write for example [\"1000\"]",
+        ),
+        (
+            "private_uids = [\"ann\"]",
+            "ann is not the number of a user",
+        ),
+        (
+            "private_uids = [\"7\", \"7\"]",
+            "7 is given twice; name each user once",
+        ),
+    ] {
+        let report = Host::new().file(&format!("[device]\n{text}")).report([]);
+        assert!(report.contains(said), "{report}");
+    }
 }

@@ -32,6 +32,8 @@ fn version(parts: usize) -> Description {
         path: Some("/srv/models/model".into()),
         leases: 2,
         pinned: true,
+        owner: Some(1000),
+        passed_by: Some(vec![7, 1000]),
     })
 }
 

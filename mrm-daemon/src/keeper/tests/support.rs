@@ -116,6 +116,7 @@ pub(super) fn image_over(name: &str, fds: Vec<SharedFd>) -> Entry {
         table: Digest([2; 32]),
         charge_bytes: 1 << 30,
         files: vec![SourceRef::Table(Digest([3; 32]))],
+        owner: Some(1000),
     });
     Entry::new(key(name), description, fds).unwrap()
 }

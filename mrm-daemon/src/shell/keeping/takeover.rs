@@ -7,7 +7,7 @@ use crate::keeper::describe::Version;
 use crate::keeper::describe::{Description, Image, Instance, Segment, SegmentKind, SourceRef};
 use crate::keeper::{Adopted, Key, RUN_KEYS, SharedFd};
 use crate::memory::HostSegment;
-use crate::shell::names::FoundImage;
+use crate::shell::names::{FoundImage, private};
 use crate::shell::{Held, HeldImage, State};
 use crate::status::events::{Event as LogEvent, EventKind};
 use mrm_core::event::{AdoptedSegment, Adoption, Event, Part, Resolution, SegmentFact};
@@ -186,7 +186,7 @@ impl State {
             return None;
         }
         let bytes = read_all(memory)?;
-        let image = self.found_image(&version.label, &bytes);
+        let image = self.found_image(called(version), &bytes);
         let laid_out = image.as_ref().and_then(|image| {
             let image = image.as_ref().ok()?;
             Some((image.granularity, image.layout.allocations_bytes().to_vec()))
@@ -206,7 +206,8 @@ impl State {
         let image = segments.iter().find(|f| f.part == Part::Image);
         if let (Some(image), Some((granularity, sizes))) = (image, laid_out) {
             let same = |kept: &Image| {
-                kept.table == digest
+                kept.owner == version.owner
+                    && kept.table == digest
                     && kept.files == file_refs
                     && kept.granularity == granularity
                     && kept.allocations_bytes == sizes
@@ -240,9 +241,12 @@ impl State {
     }
 
     fn model_called(&mut self, version: &Version) -> Option<ModelId> {
-        let name = ModelName::new(version.label.as_str()).ok()?;
+        let name = ModelName::new(called(version)).ok()?;
         let registered = !version.foreign && self.catalogue.find(&name).is_some();
-        registered.then(|| self.names.registered(&name))
+        registered.then(|| match version.owner {
+            Some(uid) => self.names.private(&name, uid),
+            None => self.names.registered(&name),
+        })
     }
 
     fn left_in_host(
@@ -256,17 +260,17 @@ impl State {
         if described.bytes != bytes {
             return None;
         }
-        let digest = described.digest.0;
+        let content = (described.digest.0, None);
         let left = Left {
             key: key.clone(),
-            digest,
+            content,
             memory: LeftMemory::Host(described.clone(), Arc::clone(memory)),
         };
         self.keeping.left.insert((source, Tier::Host), left);
         Some(AdoptedSegment {
             source,
             tier: Tier::Host,
-            content: self.names.content_of(digest),
+            content: self.names.content_of(content),
         })
     }
 
@@ -292,14 +296,14 @@ impl State {
             let source = fact.source;
             match self.reclaim(device, &image, fds, fact) {
                 Ok(memory) => {
-                    let digest = image.digest.0;
+                    let content = (image.digest.0, image.owner);
                     let left = Left {
                         key,
-                        digest,
+                        content,
                         memory: LeftMemory::Image(image, Arc::new(memory)),
                     };
                     self.keeping.left.insert((source, tier), left);
-                    let content = self.names.content_of(digest);
+                    let content = self.names.content_of(content);
                     adopted.push(AdoptedSegment {
                         source,
                         tier,
@@ -339,13 +343,13 @@ impl State {
         let Some(left) = self.keeping.left.remove(&(source, tier)) else {
             return tracing::error!("what was taken over is not there");
         };
-        self.names.content(id, left.digest);
+        self.names.content(id, left.content);
         let label = self.names.label_of_source(source);
         let label = label.unwrap_or_else(|| Arc::from("?"));
         let (description, fds) = match left.memory {
             LeftMemory::Host(described, segment) => {
                 let shared: SharedFd = Arc::clone(&segment) as _;
-                self.hold_segment(id, &described, segment, left.digest, label);
+                self.hold_segment(id, &described, segment, left.content.0, label);
                 (Description::Segment(described), vec![shared])
             }
             LeftMemory::Image(described, image) => {
@@ -388,6 +392,14 @@ impl State {
         };
         self.segments.insert(id, held);
     }
+}
+
+/// The name by which a version is in the catalogue, if it is.
+fn called(version: &Version) -> &str {
+    let own = version
+        .owner
+        .and_then(|uid| private::name_of(&version.label, uid));
+    own.unwrap_or(&version.label)
 }
 
 fn read_all(segment: &HostSegment) -> Option<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! Names that outlive a daemon: what the keeper is told of them, and what it tells.
 
-use super::{FoundImage, Names, Part, SourceKey, VersionRecord, image_source};
+use super::{ContentKey, FoundImage, Names, Part, SourceKey, VersionRecord, image_source};
 use crate::keeper::describe::{self, SourceRef};
 use mrm_core::id::{ContentId, SourceId, VersionId};
 use mrm_proto::ids::Digest;
@@ -29,7 +29,7 @@ impl Names {
             supply: None,
         });
         let parts: Vec<Part> = parts.collect();
-        let image = self.image_of(image, &parts, charge);
+        let image = self.image_of(image, (&parts, known.owner), charge);
         let sources = parts.iter().map(|part| part.source);
         let key: Box<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
         let version = VersionId(known.version.0);
@@ -50,6 +50,8 @@ impl Names {
             foreign: known.foreign,
             path: known.path.clone(),
             image,
+            owner: known.owner,
+            passed_by: known.passed_by.iter().flatten().copied().collect(),
             key,
         };
         self.versions.insert(version, record);
@@ -76,6 +78,9 @@ impl Names {
             path: record.path.clone(),
             leases: 0,
             pinned: false,
+            owner: record.owner,
+            passed_by: (!record.passed_by.is_empty())
+                .then(|| record.passed_by.iter().copied().collect()),
         })
     }
 
@@ -89,9 +94,9 @@ impl Names {
     }
 
     /// The id of a digest, for a segment that is about to be known.
-    pub(in crate::shell) fn content_of(&mut self, digest: [u8; 32]) -> ContentId {
+    pub(in crate::shell) fn content_of(&mut self, key: ContentKey) -> ContentId {
         let fresh = ContentId(self.next());
-        self.content_ids.entry(digest).or_insert((fresh, 0)).0
+        self.content_ids.entry(key).or_insert((fresh, 0)).0
     }
 
     /// Forgets the digests for which no segment came.

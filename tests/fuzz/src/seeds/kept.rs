@@ -44,6 +44,22 @@ pub(super) fn seeds() -> Vec<Seed> {
     seeds
 }
 
+fn version(parts: [VersionPart; 2]) -> Version {
+    Version {
+        version: VersionId(9),
+        label: "org/model".to_owned(),
+        foreign: true,
+        kind: 1,
+        tensors: 5,
+        parts: parts.to_vec(),
+        path: Some("/srv/models/model".to_owned()),
+        leases: 2,
+        pinned: true,
+        owner: Some(1000),
+        passed_by: Some(vec![7, 1000]),
+    }
+}
+
 fn descriptions() -> Vec<(&'static str, Description)> {
     let file = SourceRef::File(FileState {
         dev: 1,
@@ -81,21 +97,12 @@ fn descriptions() -> Vec<(&'static str, Description)> {
                 table: Digest([2; 32]),
                 charge_bytes: 4 << 20,
                 files: vec![file],
+                owner: Some(1000),
             }),
         ),
         (
             "version",
-            Description::Version(Version {
-                version: VersionId(9),
-                label: "org/model".to_owned(),
-                foreign: true,
-                kind: 1,
-                tensors: 5,
-                parts: vec![part(table, ""), part(file, "model.safetensors")],
-                path: Some("/srv/models/model".to_owned()),
-                leases: 2,
-                pinned: true,
-            }),
+            Description::Version(version([part(table, ""), part(file, "model.safetensors")])),
         ),
         (
             "listener",

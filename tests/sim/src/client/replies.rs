@@ -222,6 +222,13 @@ impl Client {
         opened: &Opened,
         (table, allocs): (Option<AllocId>, Vec<AllocId>),
     ) -> Checked {
+        if opened.device.is_some() {
+            let uid = env.settings.uid_of(self.id);
+            for alloc in &allocs {
+                env.memory
+                    .lent_to(*alloc, uid, &env.settings.private_uids)?;
+            }
+        }
         let mut mappings = Vec::new();
         let filling = opened.filling.as_deref().unwrap_or_default();
         for (index, alloc) in (0..).zip(table.into_iter().chain(allocs)) {

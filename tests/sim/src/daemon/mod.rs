@@ -50,6 +50,8 @@ pub(crate) struct Daemon {
     found: BTreeMap<OpId, Result<Found, Fault>>,
     /// What the last daemon left of a source on a tier: memory, bytes, pieces.
     left: BTreeMap<(SourceId, Tier), (AllocId, u64, u64)>,
+    /// For which user alone, as far as it is for one.
+    left_to: BTreeMap<AllocId, u32>,
     /// How many loads each segment is read for.
     feeding: BTreeMap<SegmentId, u64>,
     lost: BTreeSet<DeviceId>,
@@ -107,6 +109,7 @@ impl Daemon {
             early: BTreeMap::new(),
             found: BTreeMap::new(),
             left: BTreeMap::new(),
+            left_to: BTreeMap::new(),
             feeding: BTreeMap::new(),
             lost: BTreeSet::new(),
             budgets: settings

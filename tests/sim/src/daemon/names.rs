@@ -18,7 +18,8 @@ pub(crate) enum ModelOrigin {
 enum SourceKey {
     File(Identity),
     Table(u64),
-    Image(Vec<SourceId>),
+    /// The parts that it is made of, and the user for whom alone it is.
+    Image(Vec<SourceId>, Option<u32>),
 }
 
 /// What a look at a model found: each file with what it contains.
@@ -53,6 +54,8 @@ pub(crate) struct VersionRecord {
     /// What it was found to be, and the last name of the catalogue under which.
     pub(crate) found: Found,
     pub(crate) label: Option<usize>,
+    /// The user for whom alone its image is.
+    pub(crate) owner: Option<u32>,
     key: Vec<SourceId>,
 }
 
@@ -64,19 +67,23 @@ pub(crate) struct Image {
     pub(crate) pieces: u64,
 }
 
+/// What is in a segment, and the user for whom alone it is.
+pub(crate) type ContentKey = (u64, Option<u32>);
+
 /// The tables.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     made: u64,
-    by_model: BTreeMap<usize, ModelId>,
+    by_model: BTreeMap<(usize, Option<u32>), ModelId>,
     models: BTreeMap<ModelId, ModelOrigin>,
+    owners: BTreeMap<ModelId, u32>,
     sources: BTreeMap<SourceKey, (SourceId, usize)>,
     source_keys: BTreeMap<SourceId, SourceKey>,
     version_ids: BTreeMap<Vec<SourceId>, VersionId>,
     versions: BTreeMap<VersionId, VersionRecord>,
     supplied: BTreeSet<VersionId>,
-    content_ids: BTreeMap<u64, (ContentId, usize)>,
-    contents: BTreeMap<SegmentId, u64>,
+    content_ids: BTreeMap<ContentKey, (ContentId, usize)>,
+    contents: BTreeMap<SegmentId, ContentKey>,
 }
 
 impl Names {
@@ -85,27 +92,34 @@ impl Names {
         self.made
     }
 
-    /// The id of a name, known or new.
-    pub(crate) fn registered(&mut self, name: usize) -> ModelId {
-        if let Some(model) = self.by_model.get(&name) {
+    /// The id of a name, known or new, for one user alone if there is an `owner`.
+    pub(crate) fn registered(&mut self, name: usize, owner: Option<u32>) -> ModelId {
+        if let Some(model) = self.by_model.get(&(name, owner)) {
             return *model;
         }
         let model = ModelId(self.next());
-        self.by_model.insert(name, model);
+        self.by_model.insert((name, owner), model);
+        self.owners.extend(owner.map(|owner| (model, owner)));
         self.models.insert(model, ModelOrigin::Registered(name));
         model
     }
 
-    /// A new id for files that a client passed.
-    pub(crate) fn passed(&mut self, files: Vec<u64>) -> ModelId {
+    /// A new id for files that a client passed, likewise.
+    pub(crate) fn passed(&mut self, files: Vec<u64>, owner: Option<u32>) -> ModelId {
         let model = ModelId(self.next());
+        self.owners.extend(owner.map(|owner| (model, owner)));
         self.models.insert(model, ModelOrigin::Passed(Some(files)));
         model
     }
 
     /// The id of a name, if it has one.
     pub(crate) fn find(&self, name: usize) -> Option<ModelId> {
-        self.by_model.get(&name).copied()
+        self.by_model.get(&(name, None)).copied()
+    }
+
+    /// The user for whom alone a model is.
+    pub(crate) fn owner(&self, model: ModelId) -> Option<u32> {
+        self.owners.get(&model).copied()
     }
 
     pub(crate) fn model_mut(&mut self, model: ModelId) -> Option<&mut ModelOrigin> {
@@ -113,8 +127,9 @@ impl Names {
     }
 
     pub(crate) fn forget_model(&mut self, model: ModelId) {
+        let owner = self.owners.remove(&model);
         if let Some(ModelOrigin::Registered(name)) = self.models.remove(&model) {
-            self.by_model.remove(&name);
+            self.by_model.remove(&(name, owner));
         }
     }
 
@@ -126,7 +141,7 @@ impl Names {
     /// Every registered model that has an id.
     pub(crate) fn registered_models(&self) -> Vec<(usize, ModelId)> {
         let all = self.by_model.iter();
-        all.map(|(name, model)| (*name, *model)).collect()
+        all.map(|((name, _), model)| (*name, *model)).collect()
     }
 
     /// Goes on counting where no run before has come to.
@@ -135,17 +150,31 @@ impl Names {
     }
 
     /// Takes a version over by its number. Its files are not open.
-    pub(crate) fn adopt(&mut self, id: VersionId, found: &Found, has_devices: bool) {
-        let made = self.version_as(Some(id), found, has_devices);
+    pub(crate) fn adopt(
+        &mut self,
+        id: VersionId,
+        (found, owner): (&Found, Option<u32>),
+        has_devices: bool,
+    ) {
+        let made = self.version_as(Some(id), (found, owner), has_devices);
         self.drop_supplies_unless(|version| version != made);
     }
 
-    /// The version that was found: known, or new.
-    pub(crate) fn version(&mut self, found: &Found, has_devices: bool) -> VersionId {
-        self.version_as(None, found, has_devices)
+    /// The version that was found, for one user alone if there is an `owner`: known, or new.
+    pub(crate) fn version(
+        &mut self,
+        (found, owner): (&Found, Option<u32>),
+        has_devices: bool,
+    ) -> VersionId {
+        self.version_as(None, (found, owner), has_devices)
     }
 
-    fn version_as(&mut self, id: Option<VersionId>, found: &Found, has_devices: bool) -> VersionId {
+    fn version_as(
+        &mut self,
+        id: Option<VersionId>,
+        (found, owner): (&Found, Option<u32>),
+        has_devices: bool,
+    ) -> VersionId {
         let contents: Vec<u64> = found.files.iter().map(|(_, content)| *content).collect();
         let table = disk::table_of(&contents);
         let mut parts = vec![Part {
@@ -162,7 +191,7 @@ impl Names {
         }
         let mut key: Vec<SourceId> = parts.iter().map(|part| part.source).collect();
         let image = (has_devices && disk::has_image(&contents)).then(|| Image {
-            source: self.source(SourceKey::Image(key.clone())),
+            source: self.source(SourceKey::Image(key.clone(), owner)),
             bytes: contents
                 .iter()
                 .map(|content| disk::bytes_of(*content))
@@ -190,6 +219,7 @@ impl Names {
                 image,
                 found: found.clone(),
                 label: None,
+                owner,
                 key,
             },
         );
@@ -267,7 +297,7 @@ impl Names {
     }
 
     /// The id of a content, held until [`Names::forget_segment`].
-    pub(crate) fn content(&mut self, segment: SegmentId, content: u64) -> ContentId {
+    pub(crate) fn content(&mut self, segment: SegmentId, content: ContentKey) -> ContentId {
         self.contents.insert(segment, content);
         let fresh = ContentId(self.next());
         let (id, count) = self.content_ids.entry(content).or_insert((fresh, 0));
@@ -276,7 +306,7 @@ impl Names {
     }
 
     /// The id of a content that is taken over.
-    pub(crate) fn content_id(&mut self, content: u64) -> ContentId {
+    pub(crate) fn content_id(&mut self, content: ContentKey) -> ContentId {
         let fresh = ContentId(self.next());
         self.content_ids.entry(content).or_insert((fresh, 0)).0
     }

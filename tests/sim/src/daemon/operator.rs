@@ -17,7 +17,7 @@ const THE_REQUEST: RequestId = RequestId(1);
 impl Daemon {
     /// Loads a model.
     pub(crate) fn warm(&mut self, env: &mut Env, name: usize) -> Checked {
-        let model = self.names.registered(name);
+        let model = self.names.registered(name, None);
         let session = self.operator_session(env, model)?;
         let open = Event::Open {
             session,
@@ -71,7 +71,7 @@ impl Daemon {
 
     /// Pins a model, or wishes it gone as soon as it can be, or neither.
     pub(crate) fn wish(&mut self, env: &mut Env, name: usize) -> Checked {
-        let model = self.names.registered(name);
+        let model = self.names.registered(name, None);
         let wishes = Wishes {
             pinned: env.random.below(3) == 0,
             eager: env.random.below(3) == 0,
@@ -86,7 +86,7 @@ impl Daemon {
 
     /// Says that a model will be opened soon.
     pub(crate) fn hint(&mut self, env: &mut Env, name: usize) -> Checked {
-        let model = self.names.registered(name);
+        let model = self.names.registered(name, None);
         let due = env.time().after_ms(env.random.below(2_000));
         self.step(env, Event::Hint { model, due })?;
         self.finish(env)

@@ -19,7 +19,7 @@ use mrm_proto::request::{Devices, Request, WaitFor};
 pub(crate) const IN_FLIGHT_MAX: usize = 8;
 
 /// Gives a model its number.
-type Naming<'a> = dyn Fn(&mut Names) -> ModelId + 'a;
+type Naming<'a> = dyn Fn(&mut Names, Option<u32>) -> ModelId + 'a;
 
 /// Where an open wants its model, and what it waits for.
 type Place<'a> = (Option<&'a Devices>, Option<WaitFor>);
@@ -64,7 +64,8 @@ impl Daemon {
         let key = (session, request);
         match body {
             Request::Open(open) => {
-                let model = |names: &mut Names| names.registered(index_of(open.model.as_str()));
+                let name = index_of(open.model.as_str());
+                let model = |names: &mut Names, owner| names.registered(name, owner);
                 let asked = (open.wait_ms, open.progress, false);
                 let place = (open.devices.as_ref(), open.wait_for);
                 return self.open(env, key, (place, &model), asked);
@@ -74,8 +75,9 @@ impl Daemon {
                     Passed::File(inode) => Some(*inode),
                     Passed::Memory(_) => None,
                 };
-                let model =
-                    |names: &mut Names| names.passed(cargo.iter().filter_map(file).collect());
+                let model = |names: &mut Names, owner| {
+                    names.passed(cargo.iter().filter_map(file).collect(), owner)
+                };
                 let asked = (open.wait_ms, open.progress, true);
                 let place = (open.devices.as_ref(), open.wait_for);
                 return self.open(env, key, (place, &model), asked);
@@ -145,6 +147,13 @@ impl Daemon {
         Ok(())
     }
 
+    fn uid_of(&self, session: SessionId) -> Option<u32> {
+        match &self.sessions.get(&session)?.who {
+            Who::Client(client) => Some(client.uid),
+            Who::Operator => None,
+        }
+    }
+
     fn wanted(&self, session: SessionId, place: Place<'_>) -> Result<Wanted, ErrorReply> {
         let (devices, wait_for) = place;
         let who = self.sessions.get(&session).map(|session| &session.who);
@@ -183,7 +192,13 @@ impl Daemon {
             Ok(wanted) => wanted,
             Err(error) => return self.turned_away(env, key, error),
         };
-        let model = model(&mut self.names);
+        let own = &env.settings.private_uids;
+        let owner = self.uid_of(key.0).filter(|uid| own.contains(uid));
+        let owner = match wanted {
+            Wanted::Host | Wanted::Layout => None,
+            Wanted::Device(_) | Wanted::Best(_) => owner,
+        };
+        let model = model(&mut self.names, owner);
         let wait_ms = match wait_ms {
             0 => env.settings.wait_ms_default,
             ms => ms.min(limits::WAIT_MS_MAX),

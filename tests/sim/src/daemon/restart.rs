@@ -28,6 +28,7 @@ pub(crate) struct Left {
 struct LeftVersion {
     id: VersionId,
     label: Option<usize>,
+    owner: Option<u32>,
     found: Found,
     /// Which of its parts, where, in what.
     resident: Vec<(usize, Tier, AllocId)>,
@@ -67,6 +68,7 @@ impl Daemon {
             left.versions.push(LeftVersion {
                 id: shown.version,
                 label: record.label,
+                owner: record.owner,
                 found: record.found.clone(),
                 resident,
             });
@@ -85,17 +87,19 @@ impl Daemon {
                 continue;
             }
             let id = version.id;
-            self.names
-                .adopt(id, &version.found, !self.budgets.is_empty());
+            let found = (&version.found, version.owner);
+            self.names.adopt(id, found, !self.budgets.is_empty());
             let segments = self.facts(id);
             let mut resident = Vec::new();
             for (at, tier, alloc) in &version.resident {
                 let Some(fact) = segments.get(*at).filter(|_| !env.memory.is_gone(*alloc)) else {
                     continue;
                 };
-                let content = env.memory.read(*alloc)?;
+                let owner = version.owner.filter(|_| *tier != Tier::Host);
+                let content = (env.memory.read(*alloc)?, owner);
                 self.left
                     .insert((fact.source, *tier), (*alloc, fact.charge.0, fact.pieces));
+                self.left_to.extend(owner.map(|owner| (*alloc, owner)));
                 resident.push(AdoptedSegment {
                     source: fact.source,
                     tier: *tier,
@@ -103,7 +107,7 @@ impl Daemon {
                 });
             }
             let name = version.label.filter(|name| env.disk.is_registered(*name));
-            let model = name.map(|name| self.names.registered(name));
+            let model = name.map(|name| self.names.registered(name, version.owner));
             if let Some(model) = model {
                 self.names.call(id, model);
             }
@@ -123,6 +127,7 @@ impl Daemon {
             }
         }
         self.left.clear();
+        self.left_to.clear();
         self.names.drop_unused_contents();
         env.memory.drop_left();
         self.finish(env)
@@ -140,7 +145,7 @@ impl Daemon {
             return impossible("what is taken over is not there");
         };
         env.memory.take_over(alloc)?;
-        let content = env.memory.read(alloc)?;
+        let content = (env.memory.read(alloc)?, self.left_to.remove(&alloc));
         self.names.content(segment, content);
         let freeing = None;
         self.segments.insert(

@@ -39,6 +39,8 @@ pub(super) enum Who {
 #[derive(Debug)]
 pub(super) struct Client {
     link: LinkId,
+    /// Whose it is.
+    pub(super) uid: u32,
     reader: FrameBuffer,
     out: VecDeque<OutFrame>,
     sent_bytes: u64,
@@ -149,8 +151,10 @@ impl Daemon {
             code: ErrorCode::TooSlow,
             done: 0,
         };
+        let uid = env.settings.uid_of(env.links.client(link).unwrap_or(0));
         let client = Client {
             link,
+            uid,
             reader: FrameBuffer::default(),
             out: VecDeque::new(),
             sent_bytes: 0,
@@ -170,7 +174,7 @@ impl Daemon {
                 pending: BTreeMap::new(),
             },
         );
-        let tenant = Tenant(0);
+        let tenant = Tenant(uid);
         self.step(env, Event::SessionOpened { session, tenant })?;
         Ok(Some(session))
     }

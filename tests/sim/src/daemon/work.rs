@@ -121,7 +121,8 @@ impl Daemon {
         if self.names.files_waiting() + found.files.len() > env.settings.files_waiting_max {
             return Err(fault(ErrorCode::Exhausted, "too many opened files wait"));
         }
-        let version = self.names.version(found, !self.budgets.is_empty());
+        let owner = self.names.owner(model);
+        let version = self.names.version((found, owner), !self.budgets.is_empty());
         self.names.call(version, model);
         let segments = self.facts(version);
         let sources: BTreeSet<SourceId> = segments.iter().map(|fact| fact.source).collect();
@@ -321,6 +322,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// The user for whom alone is what a version has on a tier.
+    fn owner_on(&self, tier: Tier, version: VersionId) -> Option<u32> {
+        match tier {
+            Tier::Host => None,
+            Tier::Device(_) => self.names.version_of(version)?.owner,
+        }
+    }
+
     /// What was lent cannot be sealed: it is thrown away, and the file read into other memory.
     fn begin_anew(&mut self, env: &mut Env, op: OpId, segment: SegmentId) -> Checked {
         let Some(load) = self.loads.get_mut(&segment) else {
@@ -392,7 +401,8 @@ impl Daemon {
                         freeing,
                     },
                 );
-                Ok(self.names.content(segment, content))
+                let owner = self.owner_on(tier, load.version);
+                Ok(self.names.content(segment, (content, owner)))
             }
             (Some(Err(failed)), None) => Err(match load.tier {
                 Tier::Host => LoadFailure::Fault(on_host(failed)),
