@@ -124,7 +124,7 @@ impl Rule {
 }
 
 /// When a file was written last, as far as the kernel tells; enough to see a change.
-type Stamp = (u64, i64, u64, i64);
+type Stamp = (u64, i64, i128, i64);
 
 #[derive(Debug, Default)]
 struct Watched {
@@ -163,7 +163,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((
         found.st_ino,
         found.st_mtime,
-        found.st_mtime_nsec,
+        i128::from(found.st_mtime_nsec),
         found.st_size,
     ))
 }
