@@ -136,7 +136,9 @@ fn ask(what: u8, daemon: &Daemon) -> Verdict {
         .socket(&daemon.socket)
         .name("fuzz")
         .timeout(PATIENCE)
-        .reply_grace(PATIENCE);
+        .reply_grace(PATIENCE)
+        // It would ask a daemon that hangs up again until its wait is over, as it should.
+        .reconnect(false);
     let client = match Client::connect_with(&options) {
         Ok(client) => client,
         Err(error) => return refused(&error),
