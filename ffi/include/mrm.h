@@ -660,6 +660,33 @@ typedef uint32_t mrm_tier_e;
 #endif // __cplusplus
 
 /**
+ * What an open waits for.
+ */
+enum mrm_wait_for_e
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * All of the model.
+     */
+    MRM_WAIT_FOR_E_ALL = 0,
+    /**
+     * Its layout, and memory for it. Tensors become ready one by one, in the order in which they
+     * were first used the last time; what asks for a tensor's bytes waits for that one. On a
+     * device, and with a daemon that does not know of this, as `ALL`.
+     */
+    MRM_WAIT_FOR_E_LAYOUT = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum mrm_wait_for_e mrm_wait_for_e;
+#else
+typedef uint32_t mrm_wait_for_e;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * How the memory of a device is shared between processes.
  */
 enum mrm_sharing_e
@@ -688,6 +715,11 @@ typedef uint32_t mrm_sharing_e;
  * A client: a session with the daemon. Opaque.
  */
 typedef struct mrm_client_h_t mrm_client_h_t;
+
+/**
+ * A private mapping of one file. Opaque.
+ */
+typedef struct mrm_copy_h_t mrm_copy_h_t;
 
 /**
  * An open model: a lease on one immutable version, and its bytes mapped read-only. Opaque.
@@ -750,9 +782,10 @@ typedef struct mrm_open_options_t {
      */
     uint32_t populate;
     /**
-     * Zero.
+     * A number of `mrm_wait_for_e`: whether the open returns when all is in memory, or by the
+     * layout, before the last byte is.
      */
-    uint32_t reserved_2;
+    uint32_t wait_for;
 } mrm_open_options_t;
 
 /**
@@ -826,6 +859,11 @@ typedef bool (*mrm_list_f)(const struct mrm_stat_t *model, void *user);
  * A model, borrowed for the call.
  */
 typedef const struct mrm_model_h_t *mrm_model_ref;
+
+/**
+ * A private mapping that you own; give it to `mrm_copy_close`.
+ */
+typedef struct mrm_copy_h_t *mrm_copy_h;
 
 /**
  * Where on a device a model is. Start from `MRM_DEVICE_INIT`.
@@ -1092,7 +1130,7 @@ typedef struct mrm_tensor_t {
     const uint64_t *shape_ptr;
     /**
      * Its elements, little endian, the last dimension contiguous. Aligned only as the file
-     * aligned them. NULL on a device, and only there.
+     * aligned them. NULL on a device, and in what `mrm_model_layout_at` and its like say.
      */
     const void *data_ptr;
     /**
@@ -1113,7 +1151,7 @@ typedef struct mrm_tensor_t {
     uint64_t offset;
     /**
      * Where they begin on the device, at a multiple of 256, for reading only; 0 in host memory,
-     * and without elements.
+     * without elements, and in a layout.
      */
     uint64_t device_ptr;
     /**
@@ -1187,8 +1225,8 @@ int mrm_client_close(mrm_client_h client);
  * Opens the registered model `name`. `options` may be NULL.
  *
  * While a model of this name is open in the process, this is the same memory and asks nobody;
- * every handle must be closed all the same. Blocks until the model is in memory, for as long as
- * the options say.
+ * every handle must be closed all the same. Blocks until the model is in memory, or as much of it
+ * as `options->wait_for` says, for as long as the options say.
  *
  * Threads: any, at any time; opens of several threads wait side by side.
  *
@@ -1256,6 +1294,36 @@ int mrm_client_list(mrm_client_ref client, const char *prefix, mrm_list_f callba
  * `client` is open; `name` is NUL-terminated; `stat` begins with its size and may be written.
  */
 int mrm_client_stat(mrm_client_ref client, const char *name, struct mrm_stat_t *stat);
+
+/**
+ * Maps the segment at `index` once more, privately and for writing: `data_ptr` leads to `bytes`
+ * bytes, the exact image of the file, with each tensor at its `offset`. Pages stay shared until they
+ * are written; what is written nobody else sees, and it is gone with the mapping. Other readers keep
+ * their large pages; the kernel copies 4 KiB for each page that is written. It may outlive the
+ * model, and then, like any mapping, keeps the memory.
+ *
+ * Waits as `mrm_model_segment_at` does. In host memory only.
+ *
+ * Threads: any, at any time; what is written to is yours to guard.
+ *
+ * # Safety
+ * `model` is open; `copy`, `data_ptr` and `bytes` may be written.
+ */
+int mrm_model_segment_copy(mrm_model_ref model,
+                           size_t index,
+                           mrm_copy_h *copy,
+                           void **data_ptr,
+                           uint64_t *bytes);
+
+/**
+ * Gives a private mapping back, with what was written to it.
+ *
+ * Threads: any, but nobody may be using the memory, then or later.
+ *
+ * # Safety
+ * `copy` came from `mrm_model_segment_copy`, and was not closed before.
+ */
+int mrm_copy_close(mrm_copy_h copy);
 
 /**
  * Tells where on a device a model is. Fails with `NO_SUCH_ITEM` when it is in host memory.
@@ -1331,7 +1399,8 @@ int mrm_release_deferred(size_t *left);
 /**
  * Lends the tensor at `index`, in the order of the files, as a `DLManagedTensorVersioned` with the
  * read-only flag. It keeps the model open, whatever becomes of the handle, until its deleter is
- * called; that may wait for the device, as `mrm_model_close` does. Fails with `DTYPE_MISMATCH` for
+ * called; that may wait for the device, as `mrm_model_close` does. Waits for the tensor as
+ * `mrm_model_tensor_at` does. Fails with `DTYPE_MISMATCH` for
  * element types of less than a byte.
  *
  * Threads: any, at any time; the deleter too.
@@ -1430,7 +1499,8 @@ int mrm_model_info(mrm_model_ref model, struct mrm_model_info_t *info);
 int mrm_model_leased(mrm_model_ref model, bool *leased);
 
 /**
- * The tensor at `index`, in the order of the files.
+ * The tensor at `index`, in the order of the files. Waits for it, as long as the open would have,
+ * if the model was opened by its layout and is still being filled.
  *
  * Threads: any, at any time.
  *
@@ -1440,7 +1510,7 @@ int mrm_model_leased(mrm_model_ref model, bool *leased);
 int mrm_model_tensor_at(mrm_model_ref model, size_t index, struct mrm_tensor_t *tensor);
 
 /**
- * The tensor whose name is the `name_len` bytes at `name`.
+ * The tensor whose name is the `name_len` bytes at `name`. Waits as `mrm_model_tensor_at` does.
  *
  * Threads: any, at any time.
  *
@@ -1454,7 +1524,7 @@ int mrm_model_tensor_find(mrm_model_ref model,
 
 /**
  * Fills `tensors` with the `count` tensors from `first` on, in the order of the files: one call
- * instead of many. Fails when there are fewer.
+ * instead of many. Fails when there are fewer. Waits for each as `mrm_model_tensor_at` does.
  *
  * Threads: any, at any time.
  *
@@ -1493,7 +1563,8 @@ int mrm_model_metadata_find(mrm_model_ref model,
                             struct mrm_text_t *value);
 
 /**
- * The segment at `index`: the exact image of one file of the model.
+ * The segment at `index`: the exact image of one file of the model. Waits for all of the model, as
+ * long as the open would have, if it was opened by its layout and is still being filled.
  *
  * Threads: any, at any time.
  *
@@ -1515,7 +1586,8 @@ int mrm_model_segment_name(mrm_model_ref model, size_t index, struct mrm_text_t 
 /**
  * A descriptor of the sealed memory file behind the segment at `index`, open for reading, for a
  * mapping of your own: private and writable, for instance. You own it; close it with `close`.
- * Keep the model open while such a mapping lives, so that the daemon's books are right.
+ * Keep the model open while such a mapping lives, so that the daemon's books are right. Waits as
+ * `mrm_model_segment_at` does; `mrm_model_segment_copy` makes a private mapping by itself.
  *
  * Threads: any, at any time.
  *
@@ -1523,6 +1595,89 @@ int mrm_model_segment_name(mrm_model_ref model, size_t index, struct mrm_text_t 
  * `model` is open; `fd` may be written.
  */
 int mrm_model_segment_dup_fd(mrm_model_ref model, size_t index, int *fd);
+
+/**
+ * What the tensor at `index` is, in the order of the files, without its elements: `data_ptr` is
+ * NULL and `device_ptr` 0. Waits for nothing.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `layout` may be written.
+ */
+int mrm_model_layout_at(mrm_model_ref model, size_t index, struct mrm_tensor_t *layout);
+
+/**
+ * What the tensor is whose name is the `name_len` bytes at `name`, as `mrm_model_layout_at` tells.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `name` has `name_len` bytes; `layout` may be written.
+ */
+int mrm_model_layout_find(mrm_model_ref model,
+                          const char *name,
+                          size_t name_len,
+                          struct mrm_tensor_t *layout);
+
+/**
+ * Fills `layouts` with what the `count` tensors from `first` on are, as `mrm_model_layout_at` tells.
+ * Fails when there are fewer.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `layouts` has room for `count`.
+ */
+int mrm_model_layouts(mrm_model_ref model,
+                      size_t first,
+                      size_t count,
+                      struct mrm_tensor_t *layouts);
+
+/**
+ * Whether the tensor at `index`, in the order of the files, is there. Always so, but for a model
+ * that was opened by its layout and is still being filled. Looks, without waiting, at what the
+ * daemon has said; fails when the load has failed.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `ready` may be written.
+ */
+int mrm_tensor_ready(mrm_model_ref model, size_t index, bool *ready);
+
+/**
+ * Waits until the tensor at `index`, in the order of the files, is there: for `wait_ms`
+ * milliseconds, or with `MRM_WAIT_DEFAULT` for as long as the open would have. Then
+ * `mrm_model_tensor_at` gives it at once. Fails when it does not come: the wait is over, the load
+ * failed, or the daemon went away.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open.
+ */
+int mrm_tensor_wait(mrm_model_ref model, size_t index, uint64_t wait_ms);
+
+/**
+ * Whether all of the model is there: see `mrm_tensor_ready`.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open; `whole` may be written.
+ */
+int mrm_model_whole(mrm_model_ref model, bool *whole);
+
+/**
+ * Waits until all of the model is there, as `mrm_tensor_wait` waits for a tensor.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `model` is open.
+ */
+int mrm_model_wait(mrm_model_ref model, uint64_t wait_ms);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -73,7 +73,7 @@ public:
     std::uint64_t dim(std::size_t i) const {
         return i < raw_.rank ? raw_.shape_ptr[i] : throw std::out_of_range("mrm: no such dimension");
     }
-    // NULL on a device.
+    // NULL on a device, and in a layout.
     const void *data() const { return raw_.data_ptr; }
     std::uint64_t bytes() const { return raw_.bytes; }
     // The ordinal of the device that it is on, if it is on one.
@@ -93,6 +93,9 @@ public:
         if (raw_.device >= 0) {
             throw std::invalid_argument("mrm: the tensor is on a device; see device_ptr()");
         }
+        if (raw_.data_ptr == nullptr) {
+            throw std::invalid_argument("mrm: this is a layout; ask the model for the tensor");
+        }
         if (reinterpret_cast<std::uintptr_t>(raw_.data_ptr) % alignof(T) != 0) {
             throw std::invalid_argument("mrm: the file does not align the tensor; copy it out");
         }
@@ -108,6 +111,37 @@ struct DlPackDeleter {
 };
 // Owns a tensor that was lent by DLPack.
 using DlPack = std::unique_ptr<mrm_dl_managed_t, DlPackDeleter>;
+
+// A private mapping of one file, to be written to. It outlives its Model if need be.
+class Copy {
+public:
+    // Takes a handle over.
+    Copy(mrm_copy_h handle, void *data, std::uint64_t bytes) noexcept
+        : handle_(handle), data_(data), bytes_(bytes) {}
+    Copy(Copy &&other) noexcept
+        : handle_(std::exchange(other.handle_, nullptr)), data_(other.data_), bytes_(other.bytes_) {}
+    Copy &operator=(Copy &&other) noexcept {
+        std::swap(handle_, other.handle_);
+        std::swap(data_, other.data_);
+        std::swap(bytes_, other.bytes_);
+        return *this;
+    }
+    Copy(const Copy &) = delete;
+    Copy &operator=(const Copy &) = delete;
+    ~Copy() {
+        if (handle_ != nullptr) {
+            mrm_copy_close(handle_);
+        }
+    }
+
+    void *data() const noexcept { return data_; }
+    std::uint64_t bytes() const noexcept { return bytes_; }
+
+private:
+    mrm_copy_h handle_;
+    void *data_;
+    std::uint64_t bytes_;
+};
 
 // An open model.
 class Model {
@@ -147,7 +181,52 @@ public:
         return Tensor(raw);
     }
 
-    // All tensors, in the order of the files.
+    // What the tensor is, without its elements and without waiting for it.
+    Tensor layout(std::string_view name) const {
+        mrm_tensor_t raw{};
+        check(mrm_model_layout_find(handle_, name.data() == nullptr ? "" : name.data(),
+                                    name.size(), &raw));
+        return Tensor(raw);
+    }
+
+    // The same of all tensors, in the order of the files.
+    std::vector<Tensor> layouts() const {
+        std::vector<mrm_tensor_t> raw(info().tensors);
+        if (!raw.empty()) {
+            check(mrm_model_layouts(handle_, 0, raw.size(), raw.data()));
+        }
+        return std::vector<Tensor>(raw.begin(), raw.end());
+    }
+
+    // Whether a tensor is there, of a model that was opened by its layout: see mrm_tensor_ready.
+    bool ready(const Tensor &tensor) const {
+        bool ready = false;
+        check(mrm_tensor_ready(handle_, tensor.index(), &ready));
+        return ready;
+    }
+
+    // The tensor with its elements: waits for it, by default as long as the open would have.
+    Tensor wait(const Tensor &tensor,
+                std::optional<std::chrono::milliseconds> wait = std::nullopt) const {
+        check(mrm_tensor_wait(handle_, tensor.index(), wait_ms(wait)));
+        mrm_tensor_t raw{};
+        check(mrm_model_tensor_at(handle_, tensor.index(), &raw));
+        return Tensor(raw);
+    }
+
+    // Whether all of it is there.
+    bool whole() const {
+        bool whole = false;
+        check(mrm_model_whole(handle_, &whole));
+        return whole;
+    }
+
+    // Waits until all of it is there.
+    void wait_whole(std::optional<std::chrono::milliseconds> wait = std::nullopt) const {
+        check(mrm_model_wait(handle_, wait_ms(wait)));
+    }
+
+    // All tensors, in the order of the files. Waits for them.
     std::vector<Tensor> tensors() const {
         std::vector<mrm_tensor_t> raw(info().tensors);
         if (!raw.empty()) {
@@ -204,6 +283,15 @@ public:
         return segment;
     }
 
+    // The same to be written to, which nobody else sees: see mrm_model_segment_copy.
+    Copy copy(std::size_t index) const {
+        mrm_copy_h copy = nullptr;
+        void *data = nullptr;
+        std::uint64_t bytes = 0;
+        check(mrm_model_segment_copy(handle_, index, &copy, &data, &bytes));
+        return Copy(copy, data, bytes);
+    }
+
     // The metadata value of `key`, if there is one.
     std::optional<std::string_view> metadata(std::string_view key) const {
         mrm_text_t value{};
@@ -219,7 +307,18 @@ public:
     mrm_model_ref get() const noexcept { return handle_; }
 
 private:
+    static std::uint64_t wait_ms(std::optional<std::chrono::milliseconds> wait) {
+        return wait ? static_cast<std::uint64_t>(wait->count()) : MRM_WAIT_DEFAULT;
+    }
+
     mrm_model_h handle_;
+};
+
+// What an open waits for.
+enum class WaitFor : std::uint32_t {
+    all = MRM_WAIT_FOR_E_ALL,
+    // Tensors become ready one by one: see Model::ready and Model::wait.
+    layout = MRM_WAIT_FOR_E_LAYOUT,
 };
 
 // In which memory the weights are wanted.
@@ -241,6 +340,7 @@ struct OpenOptions {
     std::function<void(std::uint64_t, std::uint64_t)> progress;
     // Whether every page in host memory is mapped before the open returns.
     bool populate = false;
+    WaitFor wait_for = WaitFor::all;
 };
 
 // A session with the daemon.
@@ -270,6 +370,30 @@ public:
         return open_with(mrm_client_open, name, options);
     }
 
+    // Opens several registered models, with one message there: all of them, or it throws.
+    std::vector<Model> open_many(const std::vector<std::string> &names,
+                                 const OpenOptions &options = {}) const {
+        std::vector<const char *> texts;
+        for (const std::string &name : names) {
+            texts.push_back(name.c_str());
+        }
+        Report report{options.progress, nullptr};
+        const mrm_open_options_t raw = raw_of(options, report);
+        std::vector<mrm_model_h> handles(names.size(), nullptr);
+        std::vector<Model> models;
+        models.reserve(names.size());
+        const int number = mrm_client_open_many(handle_, texts.data(), texts.size(), &raw,
+                                                handles.data());
+        for (mrm_model_h handle : handles) {
+            models.emplace_back(handle);
+        }
+        if (report.thrown) {
+            std::rethrow_exception(report.thrown);
+        }
+        check(number);
+        return models;
+    }
+
     // Opens local files that nobody registered.
     Model open_path(const std::string &path, const OpenOptions &options = {}) const {
         return open_with(mrm_client_open_path, path, options);
@@ -286,11 +410,25 @@ private:
     template <typename Function>
     Model open_with(Function function, const std::string &what, const OpenOptions &options) const {
         Report report{options.progress, nullptr};
+        const mrm_open_options_t raw = raw_of(options, report);
+        mrm_model_h handle = nullptr;
+        const int number = function(handle_, what.c_str(), &raw, &handle);
+        Model model(handle);
+        if (report.thrown) {
+            std::rethrow_exception(report.thrown);
+        }
+        check(number);
+        return model;
+    }
+
+    // Leads to `options` and to `report`.
+    static mrm_open_options_t raw_of(const OpenOptions &options, Report &report) {
         mrm_open_options_t raw = MRM_OPEN_OPTIONS_INIT;
         if (options.wait) {
             raw.wait_ms = static_cast<std::uint64_t>(options.wait->count());
         }
         raw.populate = options.populate ? 1 : 0;
+        raw.wait_for = static_cast<std::uint32_t>(options.wait_for);
         raw.tier = static_cast<std::uint32_t>(options.tier);
         raw.device = options.device.empty() ? nullptr : options.device.c_str();
         if (options.progress) {
@@ -306,14 +444,7 @@ private:
                 }
             };
         }
-        mrm_model_h handle = nullptr;
-        const int number = function(handle_, what.c_str(), &raw, &handle);
-        Model model(handle);
-        if (report.thrown) {
-            std::rethrow_exception(report.thrown);
-        }
-        check(number);
-        return model;
+        return raw;
     }
 
     mrm_client_h handle_ = nullptr;

@@ -17,8 +17,11 @@ use crate::pointer::{Out, borrow, give, optional_path, optional_text, path, read
 use crate::pointer::{null, text, text_of, write_sized};
 use crate::types::{
     MRM_WAIT_DEFAULT, mrm_list_f, mrm_open_options_t, mrm_stat_t, mrm_state_e, mrm_tier_e,
+    mrm_wait_for_e,
 };
-use mrm_client::{Client, Devices, Model, ModelRow, ModelState, OpenError, OpenOptions, Tier};
+use mrm_client::{
+    Client, Devices, Model, ModelRow, ModelState, OpenError, OpenOptions, Tier, WaitFor,
+};
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
 use std::time::Duration;
@@ -85,8 +88,8 @@ pub unsafe extern "C" fn mrm_client_close(client: mrm_client_h) -> c_int {
 /// Opens the registered model `name`. `options` may be NULL.
 ///
 /// While a model of this name is open in the process, this is the same memory and asks nobody;
-/// every handle must be closed all the same. Blocks until the model is in memory, for as long as
-/// the options say.
+/// every handle must be closed all the same. Blocks until the model is in memory, or as much of it
+/// as `options->wait_for` says, for as long as the options say.
 ///
 /// Threads: any, at any time; opens of several threads wait side by side.
 ///
@@ -260,7 +263,7 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
         reserved: 0,
         device: std::ptr::null(),
         populate: 0,
-        reserved_2: 0,
+        wait_for: mrm_wait_for_e::All as u32,
     };
     let least_bytes = offset_of!(mrm_open_options_t, progress);
     // SAFETY: this function's own contract; any bytes are a valid mrm_open_options_t.
@@ -270,11 +273,12 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
     }
     // SAFETY: this function's own contract.
     chosen = chosen.tier(unsafe { tier(&given) }?);
-    if given.populate > 1 || given.reserved_2 != 0 {
-        let message = "`options->populate` is neither 0 nor 1, or what follows it is not 0";
+    if given.populate > 1 {
+        let message = "`options->populate` is neither 0 nor 1";
         return Err(Failure::local(Local::BadArgument, message.to_owned()));
     }
     chosen = chosen.populate(given.populate == 1);
+    chosen = chosen.wait_for(wait_for(given.wait_for)?);
     if let Some(callback) = given.progress {
         let user = given.user;
         chosen = chosen.on_progress(move |progress| {
@@ -283,6 +287,17 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
         });
     }
     Ok(chosen)
+}
+
+fn wait_for(number: u32) -> Result<WaitFor, Failure> {
+    match number {
+        all if all == mrm_wait_for_e::All as u32 => Ok(WaitFor::All),
+        layout if layout == mrm_wait_for_e::Layout as u32 => Ok(WaitFor::Layout),
+        other => Err(Failure::local(
+            Local::BadArgument,
+            format!("`options->wait_for` is {other}, which is no number of mrm_wait_for_e"),
+        )),
+    }
 }
 
 /// In which memory the weights are wanted.

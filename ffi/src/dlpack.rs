@@ -11,6 +11,7 @@ use crate::guard;
 use crate::model::{beyond, mrm_model_h_t, mrm_model_ref};
 use crate::number::Local;
 use crate::pointer::{Out, borrow, give, take};
+use crate::ready::there;
 use mrm_client::{DType, Fault, LocalCode, Model};
 use std::ffi::{c_int, c_void};
 use std::fmt;
@@ -110,7 +111,8 @@ pub struct mrm_dl_unversioned_t {
 
 /// Lends the tensor at `index`, in the order of the files, as a `DLManagedTensorVersioned` with the
 /// read-only flag. It keeps the model open, whatever becomes of the handle, until its deleter is
-/// called; that may wait for the device, as `mrm_model_close` does. Fails with `DTYPE_MISMATCH` for
+/// called; that may wait for the device, as `mrm_model_close` does. Waits for the tensor as
+/// `mrm_model_tensor_at` does. Fails with `DTYPE_MISMATCH` for
 /// element types of less than a byte.
 ///
 /// Threads: any, at any time; the deleter too.
@@ -196,6 +198,7 @@ fn lend(handle: &mrm_model_h_t, index: usize) -> Result<(Box<Parts>, mrm_dl_tens
     let tensor = tensors
         .get(index)
         .ok_or_else(|| beyond(handle, "tensor", index, tensors.len()))?;
+    let tensor = there(handle, tensor, None)?;
     let dtype = dtype_of(tensor.dtype).map_err(|why| Failure::of(&why))?;
     let shape = shape_of(handle.index()?.shape(index))?;
     let mut parts = Box::new(Parts {

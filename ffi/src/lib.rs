@@ -4,8 +4,8 @@
 //! keeps the two in step. This crate has no logic of its own: it turns pointers into references
 //! (`pointer.rs`), panics and errors into numbers (`guard.rs`, [`error`]), and calls `mrm-client`.
 //!
-//! Unsafe code is in `pointer.rs`, and at the entry of each function in [`client`], [`model`],
-//! [`device`], [`dlpack`] and [`error`], where the caller's promises are passed on to it.
+//! Unsafe code is in `pointer.rs`, and at the entry of each function in [`client`], [`copy`], [`model`],
+//! [`ready`], [`device`], [`dlpack`] and [`error`], where the caller's promises are passed on to it.
 //!
 //! ```
 //! use std::ffi::CStr;
@@ -17,6 +17,7 @@
 
 pub mod about;
 pub mod client;
+pub mod copy;
 pub mod device;
 pub mod dlpack;
 pub mod dtype;
@@ -26,4 +27,5 @@ mod index;
 pub mod model;
 pub mod number;
 mod pointer;
+pub mod ready;
 pub mod types;

@@ -15,9 +15,10 @@
 
 use crate::error::Failure;
 use crate::guard;
-use crate::index::Index;
+use crate::index::{Index, data_of};
 use crate::number::Local;
 use crate::pointer::{Out, borrow, counted_text, give, out_slice, take, text_of, write_sized};
+use crate::ready::there;
 use crate::types::{
     mrm_kind_e, mrm_model_info_t, mrm_origin_e, mrm_segment_t, mrm_tensor_t, mrm_text_t,
 };
@@ -156,13 +157,14 @@ fn describe(handle: &mrm_model_h_t) -> Result<mrm_model_info_t, Failure> {
         origin: origin as u32,
         bytes: model.bytes_total(),
         tensors: index.tensors().len(),
-        segments: model.segments().len(),
+        segments: index.segments().len(),
         metadata: index.metadata().len(),
         took_us: model.took_us(),
     })
 }
 
-/// The tensor at `index`, in the order of the files.
+/// The tensor at `index`, in the order of the files. Waits for it, as long as the open would have,
+/// if the model was opened by its layout and is still being filled.
 ///
 /// Threads: any, at any time.
 ///
@@ -178,16 +180,15 @@ pub unsafe extern "C" fn mrm_model_tensor_at(
         // SAFETY: the caller says that the model is open and `tensor` may be written.
         let (model, out) = unsafe { (borrow(model, "model")?, Out::new(tensor, "tensor")?) };
         let tensors = model.index()?.tensors();
-        out.set(
-            *tensors
-                .get(index)
-                .ok_or_else(|| beyond(model, "tensor", index, tensors.len()))?,
-        );
+        let found = tensors
+            .get(index)
+            .ok_or_else(|| beyond(model, "tensor", index, tensors.len()))?;
+        out.set(there(model, found, None)?);
         Ok(())
     })
 }
 
-/// The tensor whose name is the `name_len` bytes at `name`.
+/// The tensor whose name is the `name_len` bytes at `name`. Waits as `mrm_model_tensor_at` does.
 ///
 /// Threads: any, at any time.
 ///
@@ -206,18 +207,16 @@ pub unsafe extern "C" fn mrm_model_tensor_find(
         // SAFETY: the caller says that `name` has that many bytes.
         let name = unsafe { counted_text(name, name_len, "name") }?;
         let found = model.model.tensor(name).map_err(|e| Failure::of(&e))?;
-        out.set(
-            model
-                .index()?
-                .entry(&found)
-                .ok_or_else(|| absent(model, "tensor", name))?,
-        );
+        let entry = model.index()?.entry(found.name());
+        let mut entry = entry.ok_or_else(|| absent(model, "tensor", name))?;
+        entry.data_ptr = data_of(&found);
+        out.set(entry);
         Ok(())
     })
 }
 
 /// Fills `tensors` with the `count` tensors from `first` on, in the order of the files: one call
-/// instead of many. Fails when there are fewer.
+/// instead of many. Fails when there are fewer. Waits for each as `mrm_model_tensor_at` does.
 ///
 /// Threads: any, at any time.
 ///
@@ -236,8 +235,16 @@ pub unsafe extern "C" fn mrm_model_tensors(
         let all = model.index()?.tensors();
         let wanted = first.checked_add(count).and_then(|end| all.get(first..end));
         let wanted = wanted.ok_or_else(|| beyond(model, "tensor", first.max(count), all.len()))?;
+        if !model.index()?.is_early() {
+            // SAFETY: the caller says that there is room for `count`.
+            return unsafe { out_slice(tensors, wanted, "tensors") };
+        }
+        let wanted: Result<Vec<_>, _> = wanted
+            .iter()
+            .map(|tensor| there(model, tensor, None))
+            .collect();
         // SAFETY: the caller says that there is room for `count`.
-        unsafe { out_slice(tensors, wanted, "tensors") }
+        unsafe { out_slice(tensors, &wanted?, "tensors") }
     })
 }
 
@@ -300,7 +307,8 @@ pub unsafe extern "C" fn mrm_model_metadata_find(
     })
 }
 
-/// The segment at `index`: the exact image of one file of the model.
+/// The segment at `index`: the exact image of one file of the model. Waits for all of the model, as
+/// long as the open would have, if it was opened by its layout and is still being filled.
 ///
 /// Threads: any, at any time.
 ///
@@ -351,7 +359,8 @@ pub unsafe extern "C" fn mrm_model_segment_name(
 
 /// A descriptor of the sealed memory file behind the segment at `index`, open for reading, for a
 /// mapping of your own: private and writable, for instance. You own it; close it with `close`.
-/// Keep the model open while such a mapping lives, so that the daemon's books are right.
+/// Keep the model open while such a mapping lives, so that the daemon's books are right. Waits as
+/// `mrm_model_segment_at` does; `mrm_model_segment_copy` makes a private mapping by itself.
 ///
 /// Threads: any, at any time.
 ///
@@ -380,7 +389,13 @@ pub unsafe extern "C" fn mrm_model_segment_dup_fd(
     })
 }
 
-fn segment_of(handle: &mrm_model_h_t, index: usize) -> Result<mrm_client::Segment<'_>, Failure> {
+pub(crate) fn segment_of(
+    handle: &mrm_model_h_t,
+    index: usize,
+) -> Result<mrm_client::Segment<'_>, Failure> {
+    if !handle.model.is_whole() {
+        handle.model.tensors().map_err(|e| Failure::of(&e))?;
+    }
     let count = handle.model.segments().len();
     handle
         .model
@@ -396,7 +411,7 @@ pub(crate) fn beyond(handle: &mrm_model_h_t, what: &str, index: usize, count: us
     )
 }
 
-fn absent(handle: &mrm_model_h_t, what: &str, key: &str) -> Failure {
+pub(crate) fn absent(handle: &mrm_model_h_t, what: &str, key: &str) -> Failure {
     let name = handle.model.name();
     Failure::local(
         Local::NoSuchItem,

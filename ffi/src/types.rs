@@ -12,7 +12,7 @@
 //!     reserved: 0,
 //!     device: std::ptr::null(),
 //!     populate: 0,
-//!     reserved_2: 0,
+//!     wait_for: 0,
 //! };
 //! assert_eq!(options.size, 56);
 //! ```
@@ -67,8 +67,9 @@ pub struct mrm_open_options_t {
     /// 1: every page of what is in host memory is mapped before the open returns, so that no first
     /// touch waits for the kernel: 0.3 ms per GiB in 2 MiB pages, 48 ms in those of 4 KiB. Else 0.
     pub populate: u32,
-    /// Zero.
-    pub reserved_2: u32,
+    /// A number of `mrm_wait_for_e`: whether the open returns when all is in memory, or by the
+    /// layout, before the last byte is.
+    pub wait_for: u32,
 }
 
 /// What a model is. Start from `MRM_MODEL_INFO_INIT`.
@@ -111,7 +112,7 @@ pub struct mrm_tensor_t {
     /// Its dimensions: `rank` numbers. Not NULL, even for a scalar.
     pub shape_ptr: *const u64,
     /// Its elements, little endian, the last dimension contiguous. Aligned only as the file
-    /// aligned them. NULL on a device, and only there.
+    /// aligned them. NULL on a device, and in what `mrm_model_layout_at` and its like say.
     pub data_ptr: *const c_void,
     /// Length of the elements in bytes.
     pub bytes: u64,
@@ -122,7 +123,7 @@ pub struct mrm_tensor_t {
     /// Where they begin in that file.
     pub offset: u64,
     /// Where they begin on the device, at a multiple of 256, for reading only; 0 in host memory,
-    /// and without elements.
+    /// without elements, and in a layout.
     pub device_ptr: u64,
     /// Its position in the order of the files, as `mrm_model_tensor_at` counts.
     pub index: usize,
@@ -222,6 +223,18 @@ pub enum mrm_tier_e {
     Device = 1,
     /// That of a device if that can be had now, else the host's; `mrm_model_why_host` says why.
     Best = 2,
+}
+
+/// What an open waits for.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mrm_wait_for_e {
+    /// All of the model.
+    All = 0,
+    /// Its layout, and memory for it. Tensors become ready one by one, in the order in which they
+    /// were first used the last time; what asks for a tensor's bytes waits for that one. On a
+    /// device, and with a daemon that does not know of this, as `ALL`.
+    Layout = 1,
 }
 
 /// How the memory of a device is shared between processes.

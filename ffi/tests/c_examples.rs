@@ -136,6 +136,8 @@ fn real_daemon(runtime: &Path, model: &Path) -> Option<Daemon> {
         .arg(runtime)
         .arg("--model")
         .arg(format!("{MODEL}={}", model.display()))
+        // Killed is killed: a keeper would start the next one.
+        .args(["--keeper-kind", "none"])
         .env("NOTIFY_SOCKET", runtime.join("notify"))
         .spawn()
         .expect("the daemon runs");
@@ -299,6 +301,10 @@ fn raii_closes_what_it_opens() {
     let text = stdout_of(&run(&program, &fake.socket(), MODEL));
     assert!(
         text.contains("largest: w [1, 100000]\nits first element: 0\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("a copy of 400077 bytes, of which 400000 are of w\n"),
         "{text}"
     );
     assert!(text.ends_with("as expected: tensor_not_found\n"), "{text}");

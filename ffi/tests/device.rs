@@ -47,7 +47,7 @@ fn options(tier: mrm_tier_e, device: Option<&'static CStr>) -> mrm_open_options_
         tier: tier as u32,
         reserved: 0,
         populate: 0,
-        reserved_2: 0,
+        wait_for: 0,
         device: device.map_or(null(), CStr::as_ptr),
     }
 }

@@ -77,4 +77,4 @@ pub use mrm_proto::reply::{DeviceState, ModelRow, ModelState, Origin, Progress, 
 pub use mrm_proto::request::WaitFor;
 pub use mrm_proto::table::ModelKind;
 pub use open::OpenOptions;
-pub use tensor::{Element, Tensor, Tensors};
+pub use tensor::{Element, Tensor, TensorLayout, Tensors};

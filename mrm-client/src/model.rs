@@ -12,7 +12,7 @@ use crate::device::{CloseError, DeviceError, DeviceWeights};
 use crate::error::{LocalCode, Refusal, SegmentError, TensorError, What};
 use crate::mapping::CopyOnWrite;
 use crate::open::OpenOptions;
-use crate::tensor::{Tensor, Tensors};
+use crate::tensor::{Tensor, TensorLayout, Tensors};
 use crate::vram::RawStream;
 use mrm_proto::ids::VersionId;
 use mrm_proto::reply::Origin;
@@ -20,6 +20,7 @@ use mrm_proto::table::{ModelKind, Table, TableError, TensorRef};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An open model: a lease on one version, and its bytes mapped read-only, in host memory or on a
 /// device.
@@ -238,11 +239,19 @@ impl Model {
     /// # Errors
     /// When there is none, or the tensor table is damaged; when it does not come.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, TensorError> {
+        self.tensor_within(name, self.open.wait)
+    }
+
+    /// As [`tensor`](Self::tensor), but waits at most as long as `wait`.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn tensor_within(&self, name: &str, wait: Duration) -> Result<Tensor<'_>, TensorError> {
         let entry = self.entry(name)?;
         if let Some(touches) = &self.open.touches {
             touches.add(entry.position, self.table()?.len());
         }
-        self.await_tensor(&entry)?;
+        self.await_tensor(&entry, wait)?;
         Tensor::new(self, entry).ok_or_else(|| self.damaged("an entry"))
     }
 
@@ -266,6 +275,32 @@ impl Model {
             .map(|entry| entry.map(|entry| entry.name));
         let names: Option<Vec<&str>> = names.collect();
         names.ok_or_else(|| self.damaged("an entry"))
+    }
+
+    /// What the tensor called `name` is. Does not wait for it, and is no use of it.
+    ///
+    /// # Errors
+    /// When there is none, or the tensor table is damaged.
+    pub fn layout(&self, name: &str) -> Result<TensorLayout<'_>, TensorError> {
+        self.entry(name).map(TensorLayout::new)
+    }
+
+    /// What its tensors are, in the order of the files. Waits for none of them.
+    ///
+    /// # Errors
+    /// When the tensor table cannot be mapped, or is damaged.
+    pub fn layouts(&self) -> Result<Vec<TensorLayout<'_>>, TensorError> {
+        let entries = self.table()?.iter();
+        let layouts: Option<Vec<_>> = entries.map(|entry| entry.map(TensorLayout::new)).collect();
+        layouts.ok_or_else(|| self.damaged("an entry"))
+    }
+
+    /// Names of its files, in order, whether or not they are [filled](crate::WaitFor::Layout).
+    ///
+    /// # Errors
+    /// When the tensor table cannot be mapped, or is damaged.
+    pub fn file_names(&self) -> Result<Vec<&str>, TensorError> {
+        Ok(self.table()?.segment_names())
     }
 
     /// What kind of files it consists of.

@@ -13,9 +13,13 @@ use crate::content::Memory;
 use crate::error::TensorError;
 use crate::model::Model;
 use crate::open::OpenOptions;
+use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::request::WaitFor;
 use mrm_proto::table::TensorRef;
 use std::time::{Duration, Instant};
+
+/// No wait is longer: beyond it a deadline could not be told.
+const WAIT_MAX: Duration = Duration::from_millis(WAIT_MS_MAX);
 
 impl Model {
     /// Whether the tensor called `name` is there. Always so, but for a model that was opened by its
@@ -69,10 +73,14 @@ impl Model {
         self.check_sealed()
     }
 
-    /// Waits for a tensor, for as long as the open said.
-    pub(crate) fn await_tensor(&self, entry: &TensorRef<'_>) -> Result<(), TensorError> {
+    /// Waits for a tensor.
+    pub(crate) fn await_tensor(
+        &self,
+        entry: &TensorRef<'_>,
+        wait: Duration,
+    ) -> Result<(), TensorError> {
         let done = || self.has(entry);
-        self.await_or_fail(entry.name, self.open.wait, done)?;
+        self.await_or_fail(entry.name, wait, done)?;
         if self.open.filling.is_some() && self.is_whole() {
             self.check_sealed()?;
         }
@@ -114,7 +122,7 @@ impl Model {
         };
         if let Some(connection) = self.open.lease.connection() {
             let over = || done() || fate.why().is_some();
-            connection.await_frames(Instant::now() + wait, over);
+            connection.await_frames(Instant::now() + wait.min(WAIT_MAX), over);
         }
         if done() {
             return Ok(());

@@ -25,6 +25,12 @@ pub struct Tensor<'m> {
     data: Data<'m>,
 }
 
+/// What a tensor is and where in its file it lies, without its bytes: see [`Model::layouts`].
+#[derive(Debug, Clone, Copy)]
+pub struct TensorLayout<'m> {
+    entry: TensorRef<'m>,
+}
+
 /// Where its elements are.
 #[derive(Debug, Clone, Copy)]
 enum Data<'m> {
@@ -143,6 +149,47 @@ impl<'m> Tensor<'m> {
             wanted: T::NAME,
             misaligned_bytes: bytes.as_ptr() as usize % align_of::<T>(),
         })
+    }
+}
+
+impl<'m> TensorLayout<'m> {
+    /// Its name.
+    #[must_use]
+    pub const fn name(&self) -> &'m str {
+        self.entry.name
+    }
+
+    /// Its element type.
+    #[must_use]
+    pub const fn dtype(&self) -> DType {
+        self.entry.dtype
+    }
+
+    /// Its dimensions, one by one.
+    pub fn dims(&self) -> impl ExactSizeIterator<Item = u64> + use<'m> {
+        self.entry.shape()
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub const fn bytes_total(&self) -> u64 {
+        self.entry.bytes
+    }
+
+    /// Index of the file that it is from.
+    #[must_use]
+    pub const fn segment_index(&self) -> usize {
+        self.entry.segment as usize
+    }
+
+    /// Where it begins in its file, in bytes.
+    #[must_use]
+    pub const fn offset_bytes(&self) -> u64 {
+        self.entry.offset
+    }
+
+    pub(crate) const fn new(entry: TensorRef<'m>) -> Self {
+        Self { entry }
     }
 }
 

@@ -1,5 +1,6 @@
-// Opens a model twice, finds its largest tensor, and shows that handles close themselves, also
-// when an exception passes.
+// Opens a model by its layout and takes its first tensor before the last is there, opens it twice,
+// finds its largest tensor, writes to a copy of one's own, and shows that handles close themselves,
+// also when an exception passes.
 //
 //     c++ -std=c++17 raii.cpp $(pkg-config --cflags --libs mrm) -o raii
 //     ./raii MODEL
@@ -31,6 +32,15 @@ void show(const mrm::Model &model) {
     }
 }
 
+// The file's image to be written to, which leaves the shared one as it is.
+void scribble(const mrm::Model &model, const mrm::Tensor &tensor) {
+    mrm::Copy copy = model.copy(0);
+    auto *bytes = static_cast<unsigned char *>(copy.data());
+    bytes[model.segment(0).bytes - 1] ^= 0xff;
+    std::cout << "a copy of " << copy.bytes() << " bytes, of which " << tensor.bytes()
+              << " are of " << tensor.name() << '\n';
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -45,7 +55,19 @@ int main(int argc, char **argv) {
         options.progress = [](std::uint64_t loaded, std::uint64_t total) {
             std::cerr << loaded << " of " << total << " bytes\n";
         };
+        options.wait_for = mrm::WaitFor::layout;
         mrm::Model model = client.open(argv[1], options);
+        const std::vector<mrm::Tensor> layouts = model.layouts();
+        if (!layouts.empty()) {
+            const bool ready = model.ready(layouts.front());
+            const mrm::Tensor first = model.wait(layouts.front());
+            std::cerr << first.name() << (ready ? " was" : " was not yet") << " there\n";
+            model.wait_whole();
+            scribble(model, first);
+        }
+        for (const mrm::Model &again : client.open_many({argv[1], argv[1]})) {
+            std::cerr << mrm::view(again.info().name) << " once more\n";
+        }
         show(model);
 
         mrm::Model second = model.clone();

@@ -6,7 +6,9 @@
 
 A model is a mapping of tensor names to arrays, and a context manager. ``mrm.safetensors`` has the
 functions of the ``safetensors`` package over the same memory. With ``device="cuda:0"`` the weights
-are in the memory of a device, for torch, cupy and others to take without a copy.
+are in the memory of a device, for torch, cupy and others to take without a copy. With
+``wait="layout"`` a model is open before its last byte is read, and each tensor is waited for when it
+is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import builtins
 import os
 from collections.abc import Sequence
 
-from ._client import Client, ModelRow, Progress, release_deferred, shared
+from ._client import Client, ModelRow, Progress, WaitFor, release_deferred, shared
+from ._copy import Copy
 from ._errors import (
     BadFormat,
     BadSource,
@@ -35,6 +38,7 @@ __all__ = [
     "BadFormat",
     "BadSource",
     "Client",
+    "Copy",
     "Model",
     "ModelRow",
     "MrmError",
@@ -63,7 +67,8 @@ def open(
     *,
     device: str | int | None = None,
     else_host: bool = False,
-    wait: float | None = None,
+    wait: float | WaitFor | None = None,
+    wait_for: WaitFor = "all",
     progress: Progress | None = None,
     populate: bool = False,
     client: Client | None = None,
@@ -74,6 +79,7 @@ def open(
         device=device,
         else_host=else_host,
         wait=wait,
+        wait_for=wait_for,
         progress=progress,
         populate=populate,
     )
@@ -84,7 +90,8 @@ def open_many(
     *,
     device: str | int | None = None,
     else_host: bool = False,
-    wait: float | None = None,
+    wait: float | WaitFor | None = None,
+    wait_for: WaitFor = "all",
     progress: Progress | None = None,
     populate: bool = False,
     client: Client | None = None,
@@ -95,6 +102,7 @@ def open_many(
         device=device,
         else_host=else_host,
         wait=wait,
+        wait_for=wait_for,
         progress=progress,
         populate=populate,
     )
@@ -105,7 +113,8 @@ def open_path(
     *,
     device: str | int | None = None,
     else_host: bool = False,
-    wait: float | None = None,
+    wait: float | WaitFor | None = None,
+    wait_for: WaitFor = "all",
     progress: Progress | None = None,
     populate: bool = False,
     client: Client | None = None,
@@ -116,6 +125,7 @@ def open_path(
         device=device,
         else_host=else_host,
         wait=wait,
+        wait_for=wait_for,
         progress=progress,
         populate=populate,
     )

@@ -8,17 +8,18 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from . import _ffi
 from ._ffi import lib
 from ._model import Model
 
 Progress = Callable[[int, int], None]
+WaitFor = Literal["all", "layout"]
 
 _STATES = {0: "absent", 1: "loading", 2: "resident", 3: "partial"}
+_WAIT_FOR: dict[str, int] = {"all": 0, "layout": 1}
 _TIER_HOST, _TIER_DEVICE, _TIER_BEST = range(3)
-_WAIT_DEFAULT = 2**64 - 1
 
 
 class ModelRow(NamedTuple):
@@ -61,7 +62,8 @@ class Client:
         *,
         device: str | int | None = None,
         else_host: bool = False,
-        wait: float | None = None,
+        wait: float | WaitFor | None = None,
+        wait_for: WaitFor = "all",
         progress: Progress | None = None,
         populate: bool = False,
     ) -> Model:
@@ -76,8 +78,14 @@ class Client:
         once; None: the default of the library). ``progress(loaded_bytes, total_bytes)`` is called
         while it waits. With ``populate`` every page in host memory is mapped before this returns, so
         that no first touch waits for the kernel.
+
+        With ``wait_for="layout"`` it returns as soon as memory for the model is there, before its
+        last byte is: tensors come one by one, in the order in which they were first used the last
+        time; ``model[name]`` waits for the one it is asked for, up to ``wait`` seconds, and
+        :meth:`Model.ready` says whether it would. On a device all is waited for. ``wait="layout"``
+        is short for this with the default wait.
         """
-        how = _How(_place(device, else_host), wait, progress, populate)
+        how = _How(_place(device, else_host), (wait, wait_for), progress, populate)
         return self._open(lib.client_open, name.encode(), how)
 
     def open_many(
@@ -86,7 +94,8 @@ class Client:
         *,
         device: str | int | None = None,
         else_host: bool = False,
-        wait: float | None = None,
+        wait: float | WaitFor | None = None,
+        wait_for: WaitFor = "all",
         progress: Progress | None = None,
         populate: bool = False,
     ) -> builtins.list[Model]:
@@ -95,7 +104,7 @@ class Client:
         All of them or none: when one cannot be opened, its error is raised. Otherwise as
         :meth:`open`.
         """
-        how = _How(_place(device, else_host), wait, progress, populate)
+        how = _How(_place(device, else_host), (wait, wait_for), progress, populate)
         count = len(names)
         texts = (ctypes.c_char_p * count)(*(_text(name) for name in names))
         handles = (ctypes.c_void_p * count)()
@@ -110,7 +119,7 @@ class Client:
                     lib.model_close(handle)
             raise
         lib.check(number)
-        return [Model(handle or 0) for handle in handles]
+        return [Model(handle or 0, early=how.early) for handle in handles]
 
     def open_path(
         self,
@@ -118,7 +127,8 @@ class Client:
         *,
         device: str | int | None = None,
         else_host: bool = False,
-        wait: float | None = None,
+        wait: float | WaitFor | None = None,
+        wait_for: WaitFor = "all",
         progress: Progress | None = None,
         populate: bool = False,
     ) -> Model:
@@ -126,7 +136,7 @@ class Client:
 
         This process opens them, so that its own permissions count, and passes the descriptors.
         """
-        how = _How(_place(device, else_host), wait, progress, populate)
+        how = _How(_place(device, else_host), (wait, wait_for), progress, populate)
         return self._open(lib.client_open_path, os.fsencode(path), how)
 
     def list(self, prefix: str = "") -> builtins.list[ModelRow]:
@@ -177,7 +187,7 @@ class Client:
                 lib.model_close(handle)
             raise
         lib.check(number)
-        return Model(handle.value or 0)
+        return Model(handle.value or 0, early=how.early)
 
 
 class _How:
@@ -186,15 +196,22 @@ class _How:
     def __init__(
         self,
         place: tuple[int, bytes | None],
-        wait: float | None,
+        waits: tuple[float | WaitFor | None, WaitFor],
         progress: Progress | None,
         populate: bool,
     ) -> None:
-        options = _ffi.OpenOptions(size=ctypes.sizeof(_ffi.OpenOptions), wait_ms=_WAIT_DEFAULT)
+        options = _ffi.OpenOptions(size=ctypes.sizeof(_ffi.OpenOptions))
         options.tier, options.device = place
         options.populate = int(populate)
-        if wait is not None:
-            options.wait_ms = max(0, round(wait * 1000))
+        wait, wait_for = waits
+        if isinstance(wait, str):
+            wait, wait_for = None, wait
+        options.wait_ms = _ffi.wait_ms(wait)
+        if wait_for not in _WAIT_FOR:
+            raise ValueError(f"`{wait_for}` is not what an open waits for: `all` or `layout`")
+        options.wait_for = _WAIT_FOR[wait_for]
+        #: Whether what it opens may still be being filled.
+        self.early = wait_for == "layout"
         self.options = options
         self._raised: builtins.list[BaseException] = []
         if progress is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ._ffi import Tensor
 
 
 class DType(NamedTuple):
@@ -86,3 +89,18 @@ def raw_view(code: int, shape: tuple[int, ...], nbytes: int) -> tuple[str, tuple
     if bits in (8, 16, 32, 64):
         return f"<u{bits // 8}", shape
     return "u1", (nbytes,)
+
+
+def as_array(buffer: memoryview, offset: int, tensor: Tensor, raw: bool) -> Any:
+    """The tensor whose elements begin at `offset` in `buffer`, as an array of that memory."""
+    import numpy as np
+
+    shape = tuple(tensor.shape_ptr[: tensor.rank])
+    dtype: Any
+    if raw:
+        dtype, shape = raw_view(tensor.dtype, shape, tensor.bytes)
+    else:
+        dtype = numpy_dtype(tensor.dtype)
+    # Not `np.ndarray(buffer=...)`: that looks through the view at the buffer underneath, and
+    # would let a caller make the array writeable, to die of a fault at the first write.
+    return np.frombuffer(buffer, dtype, math.prod(shape), offset).reshape(shape)

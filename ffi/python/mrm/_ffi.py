@@ -52,7 +52,7 @@ class OpenOptions(Structure):
         ("reserved", c_uint32),
         ("device", c_char_p),
         ("populate", c_uint32),
-        ("reserved_2", c_uint32),
+        ("wait_for", c_uint32),
     ]
 
 
@@ -147,6 +147,15 @@ class Error(Structure):
     ]
 
 
+#: As a wait in milliseconds: as long as the library waits by default.
+WAIT_DEFAULT = 2**64 - 1
+
+
+def wait_ms(wait: float | None) -> int:
+    """Seconds as C has them; None is the library's default."""
+    return WAIT_DEFAULT if wait is None else max(0, round(wait * 1000))
+
+
 #: name -> (result, arguments, whether it may block). Those that may not are called without
 #: releasing the interpreter's lock, which would cost more than the call.
 FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
@@ -180,6 +189,19 @@ FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
     "mrm_model_tensor_at": (c_int, [c_void_p, c_size_t, POINTER(Tensor)], False),
     "mrm_model_tensor_find": (c_int, [c_void_p, c_char_p, c_size_t, POINTER(Tensor)], False),
     "mrm_model_tensors": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(Tensor)], False),
+    "mrm_model_layout_at": (c_int, [c_void_p, c_size_t, POINTER(Tensor)], False),
+    "mrm_model_layout_find": (c_int, [c_void_p, c_char_p, c_size_t, POINTER(Tensor)], False),
+    "mrm_model_layouts": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(Tensor)], False),
+    "mrm_tensor_ready": (c_int, [c_void_p, c_size_t, POINTER(c_bool)], False),
+    "mrm_tensor_wait": (c_int, [c_void_p, c_size_t, c_uint64], True),
+    "mrm_model_whole": (c_int, [c_void_p, POINTER(c_bool)], False),
+    "mrm_model_wait": (c_int, [c_void_p, c_uint64], True),
+    "mrm_model_segment_copy": (
+        c_int,
+        [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p), POINTER(c_uint64)],
+        False,
+    ),
+    "mrm_copy_close": (c_int, [c_void_p], True),
     "mrm_model_metadata_at": (c_int, [c_void_p, c_size_t, POINTER(Text), POINTER(Text)], False),
     "mrm_model_metadata_find": (c_int, [c_void_p, c_char_p, c_size_t, POINTER(Text)], False),
     "mrm_model_segment_at": (c_int, [c_void_p, c_size_t, POINTER(Segment)], False),

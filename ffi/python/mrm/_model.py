@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from . import _ffi
-from ._dtypes import DTYPES, numpy_dtype, raw_view
-from ._ffi import lib
+from ._copy import Copy
+from ._dtypes import DTYPES, as_array
+from ._ffi import lib, wait_ms
 from ._tensor import Tensor
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _KINDS = {0: "opaque", 1: "safetensors"}
 _NO_SUCH_ITEM = 903
@@ -61,10 +58,15 @@ class Model(Mapping[str, Any]):
     queued on the device. While a stream is captured into a graph that is put off, until a later
     open or close on a device, or :func:`mrm.release_deferred`. A graph keeps no hold on the
     weights: keep the model as long as the graph is launched.
+
+    A model that was opened with ``wait="layout"`` is still being filled: what asks for a tensor's
+    bytes waits for that one, :meth:`raw` and :meth:`copy_on_write` for all, and nothing else waits.
     """
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, handle: int, *, early: bool = False) -> None:
         self._hold: Hold | None = Hold(handle)
+        # Whether it may still be being filled.
+        self._early = early
         self._details: _ffi.ModelInfo | None = None
         self._images: dict[int, memoryview] = {}
         self._names: list[str] | None = None
@@ -184,7 +186,7 @@ class Model(Mapping[str, Any]):
         if not isinstance(name, str):
             return False
         try:
-            self._find(name)
+            self.layout_of(name)
         except KeyError:
             return False
         return True
@@ -201,31 +203,54 @@ class Model(Mapping[str, Any]):
 
         On a device it is a :class:`mrm.Tensor`, and there is no ``raw``.
         """
+        early = self._is_early()
         found = self._find(name)
         if found.device >= 0:
             if raw:
                 raise TypeError(f"`{name}` is on {self.device}: its bits are not in host memory")
             return Tensor(self.hold(), found)
-        import numpy as np
-
-        shape = tuple(found.shape_ptr[: found.rank])
-        dtype: Any
-        if raw:
-            dtype, shape = raw_view(found.dtype, shape, found.bytes)
-        else:
-            dtype = numpy_dtype(found.dtype)
-        # Not `np.ndarray(buffer=...)`: that looks through the view at the buffer underneath, and
-        # would let a caller make the array writeable, to die of a fault at the first write.
-        count = math.prod(shape)
-        return np.frombuffer(self.raw(found.segment), dtype, count, found.offset).reshape(shape)
+        if early:
+            # The file as a whole may not be lent yet.
+            return as_array(self._buffer(found.data_ptr, found.bytes), 0, found, raw)
+        return as_array(self.raw(found.segment), found.offset, found, raw)
 
     def lend(self, name: str) -> Tensor:
-        """The tensor ``name`` for other libraries, by DLPack, in whichever memory it lies."""
+        """The tensor ``name`` for other libraries, by DLPack, in whichever memory it lies.
+
+        Of a model that is still being filled it may not be there yet: see :meth:`Tensor.ready`.
+        """
+        if self._is_early():
+            return Tensor(self.hold(), self.layout_of(name), early=True)
         return Tensor(self.hold(), self._find(name))
+
+    def ready(self, name: str | None = None) -> bool:
+        """Whether the tensor ``name`` is there, or without a name all of the model.
+
+        Always so, but for a model that was opened with ``wait="layout"`` and is still being filled.
+        Does not wait. Raises when the load failed.
+        """
+        handle, ready = self._handle(), ctypes.c_bool()
+        if name is None:
+            lib.check(lib.model_whole(handle, ctypes.byref(ready)))
+        else:
+            index = self.layout_of(name).index
+            lib.check(lib.tensor_ready(handle, index, ctypes.byref(ready)))
+        return ready.value
+
+    def wait(self, wait: float | None = None) -> None:
+        """Waits until all of the model is there, up to ``wait`` seconds (None: as the open would)."""
+        hold = self.hold()  # Another thread's `close` must not end it meanwhile.
+        lib.check(lib.model_wait(hold.handle, wait_ms(wait)))
+
+    def copy_on_write(self) -> Copy:
+        """Its tensors as arrays that can be written to, which nobody else sees. In host memory."""
+        self._need_host()
+        self._need_whole()
+        return Copy(self)
 
     def info(self, name: str) -> TensorInfo:
         """What the tensor ``name`` is, without an array of it."""
-        return _describe(self._find(name))
+        return _describe(self.layout_of(name))
 
     def infos(self) -> list[TensorInfo]:
         """What all tensors are, in the order of the files."""
@@ -240,16 +265,15 @@ class Model(Mapping[str, Any]):
         self._need_host()
         image = self._images.get(index)
         if image is None:
+            self._need_whole()
             segment = self._segment(index)
-            # The buffer carries the hold: whoever has a view of it keeps the memory.
-            buffer = (ctypes.c_ubyte * segment.bytes).from_address(segment.data_ptr)
-            buffer.hold = self._hold
-            image = self._images[index] = memoryview(buffer).toreadonly().cast("B")
+            image = self._images[index] = self._buffer(segment.data_ptr, segment.bytes)
         return image
 
     def file_descriptor(self, index: int = 0) -> int:
         """A descriptor of the memory behind one file, open for reading; the caller closes it."""
         self._need_host()
+        self._need_whole()
         fd = ctypes.c_int(-1)
         lib.check(lib.model_segment_dup_fd(self._handle(), index, ctypes.byref(fd)))
         return fd.value
@@ -318,18 +342,45 @@ class Model(Mapping[str, Any]):
             self._details = details
         return self._details
 
+    def _is_early(self) -> bool:
+        if self._early and self.ready():
+            self._early = False
+        return self._early
+
+    def _need_whole(self) -> None:
+        if self._is_early():
+            self.wait()
+
+    def _buffer(self, address: int, size: int) -> memoryview:
+        # The buffer carries the hold: whoever has a view of it keeps the memory.
+        buffer = (ctypes.c_ubyte * size).from_address(address)
+        buffer.hold = self._hold
+        return memoryview(buffer).toreadonly().cast("B")
+
     def _find(self, name: str) -> _ffi.Tensor:
-        encoded, tensor = name.encode(errors="surrogatepass"), _ffi.Tensor()
+        # Held for the call: another thread's `close` must not end it during a wait.
+        hold, encoded, tensor = self.hold(), name.encode(errors="surrogatepass"), _ffi.Tensor()
+        if self._early:
+            index = self.layout_of(name).index
+            lib.check(lib.tensor_wait(hold.handle, index, _ffi.WAIT_DEFAULT))
         lib.check(
-            lib.model_tensor_find(self._handle(), encoded, len(encoded), ctypes.byref(tensor))
+            lib.model_tensor_find(hold.handle, encoded, len(encoded), ctypes.byref(tensor))
         )
         return tensor
 
+    def layout_of(self, name: str) -> _ffi.Tensor:
+        """What C says of the tensor, without its elements and without waiting for it."""
+        encoded, layout = name.encode(errors="surrogatepass"), _ffi.Tensor()
+        lib.check(
+            lib.model_layout_find(self._handle(), encoded, len(encoded), ctypes.byref(layout))
+        )
+        return layout
+
     def _all(self) -> Any:
         count = self._info().tensors
-        tensors = (_ffi.Tensor * count)()
-        lib.check(lib.model_tensors(self._handle(), 0, count, tensors))
-        return tensors
+        layouts = (_ffi.Tensor * count)()
+        lib.check(lib.model_layouts(self._handle(), 0, count, layouts))
+        return layouts
 
     def _segment(self, index: int) -> _ffi.Segment:
         if index < 0:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any
 
 from . import _dlpack
 from ._dtypes import DTYPES
 from ._errors import MrmError
+from ._ffi import Tensor as RawTensor
+from ._ffi import lib, wait_ms
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ._ffi import Tensor as RawTensor
     from ._model import Hold
 
 
@@ -21,12 +23,15 @@ class Tensor:
     ``torch.from_dlpack``, ``cupy.from_dlpack`` and ``numpy.from_dlpack`` take it; on a device also
     whatever knows ``__cuda_array_interface__``. It keeps the memory as long as it lives, and so
     does what was made of it. The bytes never change, so no stream need be waited for.
+
+    Of a model that was opened with ``wait="layout"`` it may not be there yet: :meth:`ready` tells,
+    and whatever asks for its bytes waits for it.
     """
 
-    __slots__ = ("__weakref__", "_hold", "_index", "data_ptr", "device", "dtype", "name", "nbytes",
+    __slots__ = ("__weakref__", "_data_ptr", "_hold", "_index", "device", "dtype", "name", "nbytes",
                  "ordinal", "shape")  # fmt: skip
 
-    def __init__(self, hold: Hold, found: RawTensor) -> None:
+    def __init__(self, hold: Hold, found: RawTensor, *, early: bool = False) -> None:
         self._hold = hold
         self._index = found.index
         dtype = DTYPES.get(found.dtype)
@@ -39,10 +44,31 @@ class Tensor:
         self.ordinal: int | None = found.device if found.device >= 0 else None
         #: ``cpu``, or ``cuda:`` and the number.
         self.device = "cpu" if self.ordinal is None else f"cuda:{self.ordinal}"
-        #: Its address in that memory.
-        self.data_ptr: int = (
-            found.device_ptr if self.ordinal is not None else found.data_ptr
-        ) or 0
+        # None until it is there.
+        self._data_ptr: int | None = None if early else _address(found)
+
+    def ready(self) -> bool:
+        """Whether it is there. Does not wait. Raises when the load failed."""
+        if self._data_ptr is not None:
+            return True
+        ready = ctypes.c_bool()
+        lib.check(lib.tensor_ready(self._hold.handle, self._index, ctypes.byref(ready)))
+        return ready.value
+
+    def wait(self, wait: float | None = None) -> Tensor:
+        """Waits until it is there, up to ``wait`` seconds (None: as the open would), and is itself."""
+        if self._data_ptr is None:
+            found = RawTensor()
+            lib.check(lib.tensor_wait(self._hold.handle, self._index, wait_ms(wait)))
+            lib.check(lib.model_tensor_at(self._hold.handle, self._index, ctypes.byref(found)))
+            self._data_ptr = _address(found)
+        return self
+
+    @property
+    def data_ptr(self) -> int:
+        """Its address in the memory that it lies in."""
+        self.wait()
+        return self._data_ptr or 0
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """``(kDLCPU, 0)``, or ``(kDLCUDA, ordinal)``."""
@@ -73,6 +99,7 @@ class Tensor:
         return self._capsule(versioned=versioned)
 
     def _capsule(self, *, versioned: bool, as_bytes: bool = False) -> Any:
+        self.wait()
         try:
             return _dlpack.capsule(
                 self._hold.handle, self._index, versioned=versioned, as_bytes=as_bytes
@@ -122,3 +149,7 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"<mrm.Tensor {self.name!r}: {self.dtype} {list(self.shape)} on {self.device}>"
+
+
+def _address(found: RawTensor) -> int:
+    return (found.device_ptr if found.device >= 0 else found.data_ptr) or 0

@@ -39,6 +39,7 @@ TYPES = {
     "mrm_client_h": ctypes.c_void_p,
     "mrm_client_ref": ctypes.c_void_p,
     "mrm_model_h": ctypes.c_void_p,
+    "mrm_copy_h": ctypes.c_void_p,
     "mrm_model_ref": ctypes.c_void_p,
 }
 
