@@ -18,6 +18,7 @@ use crate::connection::{CANCEL_GRACE, Connection, Ticket, lock, was_cancelled};
 use crate::desk::Found;
 use crate::error::{ConnectError, OpenError, RequestError, SessionError};
 use crate::files;
+use crate::many::{Opened, TOGETHER_MAX};
 use crate::model::Model;
 use crate::open::{GrantRequest, OpenOptions, Wish};
 use crate::request::Replied;
@@ -97,6 +98,44 @@ impl AsyncClient {
         let ask = GrantRequest::by_name(name, &OpenOptions::new().wait(wait), Wish::default())?;
         let model = self.granted(&ask, &[]).await?;
         Ok(self.client.state().remember(model))
+    }
+
+    /// Opens several registered models, with one message there and as few back as hold the
+    /// descriptors of all; what became of each, in order. Waits for each at most `wait`, as
+    /// [`open_within`](Self::open_within) does.
+    pub async fn open_many(&self, names: &[&str], wait: Duration) -> Vec<Result<Model, OpenError>> {
+        let state = self.client.state();
+        let (mut opened, asks) = state.look_up(names, &OpenOptions::new().wait(wait));
+        for chunk in asks.chunks(TOGETHER_MAX).filter(|chunk| chunk.len() > 1) {
+            self.open_together(chunk, &mut opened).await;
+        }
+        let mut all = Vec::with_capacity(names.len());
+        for (name, opened) in names.iter().zip(opened) {
+            all.push(match opened {
+                Some(opened) => opened,
+                None => self.open_within(name, wait).await,
+            });
+        }
+        all
+    }
+
+    /// Enters what can be told after one message; the rest stays open.
+    async fn open_together(&self, asks: &[(usize, GrantRequest)], opened: &mut Opened) {
+        // Why there is no session is told to each that asks by itself.
+        let (Ok(wire), Some((_, first))) = (self.wire().await, asks.first()) else {
+            return;
+        };
+        let requests = asks.iter();
+        let requests: Vec<_> = requests
+            .map(|(_, ask)| ask.to(&wire.connection, first.wait))
+            .collect();
+        let patience = first.wait.saturating_add(self.reply_grace());
+        let replies = wire.request_together(&requests, patience).await;
+        for ((at, ask), replied) in asks.iter().zip(replies) {
+            let Some(replied) = replied else { continue };
+            let state = self.client.state();
+            opened[*at] = state.admit_one(&wire.connection, ask, replied);
+        }
     }
 
     /// Opens local files that nobody registered.
@@ -220,6 +259,37 @@ impl Wire {
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             ticket.send(request, &fds)?;
         }
+        self.finish(ticket, deadline, patience).await
+    }
+
+    /// Sends opens in one message, and waits for the reply to each. None for those that did not fit
+    /// in beside what others await.
+    async fn request_together(
+        &self,
+        opens: &[Request],
+        patience: Duration,
+    ) -> Vec<Option<Result<Replied, SessionError>>> {
+        let deadline = Instant::now() + patience;
+        let (tickets, sent) = self.connection.ask_together(opens);
+        let mut replies = Vec::with_capacity(opens.len());
+        for ticket in tickets {
+            replies.push(match (ticket, &sent) {
+                (None, _) => None,
+                (Some(_), Err(why)) => Some(Err(why.clone())),
+                (Some(ticket), Ok(())) => Some(self.finish(ticket, deadline, patience).await),
+            });
+        }
+        replies
+    }
+
+    /// Waits for the reply; beyond the deadline, cancels.
+    async fn finish(
+        &self,
+        mut ticket: Ticket<'_>,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<Replied, SessionError> {
+        let late = || SessionError::TimedOut(patience);
         if let Some(replied) = self.wait(&ticket, deadline).await? {
             return Ok(replied);
         }

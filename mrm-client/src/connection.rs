@@ -152,15 +152,7 @@ impl Connection {
         patience: &Patience<'_>,
     ) -> Vec<Option<Result<Replied, SessionError>>> {
         let deadline = Instant::now() + patience.reply;
-        let mut bytes = Vec::new();
-        let ask = |open| {
-            let mut ticket = self.try_register()?;
-            frame::encode_into(&mut bytes, ticket.id, 0, open).ok()?;
-            ticket.to_cancel = true;
-            Some(ticket)
-        };
-        let tickets: Vec<_> = opens.iter().map(ask).collect();
-        let sent = self.send_bytes(bytes, &[], true);
+        let (tickets, sent) = self.ask_together(opens);
         let finish = |ticket: Ticket<'_>| {
             sent.clone()?;
             self.finish(ticket, deadline, patience)
@@ -256,7 +248,7 @@ impl Connection {
         self.send_bytes(frame, fds, !id.wants_no_reply())
     }
 
-    fn send_bytes(
+    pub(crate) fn send_bytes(
         &self,
         frames: Vec<u8>,
         fds: &[BorrowedFd<'_>],
@@ -523,9 +515,9 @@ impl Drop for Turn<'_> {
 #[derive(Debug)]
 pub(crate) struct Ticket<'a> {
     connection: &'a Connection,
-    id: RequestId,
+    pub(crate) id: RequestId,
     /// Whether the daemon works on something that can be cancelled.
-    to_cancel: bool,
+    pub(crate) to_cancel: bool,
 }
 
 impl Ticket<'_> {

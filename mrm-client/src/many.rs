@@ -1,19 +1,22 @@
 //! Opening several models at once.
 
-use crate::connection::Patience;
-use crate::error::OpenError;
+use crate::connection::{Connection, Patience, Ticket};
+use crate::error::{OpenError, SessionError};
 use crate::model::Model;
 use crate::open::{GrantRequest, OpenOptions, Wish};
+use crate::request::Replied;
 use crate::retry::Retry;
 use crate::state::State;
+use mrm_proto::frame;
+use mrm_proto::request::Request;
 use std::sync::Arc;
 
 /// Most opens in one message. Their grants bring two descriptors each at the least, and all of them
 /// are open in this process before the first is mapped.
-const TOGETHER_MAX: usize = 64;
+pub(crate) const TOGETHER_MAX: usize = 64;
 
 /// What became of each name so far.
-type Opened = Vec<Option<Result<Model, OpenError>>>;
+pub(crate) type Opened = Vec<Option<Result<Model, OpenError>>>;
 
 impl State {
     /// Opens what is called so, in order: what is not open here is asked for together, and what
@@ -23,6 +26,21 @@ impl State {
         names: &[&str],
         how: &OpenOptions<'_>,
     ) -> Vec<Result<Model, OpenError>> {
+        let (mut opened, asks) = self.look_up(names, how);
+        for chunk in asks.chunks(TOGETHER_MAX).filter(|chunk| chunk.len() > 1) {
+            self.ask_together(chunk, how, &mut opened);
+        }
+        let each = names.iter().zip(opened);
+        each.map(|(name, opened)| opened.unwrap_or_else(|| self.open(name, how)))
+            .collect()
+    }
+
+    /// What is open here of these names, and what is to be asked for: each name once.
+    pub(crate) fn look_up(
+        &self,
+        names: &[&str],
+        how: &OpenOptions<'_>,
+    ) -> (Opened, Vec<(usize, GrantRequest)>) {
         let mut opened: Opened = Vec::with_capacity(names.len());
         let mut asks: Vec<(usize, GrantRequest)> = Vec::new();
         for (at, name) in names.iter().enumerate() {
@@ -38,12 +56,7 @@ impl State {
                 Err(why) => Some(Err(why)),
             });
         }
-        for chunk in asks.chunks(TOGETHER_MAX).filter(|chunk| chunk.len() > 1) {
-            self.ask_together(chunk, how, &mut opened);
-        }
-        let each = names.iter().zip(opened);
-        each.map(|(name, opened)| opened.unwrap_or_else(|| self.open(name, how)))
-            .collect()
+        (opened, asks)
     }
 
     fn open_here(&self, name: &str, how: &OpenOptions<'_>) -> Result<Here, OpenError> {
@@ -83,16 +96,46 @@ impl State {
         let replies = connection.open_together(&requests, &patience);
         for ((at, ask), replied) in asks.into_iter().zip(replies) {
             let Some(replied) = replied else { continue };
-            let model = replied
-                .map_err(OpenError::from)
-                .and_then(|replied| self.admit(Arc::clone(&connection), ask, replied));
-            let mut retry = Retry::new(wait, self.link().reconnects());
-            opened[*at] = match model {
-                Ok(model) => Some(Ok(self.remember(model).for_asker(how))),
-                Err(why) if retry.after_open(&why).is_some() => None,
-                Err(why) => Some(Err(why)),
-            };
+            let model = self.admit_one(&connection, ask, replied);
+            opened[*at] = model.map(|model| model.map(|model| model.for_asker(how)));
         }
+    }
+
+    /// What became of one that was asked for together with others; `None` if it may be asked for again.
+    pub(crate) fn admit_one(
+        &self,
+        connection: &Arc<Connection>,
+        ask: &GrantRequest,
+        replied: Result<Replied, SessionError>,
+    ) -> Option<Result<Model, OpenError>> {
+        let model = replied
+            .map_err(OpenError::from)
+            .and_then(|replied| self.admit(Arc::clone(connection), ask, replied));
+        let mut retry = Retry::new(ask.wait, self.link().reconnects());
+        match model {
+            Ok(model) => Some(Ok(self.remember(model))),
+            Err(why) if retry.after_open(&why).is_some() => None,
+            Err(why) => Some(Err(why)),
+        }
+    }
+}
+
+impl Connection {
+    /// Sends opens that carry no descriptors in one message; whether that could be sent. No ticket
+    /// for those that did not fit in beside what others await.
+    pub(crate) fn ask_together(
+        &self,
+        opens: &[Request],
+    ) -> (Vec<Option<Ticket<'_>>>, Result<(), SessionError>) {
+        let mut bytes = Vec::new();
+        let ask = |open| {
+            let mut ticket = self.try_register()?;
+            frame::encode_into(&mut bytes, ticket.id, 0, open).ok()?;
+            ticket.to_cancel = true;
+            Some(ticket)
+        };
+        let tickets = opens.iter().map(ask).collect();
+        (tickets, self.send_bytes(bytes, &[], true))
     }
 }
 

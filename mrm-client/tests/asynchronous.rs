@@ -57,6 +57,46 @@ async fn tasks_share_one_connection_and_are_answered_in_any_order() {
 }
 
 #[tokio::test]
+async fn several_are_asked_for_together_and_each_has_its_own_end() {
+    let fake = Fake::start(|_, session| {
+        session.hello();
+        // All are asked for before any is answered; the name that comes twice is asked for once.
+        let asked: Vec<_> = (0..3)
+            .map(|_| session.next_asking().expect("an open"))
+            .collect();
+        let content = Content::sample(8);
+        for (id, request, _) in asked.into_iter().rev() {
+            match request {
+                Request::Open(open) if open.model.as_str() == "nobody" => {
+                    session.error(id, ErrorCode::ModelNotFound, "no model `nobody`");
+                }
+                Request::Open(_) => session.grant(id, id.0, id.0, &content),
+                other => panic!("not served here: {other:?}"),
+            }
+        }
+        session.serve_opens(&content, 50);
+    });
+    let client = connect(&fake).await;
+    let wait = Duration::from_secs(20);
+    let task = {
+        let client = client.clone();
+        tokio::spawn(async move { client.open_many(&["a", "nobody", "b", "a"], wait).await })
+    };
+    let opened = task.await.expect("no panic");
+    let named = |at: usize| opened[at].as_ref().map(|model| model.name().to_owned());
+    assert_eq!(named(0).expect("opens"), "a");
+    assert_eq!(named(1).expect_err("refused").number(), 201);
+    assert_eq!(named(2).expect("opens"), "b");
+    let twice = [0, 3].map(|at| opened[at].as_ref().expect("opens"));
+    assert!(twice[0].same_open(twice[1]));
+    assert_eq!(fake.seen.count(), 3);
+    assert!(client.open_many(&[], wait).await.is_empty());
+    let alone = client.open_many(&["c", "a"], wait).await;
+    assert!(alone.iter().all(Result::is_ok));
+    assert_eq!(fake.seen.count(), 4, "what is open is not asked for");
+}
+
+#[tokio::test]
 async fn an_open_that_nobody_waits_for_is_cancelled_and_its_grant_given_back() {
     let fake = Fake::start(|_, session| {
         session.hello();
