@@ -3,15 +3,21 @@
 //! ```text
 //! "MRMSTATS"  8 bytes
 //! format      u32, little-endian: 1
-//! body        CBOR: the experience, the number of models, then name and memory of each
+//! body        CBOR: the experience, the number of models, then name and memory of each; the number
+//!             of orders, then of each the table's digest and, for each file, a list of pieces
 //! digest      BLAKE3 of all before, 32 bytes
 //! ```
-//! It is replaced as a whole, and believed as a whole or not at all.
+//! It is replaced as a whole, and believed as a whole or not at all. Releases before the orders came
+//! end after the models; they read what follows as little as this one misses it.
 //!
 //! ```
 //! use mrm_core::policy::Experience;
 //! use mrm_daemon::statistics::Statistics;
-//! let statistics = Statistics { experience: Experience::default(), models: Vec::new() };
+//! let statistics = Statistics {
+//!     experience: Experience::default(),
+//!     models: Vec::new(),
+//!     orders: Vec::new(),
+//! };
 //! let bytes = statistics.encode();
 //! assert_eq!(Statistics::decode(&bytes)?, statistics);
 //! assert!(Statistics::decode(&bytes[1..]).is_err());
@@ -45,6 +51,17 @@ pub struct Statistics {
     pub experience: Experience,
     /// Of each, by its registered name.
     pub models: Vec<(String, Memory)>,
+    /// In which order what is in files is used, the one that was learned first first.
+    pub orders: Vec<Order>,
+}
+
+/// In which order a model's clients use what is in its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// BLAKE3 of the tensor table.
+    pub table: [u8; 32],
+    /// Of each file, its pieces in the order of their first use.
+    pub files: Vec<Vec<u32>>,
 }
 
 /// Why a file of statistics is of no use.
@@ -84,6 +101,16 @@ impl Statistics {
         for (name, memory) in &self.models {
             out.str(name)?;
             memories::put_memory(out, memory)?;
+        }
+        out.u64(self.orders.len() as u64)?;
+        for order in &self.orders {
+            out.bytes(&order.table)?.u64(order.files.len() as u64)?;
+            for file in &order.files {
+                out.array(file.len() as u64)?;
+                for piece in file {
+                    out.u32(*piece)?;
+                }
+            }
         }
         Ok(())
     }
@@ -126,7 +153,17 @@ impl Statistics {
             let name = from.str()?.to_owned();
             models.push((name, memories::get_memory(from)?));
         }
-        Ok(Self { experience, models })
+        let mut orders = Vec::new();
+        if from.position() < from.input().len() {
+            for _ in 0..from.u64()? {
+                orders.push(get_order(from)?);
+            }
+        }
+        Ok(Self {
+            experience,
+            models,
+            orders,
+        })
     }
 
     /// Reads the file in a directory; `None` if there is none.
@@ -169,6 +206,21 @@ impl Statistics {
     }
 }
 
+fn get_order(from: &mut Decoder<'_>) -> Result<Order, minicbor::decode::Error> {
+    let wrong = minicbor::decode::Error::message;
+    let table = from.bytes()?.try_into();
+    let table = table.map_err(|_| wrong("a digest of another length"))?;
+    let mut files = Vec::new();
+    for _ in 0..from.u64()? {
+        let pieces = from
+            .array()?
+            .ok_or_else(|| wrong("a list without an end"))?;
+        let file: Result<Vec<u32>, _> = (0..pieces).map(|_| from.u32()).collect();
+        files.push(file?);
+    }
+    Ok(Order { table, files })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +249,10 @@ mod tests {
                 gaps: vec![(0, 3, 9), (11, 70, 1)],
             },
             models: vec![("org/a".into(), memory.clone()), ("b".into(), memory)],
+            orders: vec![Order {
+                table: [7; 32],
+                files: vec![vec![3, 0, 70_000], vec![]],
+            }],
         }
     }
 
@@ -223,6 +279,18 @@ mod tests {
             flipped[at] ^= 0x10;
             assert!(Statistics::decode(&flipped).is_err(), "flipped at {at}");
         }
+    }
+
+    #[test]
+    fn what_was_written_before_there_were_orders_is_read() {
+        let mut all = statistics();
+        all.orders.clear();
+        let mut bytes = all.encode();
+        // Without the number of orders, which is 0, in one byte.
+        bytes.truncate(bytes.len() - DIGEST_BYTES - 1);
+        let digest = blake3::hash(&bytes);
+        bytes.extend_from_slice(digest.as_bytes());
+        assert_eq!(Statistics::decode(&bytes).unwrap(), all);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
 use mrm_tests::survival::with;
 use mrm_tests::{eventually, model};
+use nix::sys::signal::Signal::SIGTERM;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -164,11 +165,17 @@ fn a_daemon_that_dies_leaves_what_was_told_and_the_model_is_opened_anew() {
 }
 
 #[test]
-fn the_order_of_use_is_learned_for_the_next_load() {
+fn the_order_of_use_is_learned_for_the_next_load_and_the_next_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let points = dir.path().join("points");
     let (path, _) = model::write(dir.path(), "m.safetensors", 65 * MIB, 16, 11);
-    let node = node(&points, Setup::new().model("m", &path));
+    let setup = with(
+        Setup::new().model("m", &path),
+        "MRM_FAILPOINTS",
+        &points.display().to_string(),
+    );
+    std::fs::create_dir_all(&points).unwrap();
+    let mut node = Node::start(&setup);
     let client = node.client();
     let opened = by_layout(&client, "m");
     let names: Vec<String> = opened
@@ -188,15 +195,23 @@ fn the_order_of_use_is_learned_for_the_next_load() {
     });
     let (status, body) = node.post("/v1/models/m/evict?wait_ms=60000");
     assert_eq!(status, 200, "{body}");
-    slow(&points);
-    let opened = by_layout(&client, "m");
-    opened.tensor(&names[15]).unwrap();
-    assert!(
-        !opened.ready(&names[4]).unwrap(),
-        "the last tensor came before the others"
-    );
-    fast(&points);
-    opened.wait_whole(WAIT).unwrap();
+    let last_comes_first = |client: &Client| {
+        slow(&points);
+        let opened = by_layout(client, "m");
+        opened.tensor(&names[15]).unwrap();
+        assert!(
+            !opened.ready(&names[4]).unwrap(),
+            "the last tensor came before the others"
+        );
+        fast(&points);
+        opened.wait_whole(WAIT).unwrap();
+    };
+    last_comes_first(&client);
+    drop(client);
+    node.signal(SIGTERM);
+    assert!(node.wait().success());
+    node.restart(&setup);
+    last_comes_first(&node.client());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! In which order the pieces of models are needed, as their clients said: for the next load.
 //!
-//! Kept by the digest of the tensor table, which outlives the version. Bounded.
+//! Kept by the digest of the tensor table, which outlives the version, and the daemon. Bounded.
 
+use crate::statistics::Order;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -30,6 +31,22 @@ struct Learned {
 impl Orders {
     pub(super) fn is_empty(&self) -> bool {
         self.by_table.is_empty()
+    }
+
+    /// How often something was learned.
+    pub(super) const fn turns(&self) -> u64 {
+        self.turn
+    }
+
+    /// All that is known, the one that was learned first first.
+    pub(super) fn all(&self) -> Vec<Order> {
+        let mut learned: Vec<_> = self.by_table.iter().collect();
+        learned.sort_by_key(|(_, learned)| learned.turn);
+        let order = |(table, learned): (&Digest, &Learned)| Order {
+            table: *table,
+            files: learned.files.iter().map(|file| file.to_vec()).collect(),
+        };
+        learned.into_iter().map(order).collect()
     }
 
     pub(super) fn knows(&self, table: &Digest) -> bool {
@@ -80,6 +97,20 @@ mod tests {
         let mut digest = [0; 32];
         digest[..8].copy_from_slice(&n.to_le_bytes());
         digest
+    }
+
+    #[test]
+    fn what_is_taken_out_can_be_learned_again_in_the_same_order() {
+        let (mut orders, mut again) = (Orders::default(), Orders::default());
+        for n in [3, 1, 2] {
+            orders.learn(digest(n), vec![vec![7, u32::try_from(n).unwrap()], vec![]]);
+        }
+        for order in orders.all() {
+            again.learn(order.table, order.files);
+        }
+        assert_eq!(again.all(), orders.all());
+        assert_eq!(again.all()[0].table, digest(3));
+        assert_eq!(again.get(&digest(1), 0).as_deref(), Some(&[7, 1][..]));
     }
 
     #[test]

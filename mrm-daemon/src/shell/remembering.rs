@@ -16,8 +16,9 @@ const EVERY: Duration = Duration::from_secs(300);
 /// When that is due.
 pub(super) struct Remembering {
     at: Instant,
-    /// Uses that were written already.
+    /// Uses that were written already, and orders of use.
     uses: u64,
+    turns: u64,
 }
 
 impl Remembering {
@@ -25,6 +26,7 @@ impl Remembering {
         Self {
             at: Instant::now() + EVERY,
             uses: 0,
+            turns: 0,
         }
     }
 
@@ -79,15 +81,20 @@ impl State {
             self.step(Event::Recall { model, memory });
             self.forget_if_unknown(model);
         }
+        for order in statistics.orders {
+            self.orders.learn(order.table, order.files);
+        }
         self.remembering.uses = self.core.view().uses();
+        self.remembering.turns = self.orders.turns();
         tracing::info!(models, "what was remembered of models is known again");
     }
 
-    /// What is remembered of the models used last, if anything was used since it was last asked.
+    /// What is remembered of the models used last, if anything was used or learned since it was last
+    /// asked.
     fn statistics(&mut self) -> Option<Statistics> {
         let (view, now) = (self.core.view(), self.now());
-        let uses = view.uses();
-        if uses == self.remembering.uses {
+        let (uses, turns) = (view.uses(), self.orders.turns());
+        if (uses, turns) == (self.remembering.uses, self.remembering.turns) {
             return None;
         }
         let known = self.names.registered_models(Bound::Unbounded);
@@ -95,14 +102,20 @@ impl State {
         let mut models: Vec<(String, Memory)> = known
             .map(|(name, memory)| (name.as_str().to_owned(), memory))
             .collect();
-        if models.is_empty() {
+        let orders = self.orders.all();
+        if models.is_empty() && orders.is_empty() {
             return None;
         }
         models.sort_by_key(|(_, memory)| memory.idle_us);
         models.truncate(MODELS_MAX);
         let experience = view.experience();
         self.remembering.uses = uses;
-        Some(Statistics { experience, models })
+        self.remembering.turns = turns;
+        Some(Statistics {
+            experience,
+            models,
+            orders,
+        })
     }
 
     pub(super) fn remember_if_due(&mut self) {
