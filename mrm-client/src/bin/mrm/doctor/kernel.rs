@@ -102,11 +102,21 @@ fn judge_huge_pages(collapse: &io::Result<()>, enabled: Option<&str>) -> Check {
         None => "no shmem_enabled in this kernel".to_owned(),
     };
     let by_kernel = matches!(enabled, Some("always" | "within_size" | "advise" | "force"));
+    // In the order in which the daemon tries them.
     match collapse {
-        Ok(()) => Check::pass(ID, format!("2 MiB pages by MADV_COLLAPSE ({setting})")),
+        Ok(()) if by_kernel => Check::pass(
+            ID,
+            format!(
+                "2 MiB pages at the first write, for {setting}; what is left, by MADV_COLLAPSE"
+            ),
+        ),
         Err(cause) if by_kernel => Check::pass(
             ID,
-            format!("2 MiB pages by {setting}; MADV_COLLAPSE: {cause}"),
+            format!("2 MiB pages at the first write, for {setting}; not by MADV_COLLAPSE: {cause}"),
+        ),
+        Ok(()) => Check::pass(
+            ID,
+            format!("2 MiB pages by MADV_COLLAPSE; not at the first write: {setting}"),
         ),
         Err(cause) => Check::warn(
             ID,
@@ -131,10 +141,13 @@ fn hugetlb() -> Check {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| super::memory::meminfo_number(&text, name).unwrap_or(0);
     match (field("HugePages_Total"), field("HugePages_Free")) {
-        (0, _) => Check::info(ID, "no reserved huge pages (none are needed)"),
+        (0, _) => Check::info(ID, "no reserved huge pages (mrmd uses none)"),
         (total, free) => Check::info(
             ID,
-            format!("{free} of {total} reserved huge pages are free"),
+            format!(
+                "{free} of {total} reserved huge pages are free; mrmd uses none of them, and has that \
+                 much less memory"
+            ),
         ),
     }
 }
@@ -180,7 +193,15 @@ mod tests {
     #[test]
     fn huge_pages_come_by_either_way() {
         let refused = || Err(io::Error::from_raw_os_error(22));
-        assert_eq!(judge_huge_pages(&Ok(()), Some("never")).level, Level::Pass);
+        for (collapse, setting, way) in [
+            (Ok(()), "never", "by MADV_COLLAPSE; not at the first write"),
+            (Ok(()), "advise", "at the first write, for shmem_enabled is"),
+            (refused(), "always", "not by MADV_COLLAPSE: "),
+        ] {
+            let check = judge_huge_pages(&collapse, Some(setting));
+            assert_eq!(check.level, Level::Pass);
+            assert!(check.finding.contains(way), "{}", check.finding);
+        }
         assert_eq!(
             judge_huge_pages(&refused(), Some("advise")).level,
             Level::Pass
