@@ -140,6 +140,19 @@ impl Stock {
         state.blank_bytes() + state.making_bytes
     }
 
+    /// What is still to be made, with what the maker is at; 0 when it waits to be told of something.
+    #[must_use]
+    pub fn pending_bytes(&self) -> u64 {
+        let state = self.shared.lock();
+        if state.seen == state.changes && state.making_bytes == 0 {
+            return 0;
+        }
+        match state.loads {
+            0 => state.missing_bytes(self.shared.bytes_max.min(state.room_bytes)),
+            _ => 0,
+        }
+    }
+
     /// As [`Unsealed::allocate`], from the stock as far as that goes. What the stock has beyond its
     /// room is given back first, and all of it where memory is short. Blocks.
     ///
@@ -298,6 +311,23 @@ impl State {
         let fits = |bytes| self.blank_bytes().saturating_add(bytes) <= bytes_max;
         let missing = |&&(bytes, count): &&(u64, usize)| there(bytes) < count && fits(bytes);
         CLASSES.iter().find(missing).map(|&(bytes, _)| bytes)
+    }
+}
+
+impl State {
+    /// All that is missing and fits into `bytes_max`.
+    fn missing_bytes(&self, bytes_max: u64) -> u64 {
+        let before = self.blank_bytes();
+        let mut all = before;
+        for (bytes, count) in CLASSES {
+            let there = self.blanks.iter().filter(|b| b.bytes() == bytes).count();
+            for _ in there..count {
+                if all.saturating_add(bytes) <= bytes_max {
+                    all += bytes;
+                }
+            }
+        }
+        all - before
     }
 }
 

@@ -71,6 +71,12 @@ impl Loading {
     pub(super) fn stock_bytes(&self) -> u64 {
         self.stock.as_ref().map_or(0, |stock| stock.bytes())
     }
+
+    /// What is still to be made ready, in bytes.
+    pub(super) fn stock_pending_bytes(&self) -> u64 {
+        let stock = self.stock.as_ref();
+        stock.map_or(0, |stock| stock.pending_bytes())
+    }
 }
 
 impl State {

@@ -71,6 +71,7 @@ impl State {
                 huge_bytes: huge,
                 segments: self.segments.len() as u64,
                 stock_bytes: self.loading.stock_bytes(),
+                stock_pending_bytes: self.loading.stock_pending_bytes(),
             },
             devices: self.devices_view(),
             sessions: self.clients().count() as u64,

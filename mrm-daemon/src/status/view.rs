@@ -110,6 +110,8 @@ pub struct HostView {
     pub segments: u64,
     /// Made ready for loads to come, beside what is charged and within the budget, in bytes.
     pub stock_bytes: u64,
+    /// Still to be made ready, in bytes; 0 when nothing is being done about it.
+    pub stock_pending_bytes: u64,
 }
 
 /// What was counted since the start. `opens_total` is the sum of hits, misses, joined, promoted

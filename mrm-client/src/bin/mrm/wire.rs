@@ -69,6 +69,7 @@ pub(crate) struct Host {
     pub(crate) huge_bytes: u64,
     pub(crate) segments: u64,
     pub(crate) stock_bytes: u64,
+    pub(crate) stock_pending_bytes: u64,
 }
 
 /// The device tier.

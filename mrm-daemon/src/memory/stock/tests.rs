@@ -100,6 +100,16 @@ fn what_is_cut_grown_or_fresh_is_like_any_segment() {
 }
 
 #[test]
+fn what_is_still_to_be_made_is_told_until_it_is() {
+    assert_eq!(State::default().missing_bytes(100 * MIB), 96 * MIB);
+    let stock = told(100 * MIB, ROOM, 0);
+    assert_eq!((stock.bytes(), stock.pending_bytes()), (96 * MIB, 0));
+    stock.tell(ROOM, 1);
+    assert!(stock.give_up());
+    assert_eq!(stock.pending_bytes(), 0, "nothing is made beside a load");
+}
+
+#[test]
 fn what_was_lent_does_not_come_back() {
     let degraded = Degraded::new();
     let stock = told(16 * MIB, ROOM, 0);

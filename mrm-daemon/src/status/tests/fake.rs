@@ -294,6 +294,7 @@ pub(super) fn status(state: DaemonState) -> StatusView {
             huge_bytes: 40,
             segments: 2,
             stock_bytes: 67_108_864,
+            stock_pending_bytes: 16_777_216,
         },
         devices: devices(),
         sessions: 1,

@@ -68,7 +68,7 @@ fn the_status_is_exactly_the_documented_json() {
             "state": "serving", "protocol": {"min": 1, "max": 1}, "runtime_dir": "/run/mrm"},
         "host": {"limit_bytes": 100, "charged_bytes": 60, "freeing_bytes": 10,
             "resident_bytes": 50, "huge_bytes": 40, "segments": 2,
-            "stock_bytes": 67_108_864},
+            "stock_bytes": 67_108_864, "stock_pending_bytes": 16_777_216},
         "devices": devices(),
         "sessions": 1, "leases": 2, "waiting": 3, "loading": 4,
         "counters": {"opens_total": 9, "hits_total": 8, "misses_total": 0, "joined_total": 0,

@@ -2,6 +2,8 @@
 
 use crate::bare::{self, BareServer};
 use crate::cost::cpu_us;
+use crate::miss::free_bytes;
+use crate::quiet;
 use crate::report::Row;
 use mrm_client::Client;
 use mrm_tests::model;
@@ -52,6 +54,7 @@ pub(crate) fn measure() -> Vec<Row> {
     for (name, _) in &sizes {
         drop(client.open(name).expect("loads"));
     }
+    quiet::wait(&node);
     let servers: Vec<BareServer> = sizes
         .iter()
         .map(|(_, bytes)| BareServer::start(dir.path(), *bytes))
@@ -67,13 +70,6 @@ pub(crate) fn measure() -> Vec<Row> {
     rows.push(repeated(&client, name));
     rows.push(cpu(&node, &client, name));
     rows
-}
-
-fn free_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").expect("is there");
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
-    let number = line.and_then(|line| line.split_whitespace().nth(1));
-    number.and_then(|n| n.parse::<u64>().ok()).expect("a size") * 1024
 }
 
 fn connected(client: &Client, server: &BareServer, model: &str) -> Row {

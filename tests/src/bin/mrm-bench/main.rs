@@ -14,6 +14,7 @@
 mod bare;
 mod churn;
 mod cost;
+mod first;
 mod floor;
 mod hit;
 mod hostile;
@@ -21,12 +22,15 @@ mod miss;
 mod pages;
 mod plot;
 mod policy;
+mod python;
+mod quiet;
 mod replay;
 mod report;
 mod restart;
 mod results;
 mod scale;
 mod share;
+mod touch;
 mod trims;
 
 use clap::{Parser, Subcommand};
@@ -41,7 +45,7 @@ use std::process::ExitCode;
     about = "Measures mrm against floors of the same run"
 )]
 struct Cli {
-    /// What to measure: hit, miss, share, churn, hostile.
+    /// What to measure; without one, what is quick.
     benches: Vec<Bench>,
     /// Also write the rows here, as JSON with the raw values, the machine and the commit.
     #[arg(long)]
@@ -49,16 +53,17 @@ struct Cli {
     /// Keep what was measured below tests/bench/results, for `report`.
     #[arg(long)]
     keep: bool,
-    /// Rounds of `trims`; medians of fewer than 15 are for a first look.
+    /// Rounds of `first`, `python`, `touch` and `trims`; medians of fewer than 15 are for a first look.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Models of `trims` above this size are left out.
+    /// Models of `python`, `touch` and `trims` above this size are left out; that of `first` is made so
+    /// small.
     #[arg(long, default_value_t = 8000)]
     most_mb: u64,
     /// Opens of `churn`, in all.
     #[arg(long, default_value_t = 1_000_000)]
     opens: u64,
-    /// A Python that has the `safetensors` package, for `miss` to be compared with it.
+    /// A Python that has the `safetensors` package, for `miss`, `python` and `trims`.
     #[arg(long, env = "MRM_BENCH_PYTHON")]
     python: Option<PathBuf>,
     /// Only one of its parts, started by the benchmark itself.
@@ -72,6 +77,12 @@ enum Bench {
     Hit,
     /// Opening what is on disk or in the page cache.
     Miss,
+    /// Opening what is resident with every page read, or mapped, against the page cache.
+    Touch,
+    /// The first tensor of a cold model against all of it.
+    First,
+    /// Opening what is resident through Python, against `load_file` and `numpy.memmap`.
+    Python,
     /// Memory of many holders.
     Share,
     /// Opens a second, and what they leave behind.
@@ -205,6 +216,9 @@ fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
     match bench {
         Bench::Hit => hit::measure(),
         Bench::Miss => miss::measure(python),
+        Bench::Touch => touch::measure(cli.rounds, cli.most_mb),
+        Bench::First => first::measure(cli.rounds, cli.most_mb),
+        Bench::Python => python::measure(python, cli.rounds, cli.most_mb),
         Bench::Share => share::measure(),
         Bench::Churn => churn::measure(cli.opens),
         Bench::Scale => scale::measure(),

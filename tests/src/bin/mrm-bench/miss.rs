@@ -162,7 +162,7 @@ impl Case {
 }
 
 /// What the machine says that could be taken.
-fn free_bytes() -> u64 {
+pub(crate) fn free_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").expect("proc is mounted");
     let line = text
         .lines()

@@ -178,6 +178,10 @@ fn memory_detail(host: &Host) -> String {
         let stock = units::bytes(host.stock_bytes);
         let _ = write!(text, ", {stock} ready for loads to come");
     }
+    if host.stock_pending_bytes > 0 {
+        let more = units::bytes(host.stock_pending_bytes);
+        let _ = write!(text, ", {more} being made ready");
+    }
     text
 }
 
