@@ -193,6 +193,11 @@ pub trait Policy: std::fmt::Debug + Send {
         GiveBack::BestFirst
     }
 
+    /// Whether what it keeps may go for what is only foreseen.
+    fn yields(&self) -> bool {
+        true
+    }
+
     /// Whether it wants to be told of uses.
     fn watches(&self) -> bool {
         true

@@ -171,7 +171,8 @@ impl Core {
             return true;
         };
         let short = Amount::segment(bytes).minus(self.ledger.account(prospect.tier).coming());
-        let displaced = self.displaced(now, prospect.tier, short, &BTreeSet::new());
+        let way = (prospect.tier, prospect.said);
+        let displaced = self.displaced(now, way, short, &BTreeSet::new());
         displaced.is_ok_and(|displaced| displaced.is_some_and(|gone| gone.is_less(prospect.worth)))
     }
 
@@ -256,8 +257,9 @@ impl Core {
         plan: &Plan,
     ) -> Result<Option<Foreseen>, Violation> {
         let mut gone = Displaced::default();
+        let said = self.policies.history.hint(model).is_some();
         for (tier, short) in self.short_for(plan) {
-            match self.displaced(now, tier, short, &plan.kept)? {
+            match self.displaced(now, (tier, said), short, &plan.kept)? {
                 Some(more) => gone.add(more),
                 None => return Ok(None),
             }
@@ -273,7 +275,7 @@ impl Core {
         Ok(gone.is_less(worth).then(|| Foreseen {
             copy,
             model,
-            said: history.hint(model).is_some(),
+            said,
             worth,
             factors: vec![
                 factor("index_per_s", index),
@@ -286,11 +288,12 @@ impl Core {
         }))
     }
 
-    /// What those would be worth that would go from a tier; `None` if too little can go.
+    /// What those would be worth that would go from a tier for what is said to come, or is only
+    /// foreseen; `None` if too little can go.
     fn displaced(
         &self,
         now: Time,
-        tier: Tier,
+        (tier, said): (Tier, bool),
         short: Amount,
         kept: &BTreeSet<SegmentId>,
     ) -> Result<Option<Displaced>, Violation> {
@@ -298,7 +301,8 @@ impl Core {
         if short == Amount::ZERO {
             return Ok(Some(displaced));
         }
-        if !short.fits(self.residency.idle_amount(tier)) {
+        let yields = said || self.policies.policy(tier)?.yields();
+        if !yields || !short.fits(self.residency.idle_amount(tier)) {
             return Ok(None);
         }
         let chosen = self.choose_victims(now, tier, short, kept)?;

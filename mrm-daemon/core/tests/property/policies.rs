@@ -71,6 +71,10 @@ impl Policy for Wild {
         self.draw();
     }
 
+    fn yields(&self) -> bool {
+        self.0.is_multiple_of(2)
+    }
+
     fn give_back(&self) -> GiveBack {
         match self.0 % 2 {
             0 => GiveBack::BestFirst,

@@ -49,6 +49,9 @@ const REGULAR: &str = "
     > close 1 l7
 ";
 
+/// The default follows LRU until it has seen enough: then nothing goes for what is only foreseen.
+const FORESEEING: &str = "> policy host gc\n> prefetch 20";
+
 fn counts(script: &Script) -> AheadView {
     script.core.view().ahead()
 }
@@ -69,7 +72,7 @@ const FORETOLD: &str = "
 
 #[test]
 fn what_is_used_at_regular_times_is_loaded_before_the_next() {
-    let mut script = script(10, "> prefetch 20");
+    let mut script = script(10, FORESEEING);
     script.run(REGULAR).run(FORETOLD);
     let [begun, used] = [counts(&script).begun, counts(&script).used];
     assert_eq!((begun, used), (1, 0));
@@ -83,6 +86,15 @@ fn what_is_used_at_regular_times_is_loaded_before_the_next() {
 }
 
 #[test]
+fn nothing_goes_for_what_is_foreseen_while_too_little_is_known() {
+    let mut script = script(10, "> prefetch 20");
+    script.run(REGULAR).run("at 55000000\n> tick");
+    assert_eq!(counts(&script).begun, 0);
+    // What is said to come is another matter.
+    script.run("> hint m1 60000000\nresolve op6 m1\n> resolved op6 v1 a:4\nfree op7 s2");
+}
+
+#[test]
 fn nothing_is_loaded_ahead_where_that_is_off() {
     let mut script = script(10, REGULAR);
     assert_eq!(script.core.next_deadline(), None);
@@ -91,7 +103,7 @@ fn nothing_is_loaded_ahead_where_that_is_off() {
 
 #[test]
 fn it_is_explained_what_is_loaded_ahead() {
-    let mut script = script(10, "> prefetch 20");
+    let mut script = script(10, FORESEEING);
     script.run(REGULAR);
     script.run("at 55000000\n> tick\nresolve op6 m1");
     script.run("> resolved op6 v1 a:4\nfree op7 s2");
@@ -114,7 +126,7 @@ fn it_is_explained_what_is_loaded_ahead() {
 
 #[test]
 fn whoever_waits_comes_first() {
-    let mut script = script(10, "> prefetch 20");
+    let mut script = script(10, FORESEEING);
     script.run(REGULAR);
     // Somebody waits when it is time: not even looked.
     script.run("> open 1.8 m3\nresolve op6 m3");
@@ -131,7 +143,7 @@ fn whoever_waits_comes_first() {
 
 #[test]
 fn an_open_joins_what_is_loaded_ahead() {
-    let mut script = script(10, "> prefetch 20");
+    let mut script = script(10, FORESEEING);
     script.run(REGULAR).run(
         "at 55000000
          > tick
@@ -151,7 +163,7 @@ fn an_open_joins_what_is_loaded_ahead() {
 
 #[test]
 fn what_was_loaded_in_vain_is_not_loaded_ahead_again() {
-    let mut script = script(10, "> prefetch 20");
+    let mut script = script(10, FORESEEING);
     script.run(REGULAR).run(FORETOLD);
     script.run(
         "at 56000000
@@ -173,7 +185,7 @@ fn what_was_loaded_in_vain_is_not_loaded_ahead_again() {
 
 #[test]
 fn what_is_there_stays_if_it_is_worth_more() {
-    let mut script = script(10, "> prefetch 20");
+    let mut script = script(10, FORESEEING);
     // m2 takes longer to load, and is said to come as well, and sooner.
     script.run(&REGULAR.replace("took op5 1000", "took op5 5000000"));
     script.run("> hint m2 55000000\n> hint m1 85000000");
@@ -222,7 +234,7 @@ fn hints_are_bounded() {
 
 #[test]
 fn a_drain_ends_it() {
-    let mut script = script(10, "> prefetch 20");
+    let mut script = script(10, FORESEEING);
     script.run(REGULAR).run(
         "at 55000000
          > tick
