@@ -1296,6 +1296,18 @@ int mrm_client_list(mrm_client_ref client, const char *prefix, mrm_list_f callba
 int mrm_client_stat(mrm_client_ref client, const char *name, struct mrm_stat_t *stat);
 
 /**
+ * Says that the registered model `name` will be opened in `in_ms` milliseconds (at most 3,600,000),
+ * by this process or another: the daemon may load it before that, while nobody waits for anything
+ * else, where it was used last. What is said later takes the place of what was said before.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * `client` is open; `name` is NUL-terminated.
+ */
+int mrm_client_hint(mrm_client_ref client, const char *name, uint64_t in_ms);
+
+/**
  * Maps the segment at `index` once more, privately and for writing: `data_ptr` leads to `bytes`
  * bytes, the exact image of the file, with each tensor at its `offset`. Pages stay shared until they
  * are written; what is written nobody else sees, and it is gone with the mapping. Other readers keep

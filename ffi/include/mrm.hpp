@@ -399,6 +399,12 @@ public:
         return open_with(mrm_client_open_path, path, options);
     }
 
+    // Says that a registered model will be opened so long from now: it may be loaded before that.
+    void hint(const std::string &name, std::chrono::milliseconds in) const {
+        const auto in_ms = in.count() > 0 ? static_cast<std::uint64_t>(in.count()) : 0;
+        check(mrm_client_hint(handle_, name.c_str(), in_ms));
+    }
+
     mrm_client_ref get() const noexcept { return handle_; }
 
 private:

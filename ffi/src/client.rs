@@ -244,6 +244,28 @@ pub unsafe extern "C" fn mrm_client_stat(
     })
 }
 
+/// Says that the registered model `name` will be opened in `in_ms` milliseconds (at most 3,600,000),
+/// by this process or another: the daemon may load it before that, while nobody waits for anything
+/// else, where it was used last. What is said later takes the place of what was said before.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// `client` is open; `name` is NUL-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_hint(
+    client: mrm_client_ref,
+    name: *const c_char,
+    in_ms: u64,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that the client is open and the name NUL-terminated.
+        let (client, name) = unsafe { (borrow(client, "client")?, text(name, "name")?) };
+        let hinted = client.client.hint(name, Duration::from_millis(in_ms));
+        hinted.map_err(|e| Failure::of(&e))
+    })
+}
+
 /// The options as Rust has them.
 ///
 /// # Safety

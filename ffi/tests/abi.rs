@@ -18,7 +18,7 @@ use mrm::model::*;
 use mrm::number::mrm_error_e;
 use mrm::types::*;
 use mrm_proto::error::ErrorCode;
-use mrm_proto::reply::{Listed, ModelRow, ModelState, Progress, Reply, Stated};
+use mrm_proto::reply::{Hinted, Listed, ModelRow, ModelState, Progress, Reply, Stated};
 use mrm_proto::request::Request;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -185,6 +185,7 @@ fn null_arguments_are_errors_everywhere() {
             mrm_client_open_path(client, null(), null(), &mut null_mut()),
             mrm_client_list(client, null(), None, null_mut()),
             mrm_client_stat(client, null(), null_mut()),
+            mrm_client_hint(client, null(), 0),
             mrm_model_clone(null(), &mut null_mut()),
             mrm_model_close(null_mut()),
             mrm_model_info(model, null_mut()),
@@ -359,6 +360,9 @@ fn models_are_listed_and_described() {
                     models: vec![row("a"), row("b"), row("c")],
                     more: false,
                 })
+            } else if let Request::Hint(hint) = request {
+                assert_eq!((hint.model.as_str(), hint.in_ms), ("a", 30_000));
+                Reply::Hinted(Hinted {})
             } else {
                 let version = Some(mrm_proto::ids::VersionId(4));
                 Reply::Stated(Stated {
@@ -379,6 +383,7 @@ fn models_are_listed_and_described() {
     unsafe {
         assert_eq!(mrm_client_list(client, null(), Some(collect), user), 0);
         assert_eq!(mrm_client_stat(client, c"a".as_ptr(), &raw mut stat), 0);
+        assert_eq!(mrm_client_hint(client, c"a".as_ptr(), 30_000), 0);
         assert_eq!(mrm_client_close(client), 0);
     }
     assert_eq!(names, ["a", "b"], "the callback ended the listing");

@@ -23,7 +23,7 @@ use crate::model::Model;
 use crate::open::{GrantRequest, OpenOptions, Wish};
 use crate::request::Replied;
 use crate::retry::{RESENDS_MAX, Retry};
-use crate::state::{checked, unexpected};
+use crate::state::{check_hints, checked, hint, unexpected};
 use mrm_proto::reply::{Reply, Stated};
 use mrm_proto::request::{Request, Stat};
 use std::io;
@@ -164,6 +164,20 @@ impl AsyncClient {
             return Err(unexpected(&connection, replied.reply));
         };
         Ok(stated)
+    }
+
+    /// Says that a registered model will be opened so long from now.
+    ///
+    /// # Errors
+    /// As [`Client::hint`].
+    pub async fn hint(&self, name: &str, due: Duration) -> Result<(), RequestError> {
+        let request = hint(name, due)?;
+        check_hints(&self.wire().await?.connection)?;
+        let (connection, replied) = self.ask(&request).await?;
+        let Reply::Hinted(_) = replied.reply else {
+            return Err(unexpected(&connection, replied.reply));
+        };
+        Ok(())
     }
 
     /// Asks for a grant, and makes an open model of it. Asks again when the session ends meanwhile.

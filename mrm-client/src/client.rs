@@ -249,6 +249,24 @@ impl Client {
         self.state().stat(name)
     }
 
+    /// Says that a registered model will be opened so long from now, by this process or another:
+    /// the daemon may load it before that, while nobody waits for anything else, where it was used
+    /// last. At most an hour ahead; what is said later takes the place of what was said before.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// let client = mrm_client::Client::connect()?;
+    /// client.hint("org/bert", Duration::from_secs(30))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When there is no session, the daemon is too old for that, has no such model, or was told of
+    /// too many already.
+    pub fn hint(&self, name: &str, due: Duration) -> Result<(), RequestError> {
+        self.state().hint(name, due)
+    }
+
     /// What the daemon said of itself. Connects if there is no session.
     ///
     /// # Errors

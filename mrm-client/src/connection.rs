@@ -534,7 +534,8 @@ impl Ticket<'_> {
             | Request::List(_)
             | Request::Stat(_)
             | Request::Touched(_)
-            | Request::Heard(_) => false,
+            | Request::Heard(_)
+            | Request::Hint(_) => false,
         };
         self.connection.send(self.id, request, fds)
     }

@@ -116,6 +116,7 @@ impl Desk {
                 | Reply::OpenedMany(_)
                 | Reply::Listed(_)
                 | Reply::Stated(_)
+                | Reply::Hinted(_)
                 | Reply::Error(_) => Left::Nothing,
             },
             None => Left::Nothing,
@@ -171,6 +172,7 @@ impl Desk {
                     | Reply::OpenedMany(_)
                     | Reply::Listed(_)
                     | Reply::Stated(_)
+                    | Reply::Hinted(_)
                     | Reply::Error(_) => fates_of(None),
                 };
                 *slot.get_mut() = Slot::Answered(Replied { reply, fds, fates });

@@ -266,12 +266,16 @@ pub enum RequestError {
     /// The daemon refused.
     #[error(transparent)]
     Refused(Refusal),
+    /// The daemon is older than this library, and does not know what was asked for.
+    #[error("the daemon ({0}) takes no hints: update it")]
+    NoHints(String),
 }
 
 impl Fault for RequestError {
     fn number(&self) -> u16 {
         match self {
             Self::BadName { .. } => mrm_proto::error::ErrorCode::BadName.number(),
+            Self::NoHints(_) => mrm_proto::error::ErrorCode::VersionMismatch.number(),
             Self::Connect(e) => e.number(),
             Self::Session(e) => e.number(),
             Self::Refused(e) => e.number(),
@@ -279,7 +283,7 @@ impl Fault for RequestError {
     }
     fn retryable(&self) -> bool {
         match self {
-            Self::BadName { .. } => false,
+            Self::BadName { .. } | Self::NoHints(_) => false,
             Self::Connect(e) => e.retryable(),
             Self::Session(e) => e.retryable(),
             Self::Refused(e) => e.retryable(),
@@ -288,7 +292,7 @@ impl Fault for RequestError {
     fn took_effect(&self) -> bool {
         match self {
             Self::Refused(e) => e.took_effect(),
-            Self::BadName { .. } | Self::Connect(_) | Self::Session(_) => false,
+            Self::BadName { .. } | Self::NoHints(_) | Self::Connect(_) | Self::Session(_) => false,
         }
     }
 }

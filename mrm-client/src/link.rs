@@ -331,7 +331,8 @@ impl Link {
             | Reply::Ready(_)
             | Reply::OpenedMany(_)
             | Reply::Listed(_)
-            | Reply::Stated(_) => {
+            | Reply::Stated(_)
+            | Reply::Hinted(_) => {
                 lock(&self.roll).give_up(batch);
                 let why = "a reply that does not fit the leases that were named";
                 Err(SessionError::OutOfPlace(why.to_owned()))

@@ -217,7 +217,8 @@ impl GrantRequest {
             | Request::List(_)
             | Request::Stat(_)
             | Request::Touched(_)
-            | Request::Heard(_) => None,
+            | Request::Heard(_)
+            | Request::Hint(_) => None,
         };
         connection.grants_early() && wait_for == Some(WaitFor::Layout)
     }
@@ -233,7 +234,8 @@ impl GrantRequest {
             | Request::List(_)
             | Request::Stat(_)
             | Request::Touched(_)
-            | Request::Heard(_) => "",
+            | Request::Heard(_)
+            | Request::Hint(_) => "",
         }
     }
 
@@ -274,7 +276,8 @@ impl GrantRequest {
             | Request::List(_)
             | Request::Stat(_)
             | Request::Touched(_)
-            | Request::Heard(_) => {}
+            | Request::Heard(_)
+            | Request::Hint(_) => {}
         }
         request
     }

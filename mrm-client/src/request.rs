@@ -57,6 +57,7 @@ pub(crate) fn decode(frame: Frame<'_>, arrived: &mut Vec<Incoming>) -> Result<()
         | Reply::Resumed(_)
         | Reply::Listed(_)
         | Reply::Stated(_)
+        | Reply::Hinted(_)
         | Reply::Error(_)) => {
             arrived.push(fitting(header.kind, header.request, reply, fds)?);
             Ok(())
@@ -94,6 +95,7 @@ fn fitting(
         | Reply::OpenedMany(_)
         | Reply::Listed(_)
         | Reply::Stated(_)
+        | Reply::Hinted(_)
         | Reply::Error(_) => came == 0,
     };
     if !fits {

@@ -138,7 +138,7 @@ impl Retry {
 
 fn of_request(error: &RequestError) -> Again {
     match error {
-        RequestError::BadName { .. } => Again::Never,
+        RequestError::BadName { .. } | RequestError::NoHints(_) => Again::Never,
         RequestError::Connect(error) => of_connect(error),
         RequestError::Session(SessionError::Disconnected) => Again::Now,
         RequestError::Session(SessionError::Ended(why)) if why.retryable() => Again::Later,

@@ -15,10 +15,12 @@ use crate::request::{Replied, refusal};
 use crate::retry::{RESENDS_MAX, Retry};
 use crate::touches::Touches;
 use crate::vram::Contexts;
+use mrm_proto::hello::features;
 use mrm_proto::ids::{DeviceUuid, InstanceId, VersionId};
+use mrm_proto::limits::HINT_MS_MAX;
 use mrm_proto::name::ModelName;
 use mrm_proto::reply::{ModelRow, OnDevice, Opened, Origin, Reply, Stated};
-use mrm_proto::request::{List, Request, Stat, WaitFor};
+use mrm_proto::request::{Hint, List, Request, Stat, WaitFor};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -181,6 +183,16 @@ impl State {
             return Err(unexpected(&connection, replied.reply));
         };
         Ok(stated)
+    }
+
+    pub(crate) fn hint(&self, name: &str, due: Duration) -> Result<(), RequestError> {
+        let request = hint(name, due)?;
+        check_hints(&*self.link.connection()?)?;
+        let (connection, replied) = self.ask(&request, &self.quick())?;
+        let Reply::Hinted(_) = replied.reply else {
+            return Err(unexpected(&connection, replied.reply));
+        };
+        Ok(())
     }
 
     /// The patience for a request that loads nothing.
@@ -431,6 +443,24 @@ pub(crate) fn checked(name: &str) -> Result<ModelName, RequestError> {
         let name = name.chars().take(80).collect();
         RequestError::BadName { name, reason }
     })
+}
+
+/// What says that a model will be opened.
+pub(crate) fn hint(name: &str, due: Duration) -> Result<Request, RequestError> {
+    let in_ms = u64::try_from(due.as_millis()).unwrap_or(u64::MAX);
+    Ok(Request::Hint(Hint {
+        model: checked(name)?,
+        in_ms: in_ms.min(HINT_MS_MAX),
+    }))
+}
+
+/// Older daemons would end the session.
+pub(crate) fn check_hints(connection: &Connection) -> Result<(), RequestError> {
+    let hello = connection.hello();
+    match hello.features & features::HINT {
+        0 => Err(RequestError::NoHints(hello.daemon.clone())),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn unexpected(connection: &Connection, reply: Reply) -> RequestError {

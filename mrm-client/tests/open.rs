@@ -10,9 +10,13 @@
 mod fake;
 
 use fake::{Content, Fake, PATIENCE};
-use mrm_client::{ConnectOptions, Fault, ModelKind, OpenOptions, Origin, TensorError};
+use mrm_client::{
+    ConnectOptions, Fault, ModelKind, OpenOptions, Origin, RequestError, TensorError,
+};
 use mrm_proto::error::ErrorCode;
-use mrm_proto::reply::{Listed, ModelRow, ModelState, Progress, Reply, Stated};
+use mrm_proto::hello::features;
+use mrm_proto::limits::HINT_MS_MAX;
+use mrm_proto::reply::{Hinted, Listed, ModelRow, ModelState, Progress, Reply, Stated};
 use mrm_proto::request::Request;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
@@ -288,6 +292,10 @@ fn lists_are_read_page_by_page() {
                         more: false,
                     },
                 }),
+                Request::Hint(hint) => {
+                    assert_eq!(hint.in_ms, HINT_MS_MAX, "cut to what a daemon takes");
+                    Reply::Hinted(Hinted {})
+                }
                 _ => Reply::Stated(Stated {
                     row: row("a"),
                     version: None,
@@ -306,6 +314,26 @@ fn lists_are_read_page_by_page() {
         .collect();
     assert_eq!(names, ["a", "b", "c"]);
     assert_eq!(client.stat("a").expect("is there").row.name.as_str(), "a");
+    client.hint("a", Duration::MAX).expect("is noted");
+    assert!(matches!(
+        client.hint("/", Duration::ZERO),
+        Err(RequestError::BadName { .. })
+    ));
+}
+
+#[test]
+fn a_daemon_that_takes_no_hints_is_not_sent_any() {
+    let fake = Fake::start(|_, session| {
+        let id = session.client_hello().0;
+        let mut hello = fake::server_hello();
+        hello.0.features &= !features::HINT;
+        session.send(id, &hello, &[]);
+        session.until_gone();
+    });
+    let error = fake.client().hint("a", Duration::ZERO).expect_err("is old");
+    assert!(matches!(&error, RequestError::NoHints(_)), "{error}");
+    assert!(error.to_string().contains("update it"), "{error}");
+    assert_eq!(error.number(), ErrorCode::VersionMismatch.number());
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub enum Kind {
     Touched = 0x0022,
     /// What was said of a model that is being filled was read.
     Heard = 0x0023,
+    /// A model will be opened soon.
+    Hint = 0x0024,
     /// First frame of the daemon.
     ServerHello = 0x8001,
     /// An open succeeded.
@@ -75,13 +77,15 @@ pub enum Kind {
     Listed = 0x8020,
     /// One model.
     Stated = 0x8021,
+    /// What was said to come was noted.
+    Hinted = 0x8024,
     /// A request failed, or the session ends.
     Error = 0xffff,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::ClientHello,
         Self::Open,
         Self::OpenFiles,
@@ -92,6 +96,7 @@ impl Kind {
         Self::Stat,
         Self::Touched,
         Self::Heard,
+        Self::Hint,
         Self::ServerHello,
         Self::Opened,
         Self::Closed,
@@ -104,6 +109,7 @@ impl Kind {
         Self::OpenedMany,
         Self::Listed,
         Self::Stated,
+        Self::Hinted,
         Self::Error,
     ];
 

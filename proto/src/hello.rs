@@ -89,8 +89,10 @@ pub mod features {
     /// Grants of opens that came together may come together, as
     /// [`OpenedMany`](crate::reply::OpenedMany).
     pub const MANY: u64 = 1 << 6;
+    /// [`Hint`](crate::request::Hint) may be sent.
+    pub const HINT: u64 = 1 << 7;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE | MANY;
+    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE | MANY | HINT;
 }
 
 impl ClientHello {

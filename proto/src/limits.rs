@@ -63,6 +63,10 @@ pub const READY_RANGES_MAX: usize = 1024;
 pub const LIST_ROWS_MAX: usize = 256;
 /// Longest wait that an `Open` may ask for.
 pub const WAIT_MS_MAX: u64 = 3_600_000;
+/// Furthest ahead that a `Hint` may speak of.
+pub const HINT_MS_MAX: u64 = 3_600_000;
+/// Most models that one user may have said to come at a time, over all its sessions.
+pub const HINTS_PER_USER_MAX: usize = 128;
 /// Longest human-readable error message.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 4096;
 /// Longest name a client may give of itself.

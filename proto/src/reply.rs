@@ -39,6 +39,8 @@ pub enum Reply {
     Listed(Listed),
     /// One model.
     Stated(Stated),
+    /// What was said to come was noted.
+    Hinted(Hinted),
     /// The request failed.
     Error(ErrorReply),
 }
@@ -348,6 +350,11 @@ pub struct Stated {
     pub digests: Vec<Option<Digest>>,
 }
 
+/// What was said to come was noted. Whether it is loaded before that is not known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hinted {}
+
 impl Reply {
     /// Reads the body of a frame whose header was `header`.
     ///
@@ -366,6 +373,7 @@ impl Reply {
             Kind::OpenedMany => decode_cbor(header, body).map(Self::OpenedMany),
             Kind::Listed => decode_cbor(header, body).map(Self::Listed),
             Kind::Stated => decode_cbor(header, body).map(Self::Stated),
+            Kind::Hinted => decode_cbor(header, body).map(Self::Hinted),
             Kind::Error => decode_cbor(header, body).map(Self::Error),
             kind @ (Kind::ClientHello
             | Kind::ServerHello
@@ -377,7 +385,8 @@ impl Reply {
             | Kind::List
             | Kind::Stat
             | Kind::Touched
-            | Kind::Heard) => Err(FrameError::OutOfPlace(kind)),
+            | Kind::Heard
+            | Kind::Hint) => Err(FrameError::OutOfPlace(kind)),
         }
     }
 
@@ -409,6 +418,7 @@ impl Message for Reply {
             Self::OpenedMany(_) => Kind::OpenedMany,
             Self::Listed(_) => Kind::Listed,
             Self::Stated(_) => Kind::Stated,
+            Self::Hinted(_) => Kind::Hinted,
             Self::Error(_) => Kind::Error,
         }
     }
@@ -426,6 +436,7 @@ impl Message for Reply {
             Self::OpenedMany(body) => encode_cbor(body, out),
             Self::Listed(body) => encode_cbor(body, out),
             Self::Stated(body) => encode_cbor(body, out),
+            Self::Hinted(body) => encode_cbor(body, out),
             Self::Error(body) => encode_cbor(body, out),
         }
     }

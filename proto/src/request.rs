@@ -33,6 +33,8 @@ pub enum Request {
     Touched(Touched),
     /// What is there was heard of.
     Heard(Heard),
+    /// A model will be opened soon.
+    Hint(Hint),
 }
 
 /// Opens a model of the operator's catalogue. Carries no descriptor.
@@ -155,6 +157,20 @@ pub struct Heard {
     pub lease: LeaseId,
 }
 
+/// Tells that a registered model will be opened soon, by anybody: it may be loaded before that,
+/// while nobody waits for anything else. Needs [`features::HINT`](crate::hello::features).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hint {
+    /// The registered name.
+    #[n(0)]
+    pub model: ModelName,
+    /// In how many milliseconds, at most [`HINT_MS_MAX`](crate::limits::HINT_MS_MAX). What is said
+    /// later takes the place of what was said before.
+    #[n(1)]
+    pub in_ms: u64,
+}
+
 /// Takes up leases that another daemon gave, before this one took its memory over. Needs
 /// [`features::RESUME`](crate::hello::features).
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -231,6 +247,7 @@ impl Request {
             Kind::Stat => decode_cbor(header, body).map(Self::Stat),
             Kind::Touched => decode_cbor(header, body).map(Self::Touched),
             Kind::Heard => decode_cbor(header, body).map(Self::Heard),
+            Kind::Hint => decode_cbor(header, body).map(Self::Hint),
             kind @ (Kind::ClientHello
             | Kind::ServerHello
             | Kind::Opened
@@ -244,6 +261,7 @@ impl Request {
             | Kind::OpenedMany
             | Kind::Listed
             | Kind::Stated
+            | Kind::Hinted
             | Kind::Error) => Err(FrameError::OutOfPlace(kind)),
         }
     }
@@ -260,7 +278,8 @@ impl Request {
             | Self::List(_)
             | Self::Stat(_)
             | Self::Touched(_)
-            | Self::Heard(_) => 0,
+            | Self::Heard(_)
+            | Self::Hint(_) => 0,
         }
     }
 }
@@ -277,6 +296,7 @@ impl Message for Request {
             Self::Stat(_) => Kind::Stat,
             Self::Touched(_) => Kind::Touched,
             Self::Heard(_) => Kind::Heard,
+            Self::Hint(_) => Kind::Hint,
         }
     }
 
@@ -291,6 +311,7 @@ impl Message for Request {
             Self::Stat(body) => encode_cbor(body, out),
             Self::Touched(body) => encode_cbor(body, out),
             Self::Heard(body) => encode_cbor(body, out),
+            Self::Hint(body) => encode_cbor(body, out),
         }
     }
 }

@@ -10,13 +10,13 @@ use mrm_proto::ids::{DeviceUuid, Digest, InstanceId, LeaseId, RequestId, Version
 use mrm_proto::layout::Granularity;
 use mrm_proto::name::{FileName, ModelName};
 use mrm_proto::reply::{
-    Cancelled, Closed, DeviceState, Handed, IpcHandle, Listed, ModelRow, ModelState, OnDevice,
-    Opened, OpenedMany, OpenedOne, Origin, Progress, Ready, ReadyRange, Reply, Resumed, Revoked,
-    Sharing, Stated,
+    Cancelled, Closed, DeviceState, Handed, Hinted, IpcHandle, Listed, ModelRow, ModelState,
+    OnDevice, Opened, OpenedMany, OpenedOne, Origin, Progress, Ready, ReadyRange, Reply, Resumed,
+    Revoked, Sharing, Stated,
 };
 use mrm_proto::request::{
-    Cancel, Close, Devices, HadLease, Heard, List, Open, OpenFiles, Request, Resume, Stat, Touched,
-    WaitFor,
+    Cancel, Close, Devices, HadLease, Heard, Hint, List, Open, OpenFiles, Request, Resume, Stat,
+    Touched, WaitFor,
 };
 use mrm_proto::table::{ModelKind, Table, TableBuilder};
 use std::path::PathBuf;
@@ -118,6 +118,14 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
             }),
         ),
         ("heard", 0, Request::Heard(Heard { lease: LeaseId(77) })),
+        (
+            "hint",
+            0,
+            Request::Hint(Hint {
+                model: model("org/bert"),
+                in_ms: 30_000,
+            }),
+        ),
         (
             "open_files",
             2,
@@ -330,6 +338,7 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
                 digests: Vec::new(),
             }),
         ),
+        ("hinted", 0, Reply::Hinted(Hinted {})),
         (
             "error",
             0,

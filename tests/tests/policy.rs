@@ -7,11 +7,21 @@
     reason = "tests"
 )]
 
+use mrm_client::Fault;
+use mrm_proto::error::ErrorCode;
+use mrm_proto::hello::features;
+use mrm_proto::ids::RequestId;
+use mrm_proto::limits::{HINT_MS_MAX, HINTS_PER_USER_MAX};
+use mrm_proto::name::ModelName;
+use mrm_proto::reply::Reply;
+use mrm_proto::request::{Hint, Request};
 use mrm_tests::node::{Node, Setup, command, program};
+use mrm_tests::raw::Raw;
 use mrm_tests::{eventually, model};
 use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
 use serde_json::{Value, json};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -177,6 +187,65 @@ fn an_announced_model_is_there_when_it_is_opened() {
         (status, &error["error"]["code"]),
         (404, &json!("model_not_found"))
     );
+}
+
+#[test]
+fn a_client_announces_what_it_will_open() {
+    let (node, _) = node(&[]);
+    let client = node.client();
+    client.hint("a", Duration::from_secs(30)).unwrap();
+    eventually("the model", || {
+        (state(&node, "a") == "resident").then_some(())
+    });
+    open(&node, "a");
+    assert_eq!(events(&node, "prefetch_used").len(), 1);
+    let error = client.hint("nobody", Duration::ZERO).unwrap_err();
+    assert_eq!(error.number(), ErrorCode::ModelNotFound.number(), "{error}");
+
+    // Who is many sessions is one user all the same. Nothing of it comes within two minutes.
+    let far = Duration::from_secs(3600);
+    let names: Vec<String> = (0..=HINTS_PER_USER_MAX).map(|n| format!("m{n}")).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = Setup::new().budget(MIB);
+    let (path, _) = model::write(dir.path(), "m.safetensors", 4096, 1, 1);
+    for name in &names {
+        setup = setup.model(name, &path);
+    }
+    let node = Node::start_in(dir, &setup);
+    let (last, others) = names.split_last().unwrap();
+    for name in others {
+        node.client().hint(name, far).unwrap();
+    }
+    let error = node.client().hint(last, far).unwrap_err();
+    assert_eq!(error.number(), ErrorCode::Exhausted.number(), "{error}");
+    assert!(error.retryable());
+    // What was said before may be said anew.
+    node.client().hint(&names[0], far).unwrap();
+    assert_eq!(node.get("/v1/policy")["prefetch"]["hints"], 128);
+}
+
+#[test]
+fn a_hint_that_was_not_agreed_on_or_looks_too_far_ends_the_session() {
+    let (node, _) = node(&[]);
+    let hint = |in_ms| {
+        Request::Hint(Hint {
+            model: ModelName::new("a").unwrap(),
+            in_ms,
+        })
+    };
+    let mut old = Raw::hello_with(&node.socket(), features::ALL & !features::HINT);
+    old.send(RequestId(2), &hint(0), &[]);
+    old.ends_with(ErrorCode::MalformedBody);
+    let mut far = Raw::hello(&node.socket());
+    assert!(matches!(
+        far.ask(RequestId(2), &hint(HINT_MS_MAX), &[]),
+        Reply::Hinted(_)
+    ));
+    far.send(RequestId(3), &hint(HINT_MS_MAX + 1), &[]);
+    far.ends_with(ErrorCode::MalformedBody);
+    let mut silent = Raw::hello(&node.socket());
+    silent.send(RequestId::NO_REPLY, &hint(0), &[]);
+    silent.ends_with(ErrorCode::BadRequestId);
 }
 
 /// What is remembered of `a`: uses, and the seconds since the last.

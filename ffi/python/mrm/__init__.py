@@ -50,6 +50,7 @@ __all__ = [
     "Tensor",
     "TensorInfo",
     "TimedOut",
+    "hint",
     "list",
     "open",
     "open_many",
@@ -139,3 +140,8 @@ def list(prefix: str = "", *, client: Client | None = None) -> builtins.list[Mod
 def stat(name: str, *, client: Client | None = None) -> ModelRow:
     """What the daemon knows of the model ``name``; see :meth:`Client.stat`."""
     return (client or shared.get()).stat(name)
+
+
+def hint(name: str, within: float = 0.0, *, client: Client | None = None) -> None:
+    """Says that a model will be opened within so many seconds; see :meth:`Client.hint`."""
+    (client or shared.get()).hint(name, within)

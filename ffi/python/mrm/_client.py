@@ -20,6 +20,7 @@ WaitFor = Literal["all", "layout"]
 _STATES = {0: "absent", 1: "loading", 2: "resident", 3: "partial"}
 _WAIT_FOR: dict[str, int] = {"all": 0, "layout": 1}
 _TIER_HOST, _TIER_DEVICE, _TIER_BEST = range(3)
+_WITHIN_MAX = 366 * 86400
 
 
 class ModelRow(NamedTuple):
@@ -155,6 +156,14 @@ class Client:
         stat = _ffi.Stat(size=ctypes.sizeof(_ffi.Stat))
         lib.check(lib.client_stat(self._open_handle(), _text(name), ctypes.byref(stat)))
         return _row(name, stat)
+
+    def hint(self, name: str, within: float = 0.0) -> None:
+        """Says that the registered model ``name`` will be opened ``within`` so many seconds, by this
+        process or another: the daemon may load it before that, while nobody waits for anything else.
+        At most an hour ahead; what is said later takes the place of what was said before."""
+        if not 0 <= within < _WITHIN_MAX:
+            raise ValueError("within is a number of seconds from 0 to a year")
+        lib.check(lib.client_hint(self._open_handle(), _text(name), round(within * 1000)))
 
     def close(self) -> None:
         """Gives the session back. Models that it opened stay open."""

@@ -183,6 +183,7 @@ FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
     ),
     "mrm_client_list": (c_int, [c_void_p, c_char_p, LIST, c_void_p], True),
     "mrm_client_stat": (c_int, [c_void_p, c_char_p, POINTER(Stat)], True),
+    "mrm_client_hint": (c_int, [c_void_p, c_char_p, c_uint64], True),
     "mrm_model_clone": (c_int, [c_void_p, POINTER(c_void_p)], False),
     "mrm_model_close": (c_int, [c_void_p], True),
     "mrm_model_info": (c_int, [c_void_p, POINTER(ModelInfo)], False),

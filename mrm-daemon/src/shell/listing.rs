@@ -12,7 +12,7 @@ use mrm_core::id::SessionId;
 use mrm_proto::ids::RequestId;
 use mrm_proto::name::ModelName;
 use mrm_proto::reply::Reply;
-use mrm_proto::request::{List, Stat};
+use mrm_proto::request::{Hint, List, Stat};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub(super) enum Question {
     List(SessionId, RequestId, List),
     /// A client.
     Stat(SessionId, RequestId, Stat),
+    /// A client, which says that it comes.
+    Hint(SessionId, RequestId, Hint),
 }
 
 impl Listing {
@@ -149,7 +151,7 @@ impl State {
         }
     }
 
-    fn answer_question(&mut self, question: Question) {
+    pub(super) fn answer_question(&mut self, question: Question) {
         match question {
             Question::Operator(query) => self.answer_query_now(query),
             Question::List(session, request, list) => {
@@ -163,6 +165,7 @@ impl State {
                 };
                 self.send(session, request, &reply);
             }
+            Question::Hint(session, request, hint) => self.answer_hint(session, request, hint),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Policies and loads ahead: as the operator chooses them, and why they did what they did.
 
+mod hints;
+
 use super::State;
 use crate::config::Config;
 use crate::status::Place;
@@ -42,12 +44,13 @@ impl Policies {
     }
 }
 
-/// What is remembered of decisions until it has been told.
+/// What is remembered of decisions until it has been told, and who said what comes.
 #[derive(Default)]
 pub(super) struct Reasons {
     configured: Option<Policies>,
     /// Why what is being freed was chosen.
     freeing: HashMap<SegmentId, WhyView>,
+    said: hints::Said,
 }
 
 impl super::Shell {

@@ -145,6 +145,7 @@ impl State {
             Request::Resume(resume) => self.resume(session, request, &resume)?,
             Request::List(list) => self.ask_listing(Question::List(session, request, list)),
             Request::Stat(stat) => self.ask_listing(Question::Stat(session, request, stat)),
+            Request::Hint(hint) => self.client_hints(session, request, hint)?,
             Request::Touched(touched) => {
                 self.check_early(session, touched.tensors.len())?;
                 self.touched(session, &touched);

@@ -47,7 +47,7 @@ pub fn of(target: &Target) -> Vec<Seed> {
     }
 }
 
-const REQUESTS: [Kind; 9] = [
+const REQUESTS: [Kind; 10] = [
     Kind::Open,
     Kind::OpenFiles,
     Kind::Close,
@@ -57,8 +57,9 @@ const REQUESTS: [Kind; 9] = [
     Kind::Stat,
     Kind::Touched,
     Kind::Heard,
+    Kind::Hint,
 ];
-const REPLIES: [Kind; 12] = [
+const REPLIES: [Kind; 13] = [
     Kind::Opened,
     Kind::Closed,
     Kind::Cancelled,
@@ -70,6 +71,7 @@ const REPLIES: [Kind; 12] = [
     Kind::OpenedMany,
     Kind::Listed,
     Kind::Stated,
+    Kind::Hinted,
     Kind::Error,
 ];
 
@@ -263,6 +265,7 @@ const fn asks(kind: Kind) -> u8 {
         | Kind::Stat
         | Kind::Touched
         | Kind::Heard
+        | Kind::Hint
         | Kind::Opened
         | Kind::Closed
         | Kind::Cancelled
@@ -271,6 +274,7 @@ const fn asks(kind: Kind) -> u8 {
         | Kind::Ready
         | Kind::Resumed
         | Kind::OpenedMany
+        | Kind::Hinted
         | Kind::Error => 2,
     }
 }

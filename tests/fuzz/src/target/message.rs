@@ -35,7 +35,8 @@ pub fn request(input: &[u8]) -> Verdict {
             | Request::List(_)
             | Request::Stat(_)
             | Request::Touched(_)
-            | Request::Heard(_) => assert_eq!(request.fds_expected(), 0),
+            | Request::Heard(_)
+            | Request::Hint(_) => assert_eq!(request.fds_expected(), 0),
         }
     }
     verdict
@@ -74,6 +75,7 @@ pub fn hello(input: &[u8]) -> Verdict {
         | Kind::Stat
         | Kind::Touched
         | Kind::Heard
+        | Kind::Hint
         | Kind::Opened
         | Kind::Closed
         | Kind::Cancelled
@@ -85,6 +87,7 @@ pub fn hello(input: &[u8]) -> Verdict {
         | Kind::OpenedMany
         | Kind::Listed
         | Kind::Stated
+        | Kind::Hinted
         | Kind::Error => check(&header, body, ServerHello::decode),
     }
 }

@@ -167,6 +167,7 @@ impl Client {
             | Reply::OpenedMany(_)
             | Reply::Listed(_)
             | Reply::Stated(_)
+            | Reply::Hinted(_)
             | Reply::Error(_) => Ok(()),
         }
     }

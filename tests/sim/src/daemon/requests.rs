@@ -106,7 +106,7 @@ impl Daemon {
             }
             Request::Resume(resume) => self.resume(env, key, &resume)?,
             Request::Heard(_) => {}
-            Request::Touched(_) | Request::List(_) | Request::Stat(_) => {
+            Request::Touched(_) | Request::Hint(_) | Request::List(_) | Request::Stat(_) => {
                 let error = ErrorReply::new(ErrorCode::NotPermitted, "not simulated");
                 return self.turned_away(env, key, error);
             }

@@ -236,7 +236,10 @@ fn open_failure(error: &OpenError) -> Failure {
         }
         OpenError::File { .. } => fault(error),
         OpenError::Request(
-            RequestError::BadName { .. } | RequestError::Session(_) | RequestError::Refused(_),
+            RequestError::BadName { .. }
+            | RequestError::Session(_)
+            | RequestError::Refused(_)
+            | RequestError::NoHints(_),
         )
         | OpenError::Segment { .. }
         | OpenError::Incomplete(_)
