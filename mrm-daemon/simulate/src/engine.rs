@@ -98,6 +98,8 @@ pub struct Setup<'a> {
     pub timed: bool,
     /// Whether to write down what is resident when.
     pub timeline: bool,
+    /// Whether to take the time of each decision that drops something.
+    pub clocked: bool,
 }
 
 impl<'a> Setup<'a> {
@@ -114,6 +116,7 @@ impl<'a> Setup<'a> {
             oversize: Oversize::Transient,
             timed: false,
             timeline: false,
+            clocked: false,
         }
     }
 }

@@ -5,6 +5,7 @@ use mrm_core::effect::Origin;
 use mrm_core::id::{SegmentId, Time};
 use mrm_core::ledger::Tier;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// What came of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Outcome {
     pub exec_us: u128,
     /// The delays that are not zero, microseconds, in order.
     pub delays_us: Vec<u64>,
+    /// What each decision took that dropped something, if that was asked for, in their order.
+    pub decisions: Vec<Duration>,
     /// Models that were dropped for want of room.
     pub evictions: u64,
     /// Models that were loaded though nobody waited for them.
@@ -251,6 +254,11 @@ impl<'a> Books<'a> {
         if delay_us > 0 {
             self.sums.delays_us.push(delay_us);
         }
+    }
+
+    /// A decision that dropped something took so long.
+    pub(super) fn decided(&mut self, took: Duration) {
+        self.sums.decisions.push(took);
     }
 
     pub(super) fn outcome(mut self, now: Time) -> Outcome {

@@ -6,6 +6,7 @@ use mrm_core::effect::{Effect, Feed, Refusal, Reply};
 use mrm_core::event::{Event, Part, Resolution, SegmentFact};
 use mrm_core::id::{Bytes, ContentId, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
+use std::time::Instant;
 
 /// A model's image is a source of its own, far from those of the files.
 const IMAGES: u64 = 1 << 40;
@@ -22,7 +23,15 @@ impl Engine<'_> {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let mut effects = std::mem::take(&mut self.effects);
+            let began = self.setup.clocked.then(Instant::now);
             let handled = self.core.handle(self.now, event, &mut effects);
+            if let Some(began) = began
+                && effects
+                    .iter()
+                    .any(|effect| matches!(effect, Effect::Free { .. }))
+            {
+                self.books.decided(began.elapsed());
+            }
             handled.map_err(|violation| SimulationError::Violation {
                 request: self.number,
                 violation,
