@@ -134,7 +134,10 @@ impl Fake {
     }
 
     pub fn client(&self) -> mrm_client::Client {
-        mrm_client::Client::connect_to(self.socket()).expect("the fake says hello")
+        // However slow the machine and a sanitizer are.
+        let options = mrm_client::ConnectOptions::new().timeout(PATIENCE);
+        let client = mrm_client::Client::connect_with(&options.socket(self.socket()));
+        client.expect("the fake says hello")
     }
 }
 
