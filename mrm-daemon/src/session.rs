@@ -35,8 +35,10 @@ use tokio::time::Instant;
 const FRAMES_PER_TURN_MAX: u64 = 64;
 /// The same where there are other users, too.
 const SHARED_FRAMES_PER_TURN_MAX: u64 = 16;
-/// Bytes of replies that may be unread before no more requests are read: two of the largest.
-const UNREAD_BYTES_MAX: usize = 2 * FRAME_BODY_BYTES_MAX;
+/// Large answers that may be unread before no more requests are read.
+const LARGE_MAX: usize = 2;
+/// Bytes of replies that may be: two of the largest.
+const UNREAD_BYTES_MAX: usize = LARGE_MAX * FRAME_BODY_BYTES_MAX;
 
 /// Between two attempts to send while too many descriptors are on their way.
 const LENT_PAUSE: Duration = Duration::from_millis(5);
@@ -49,6 +51,8 @@ pub(crate) struct SessionIo {
     ended: Cell<bool>,
     /// Grants that go out together, while requests that came together are handled.
     gathered: RefCell<Option<Gathered>>,
+    /// Large answers that are owed, and will come all at once.
+    owed: Cell<usize>,
 }
 
 /// Several grants on their way.
@@ -76,6 +80,7 @@ impl SessionIo {
             wake: Notify::new(),
             ended: Cell::new(false),
             gathered: RefCell::default(),
+            owed: Cell::new(0),
         })
     }
 
@@ -162,7 +167,20 @@ impl SessionIo {
 
     /// Whether so much is unread that the answers to more requests would only pile up.
     fn is_full(&self) -> bool {
-        self.writer.borrow().waiting_bytes() > UNREAD_BYTES_MAX
+        self.owed.get() >= LARGE_MAX || self.writer.borrow().waiting_bytes() > UNREAD_BYTES_MAX
+    }
+
+    /// A large answer is owed, or not any more. Those of many sessions come at the same time.
+    pub(crate) fn owe(&self, owed: bool) {
+        let count = self.owed.get();
+        self.owed.set(if owed {
+            count + 1
+        } else {
+            count.saturating_sub(1)
+        });
+        if !owed {
+            self.wake.notify_one();
+        }
     }
 
     /// Nothing more is sent, and nothing is lent to what was not.

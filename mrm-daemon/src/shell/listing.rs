@@ -3,8 +3,8 @@
 //! Listing the roots reads directories, so it runs on a thread of its own, one at a time. A question
 //! starts one if the last is old, and waits for it, but not longer than a person would.
 
-use super::State;
 use super::work::Completed;
+use super::{State, Who};
 use crate::catalogue::Scan;
 use crate::status::Query;
 use crate::transfer::{Completion, Lost};
@@ -87,6 +87,7 @@ impl State {
     pub(super) fn ask_listing(&mut self, question: Question) {
         self.refresh_listing();
         if self.listing.running && self.listing.questions.len() < QUESTIONS_MAX {
+            self.owe(&question, true);
             self.listing.questions.push(question);
             self.listing
                 .patience_ends
@@ -147,7 +148,20 @@ impl State {
     fn answer_questions(&mut self) {
         self.listing.patience_ends = None;
         for question in std::mem::take(&mut self.listing.questions) {
+            self.owe(&question, false);
             self.answer_question(question);
+        }
+    }
+
+    /// A client that waits for large answers is not read beyond a few.
+    fn owe(&self, question: &Question, owed: bool) {
+        match question {
+            Question::List(session, ..) => {
+                if let Some(Who::Client { io, .. }) = self.sessions.get(session).map(|s| &s.who) {
+                    io.owe(owed);
+                }
+            }
+            Question::Operator(_) | Question::Stat(..) | Question::Hint(..) => {}
         }
     }
 
