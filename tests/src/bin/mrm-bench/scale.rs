@@ -6,7 +6,7 @@ use mrm_client::{Client, ConnectOptions};
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::{Random, eventually};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 
 /// Models of the large catalogue, how many of them are resident, and clients that are connected.
@@ -18,8 +18,10 @@ const FEW: usize = 10;
 const ROUNDS: usize = 31;
 const CYCLES: usize = 200;
 
-/// Descriptors: two a model, two a client, on each side.
-const FILES: u64 = 120_000;
+/// Descriptors: two of each resident model, up to four of each client, with room for the rest.
+const FILES: usize = 2 * RESIDENT + 4 * CLIENTS + 1_000;
+/// With fewer the row would not be about many models.
+const RESIDENT_MIN: usize = 5_000;
 /// Limits of the issue.
 const HIT_MAX: f64 = 1.2;
 const MODELS_MB_MAX: f64 = 5.0;
@@ -29,18 +31,45 @@ const LARGE: usize = 1_000;
 const TENSORS: u64 = 300;
 
 pub(crate) fn measure() -> Vec<Row> {
-    let limit = Rlimit {
-        current: Some(FILES),
-        maximum: Some(FILES),
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        println!("scale: left out, it needs {FILES} descriptors: {error}; run it as root");
+    let files = descriptors();
+    let resident = resident(files);
+    if resident < RESIDENT_MIN {
+        println!(
+            "scale: left out, it needs {FILES} descriptors and may have {files} (`ulimit -Hn`)"
+        );
         return Vec::new();
     }
     let dir = tempfile::tempdir().expect("a directory");
     let mut rows = costs(&dir.path().join("large"));
-    rows.push(hits(dir.path()));
+    rows.push(hits(dir.path(), resident));
     rows
+}
+
+/// As many descriptors as are needed, or as many as this process may have.
+fn descriptors() -> usize {
+    let now = getrlimit(Resource::Nofile);
+    let most = now.maximum.and_then(|most| usize::try_from(most).ok());
+    let all = |files: usize| {
+        let files = Some(files as u64);
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: files,
+                maximum: files,
+            },
+        )
+    };
+    if all(FILES).is_ok() {
+        return FILES;
+    }
+    let most = most.unwrap_or(FILES);
+    all(most).map_or(0, |()| most)
+}
+
+/// How many models can be resident with so many descriptors.
+fn resident(files: usize) -> usize {
+    let most = (files / 2).saturating_sub((FILES - 2 * RESIDENT) / 2);
+    most.min(RESIDENT)
 }
 
 /// A node with a directory of models of one tensor each, or of many.
@@ -89,14 +118,14 @@ fn costs(root: &Path) -> Vec<Row> {
 }
 
 /// One client's worth of hits, spread over many models and clients or not.
-fn hits(dir: &Path) -> Row {
+fn hits(dir: &Path, resident: usize) -> Row {
     let (many, few) = (
         node(&dir.join("many"), CATALOGUE, 1),
         node(&dir.join("few"), FEW, 1),
     );
     let alone = client(&few);
     let crowd: Vec<Client> = (0..CLIENTS).map(|_| client(&many)).collect();
-    for (client, models) in [(&alone, FEW), (&crowd[0], RESIDENT)] {
+    for (client, models) in [(&alone, FEW), (&crowd[0], resident)] {
         for i in 0..models {
             drop(client.open(&format!("{i}.safetensors")).expect("loads"));
         }
@@ -111,14 +140,14 @@ fn hits(dir: &Path) -> Row {
             floor.push(open_cycle(&alone, &name) / 1e3);
         }
         for _ in 0..CYCLES {
-            let name = format!("{}.safetensors", pick(RESIDENT));
+            let name = format!("{}.safetensors", pick(resident));
             let client = usize::try_from(pick(CLIENTS)).expect("small");
             ours.push(open_cycle(&crowd[client], &name) / 1e3);
         }
     }
     Row::of(
         "scale",
-        format!("hit: {CATALOGUE} models, {RESIDENT} resident, {CLIENTS} clients"),
+        format!("hit: {CATALOGUE} models, {resident} resident, {CLIENTS} clients"),
         "us",
         &mut ours,
         format!("{FEW} models, one client"),
