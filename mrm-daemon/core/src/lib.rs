@@ -63,7 +63,7 @@ pub use crate::ahead::Prefetch;
 
 use crate::effect::Effect;
 use crate::event::Event;
-use crate::id::{Bytes, CopyId, DeviceId, ModelId, Time, VersionId};
+use crate::id::{Bytes, ContentId, CopyId, DeviceId, ModelId, Time, VersionId};
 use crate::ledger::{Amount, Amounts, Ledger, Tier};
 use crate::policy::{Choice, Policy};
 use crate::violation::Violation;
@@ -158,6 +158,8 @@ pub struct Core {
     ops: ops::Ops,
     /// Copies that are kept for clients of the last daemon, and until when.
     expected: BTreeSet<(Time, CopyId)>,
+    /// What was taken over since anything else happened.
+    taken_over: BTreeSet<(Tier, ContentId)>,
     /// Versions that this event concerned, to be looked at before it is done with.
     touched: BTreeSet<VersionId>,
     /// Something happened that may let a want in the queue proceed.
@@ -194,6 +196,7 @@ impl Core {
             quarantine: quarantine::Quarantine::default(),
             ops: ops::Ops::default(),
             expected: BTreeSet::new(),
+            taken_over: BTreeSet::new(),
             touched: BTreeSet::new(),
             room_changed: false,
             claimed: Amounts::default(),
@@ -212,6 +215,9 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
         self.policies.explained.clear();
+        if !matches!(event, Event::Adopt(_)) {
+            self.taken_over.clear();
+        }
         self.ahead.foreseen.clear();
         self.ahead.ended.clear();
         let turn = &mut step::Turn { now, effects };

@@ -74,6 +74,8 @@ impl Core {
                 self.residency.stand_for(existing, source, held, turn.now)?;
                 existing
             }
+            // What is being freed already is not there a second time.
+            None if !self.taken_over.insert((tier, content)) => return Ok(()),
             None => {
                 self.ledger.adopt(tier, slot.amount());
                 let segment = self.residency.next_id();

@@ -109,6 +109,27 @@ fn one_content_of_two_files_is_taken_over_once() {
 }
 
 #[test]
+fn what_is_freed_while_more_is_taken_over_is_not_taken_over_again() {
+    let mut script = Script::new(with_devices(3, &[]));
+    script.run(
+        "> adopt m1 v1 a=1 b:4 c:2 has a/c1 b/c2 until 500
+         adopted s1 a
+         adopted s2 b
+         free op1 s1
+         free op2 s2
+         > adopt m2 v2 a=1 b:4 has a/c1 b/c2 until 500
+         forget v2
+         > freed op1
+         > freed op2
+         forget v1
+         > session 1
+         > resume 1.1 v2
+         1.1 resumed -",
+    );
+    assert_eq!(script.core.view().ledger(Tier::Host).charged, Bytes(0));
+}
+
+#[test]
 fn part_of_a_version_is_no_hit_but_need_not_be_read_again() {
     let mut script = Script::new(with_devices(10, &[]));
     script.run(
