@@ -3,7 +3,7 @@
 use crate::memory::AllocId;
 use mrm_proto::frame::{FrameError, Header};
 use mrm_proto::limits::FRAME_HEADER_BYTES;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// One connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +37,8 @@ pub(crate) struct Pipe {
     pub(crate) gone: bool,
     /// An arrival is on its way.
     pub(crate) expected: bool,
+    /// Leases that were taken away, which the reader is told in these bytes or was.
+    pub(crate) taken_away: BTreeSet<u64>,
 }
 
 impl Pipe {

@@ -132,13 +132,16 @@ impl Client {
         let ended = self
             .link
             .and_then(|link| env.links.pipe(link, Reader::Client));
-        if ended.is_none_or(|pipe| pipe.ended) {
+        let Some(pipe) = ended.filter(|pipe| !pipe.ended) else {
             return Ok(());
-        }
+        };
+        // Which this client has yet to read.
+        let taken_away = &pipe.taken_away;
         for lease in self
             .leases
             .iter()
             .filter(|lease| !lease.revoked && !lease.resumed)
+            .filter(|lease| !taken_away.contains(&lease.id.0))
         {
             // Its device is lost: it is revoked, which this client has yet to read.
             if lease.mappings.iter().any(|m| env.memory.is_gone(m.alloc)) {

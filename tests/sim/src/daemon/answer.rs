@@ -5,6 +5,7 @@ use super::{Daemon, impossible};
 use crate::breach::Checked;
 use crate::disk;
 use crate::env::Env;
+use crate::link::Reader;
 use crate::memory::AllocId;
 use mrm_core::effect::{Origin, Refusal, Reply as CoreReply};
 use mrm_core::event::{Event, Fault};
@@ -241,6 +242,11 @@ impl Daemon {
         };
         if !matches!(who, Some(Who::Client(client)) if client.features & needed != 0) {
             return Ok(());
+        }
+        if let Some(Who::Client(client)) = who
+            && let Some(pipe) = env.links.pipe(client.link, Reader::Client).filter(|_| gone)
+        {
+            pipe.taken_away.insert(lease.0);
         }
         let told = Reply::Revoked(Revoked {
             lease: ids::LeaseId(lease.0),

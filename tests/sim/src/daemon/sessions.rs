@@ -38,7 +38,7 @@ pub(super) enum Who {
 
 #[derive(Debug)]
 pub(super) struct Client {
-    link: LinkId,
+    pub(super) link: LinkId,
     /// Whose it is.
     pub(super) uid: u32,
     reader: FrameBuffer,
