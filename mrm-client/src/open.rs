@@ -208,26 +208,20 @@ impl GrantRequest {
 
     /// Whether it asks `connection` for what is still being filled.
     pub(crate) fn is_early(&self, connection: &Connection) -> bool {
-        let wait_for = match &self.request {
-            Request::Open(open) => open.wait_for,
-            Request::OpenFiles(open) => open.wait_for,
-            Request::Close(_)
-            | Request::Cancel(_)
-            | Request::Resume(_)
-            | Request::List(_)
-            | Request::Stat(_)
-            | Request::Touched(_)
-            | Request::Heard(_)
-            | Request::Hint(_) => None,
-        };
+        let (_, wait_for) = self.terms();
         connection.grants_early() && wait_for == Some(WaitFor::Layout)
     }
 
     /// What to call the model.
     pub(crate) fn name(&self) -> &str {
+        self.terms().0
+    }
+
+    /// What every open says: what to call the model, and what to wait for.
+    fn terms(&self) -> (&str, Option<WaitFor>) {
         match &self.request {
-            Request::Open(open) => open.model.as_str(),
-            Request::OpenFiles(open) => open.label.as_str(),
+            Request::Open(open) => (open.model.as_str(), open.wait_for),
+            Request::OpenFiles(open) => (open.label.as_str(), open.wait_for),
             Request::Close(_)
             | Request::Cancel(_)
             | Request::Resume(_)
@@ -235,7 +229,7 @@ impl GrantRequest {
             | Request::Stat(_)
             | Request::Touched(_)
             | Request::Heard(_)
-            | Request::Hint(_) => "",
+            | Request::Hint(_) => ("", None),
         }
     }
 
