@@ -49,23 +49,22 @@ impl State {
         let Some(Who::Client { features, .. }) = client else {
             return Ok(());
         };
-        let message = if features & features::HINT == 0 {
-            "Hint needs feature bit 7, which was not agreed on".to_owned()
-        } else if hint.in_ms > HINT_MS_MAX {
+        let malformed = |message| Err(ErrorReply::new(ErrorCode::MalformedBody, message));
+        if features & features::HINT == 0 {
+            return malformed("Hint needs feature bit 7, which was not agreed on".to_owned());
+        }
+        if hint.in_ms > HINT_MS_MAX {
             let asked = hint.in_ms;
-            format!("a hint of {asked} ms ahead: {HINT_MS_MAX} ms are as far as one may look")
+            return malformed(format!(
+                "a hint of {asked} ms ahead: {HINT_MS_MAX} ms are as far as one may look"
+            ));
+        }
+        if self.is_registered(&hint.model) {
+            self.answer_hint(session, request, hint);
         } else {
-            let question = Question::Hint(session, request, hint);
-            if let Question::Hint(_, _, hint) = &question
-                && self.is_registered(&hint.model)
-            {
-                self.answer_question(question);
-            } else {
-                self.ask_listing(question);
-            }
-            return Ok(());
-        };
-        Err(ErrorReply::new(ErrorCode::MalformedBody, message))
+            self.ask_listing(Question::Hint(session, request, hint));
+        }
+        Ok(())
     }
 
     /// Notes what a client said, if it may be noted.
@@ -75,10 +74,9 @@ impl State {
         request: RequestId,
         hint: Hint,
     ) {
-        let client = self.sessions.get(&session).map(|record| &record.who);
         // It may have gone meanwhile.
-        if let Some(Who::Client { peer, .. }) = client {
-            let reply = match self.take_hint(peer.uid, hint) {
+        if let Some(uid) = self.uid_of(session) {
+            let reply = match self.take_hint(uid, hint) {
                 Ok(()) => Reply::Hinted(Hinted {}),
                 Err(error) => Reply::Error(error),
             };
