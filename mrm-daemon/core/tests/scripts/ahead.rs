@@ -223,6 +223,7 @@ fn what_comes_late_is_loaded_when_it_is_near() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of times the same event")]
 fn hints_are_bounded() {
     let mut script = Script::new(config(0));
     for model in 0..3000 {

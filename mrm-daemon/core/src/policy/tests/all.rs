@@ -35,13 +35,16 @@ fn every() -> Vec<Tier> {
         .collect()
 }
 
+/// Uses of a life. An interpreter sees in few of them what it sees in many.
+const USES: u32 = if cfg!(miri) { 60 } else { 300 };
+
 /// A life of uses and evictions, the same for the same seed.
 fn live(tier: &mut Tier, seed: u64) -> Vec<Candidate> {
     let mut random = Numbers(seed);
     tier.capacity = Bytes(400);
     let model = |id| candidate(id, 1 + id * 7 % 50, id * 13 % 11);
     let mut resident: Vec<Candidate> = Vec::new();
-    for _ in 0..300 {
+    for _ in 0..USES {
         let used = model(random.below(23));
         tier.use_all(&[used]);
         resident.retain(|other| other.version != used.version);
@@ -122,6 +125,7 @@ fn no_facts_are_no_trouble() {
 
 /// Printed, not asserted: `cargo test -p mrm-core --release cost -- --nocapture`.
 #[test]
+#[cfg_attr(miri, ignore = "it measures")]
 #[expect(
     clippy::disallowed_types,
     clippy::disallowed_methods,
