@@ -331,7 +331,7 @@ fn who_pins_pages_of_what_is_being_filled_loses_his_lease_and_nobody_else_his_mo
     assert!(revoked.message.contains("pinned"), "{}", revoked.message);
     let degraded = node.get("/v1/status")["degraded"].to_string();
     assert!(degraded.contains("early_pinned"), "{degraded}");
-    // Its user gets nothing early any more, but all of everything.
+    // Its user gets nothing early for a while, but all of everything.
     let (whole, _) = open_raw(&mut raw, 2, "o");
     assert_eq!(whole.filling, None);
     eventually("the books are right", || {

@@ -2,6 +2,9 @@
 //!
 //! The threads that read mark pieces ([`Marks`]); this thread tells clients of them, in few frames.
 
+mod suspended;
+
+use self::suspended::Suspended;
 use super::marks::{EARLY_BYTES_MIN, Marks, Told, Watcher};
 use super::work::{Completed, fault};
 use super::{State, Who};
@@ -17,6 +20,7 @@ use mrm_proto::request::{Touched, WaitFor};
 use mrm_proto::table::Table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A lease, as its session names it.
 pub(super) type Key = (SessionId, LeaseId);
@@ -27,8 +31,8 @@ pub(super) struct EarlyLeases {
     leases: BTreeMap<Key, Early>,
     /// Which users were lent what of the loads that are under way.
     lent_to: BTreeMap<SegmentId, BTreeSet<u32>>,
-    /// Users who had some on what could not be sealed for them: they get no more.
-    pinned_by: BTreeSet<u32>,
+    /// Users who had some on what could not be sealed for them.
+    suspended: Suspended,
 }
 
 /// A lease on what was not all filled when it was granted.
@@ -62,10 +66,11 @@ impl State {
     /// Whether an open is to be granted by its layout.
     pub(super) fn by_layout(&self, session: SessionId, wait_for: Option<WaitFor>) -> bool {
         let uid = self.uid_of(session);
-        let pinned = uid.is_some_and(|uid| self.early.pinned_by.contains(&uid));
+        let now = Instant::now();
+        let suspended = uid.is_some_and(|uid| self.early.suspended.has(uid, now));
         let of_session = (session, LeaseId(0))..=(session, LeaseId(u64::MAX));
         wait_for == Some(WaitFor::Layout)
-            && !pinned
+            && !suspended
             && self.knows_early(session)
             && self.early.leases.range(of_session).count() < EARLY_LEASES_PER_SESSION_MAX
     }
@@ -78,7 +83,7 @@ impl State {
     }
 
     /// The memory of a load was thrown away, because somebody who was lent it keeps it from being
-    /// sealed. Which of them it is cannot be known: none of their users is lent anything early again.
+    /// sealed. Which of them it is cannot be known: none of their users is lent anything early for a while.
     pub(super) fn unlaid(&mut self, op: OpId, segment: SegmentId) {
         let label = self.loads.get_mut(&segment).and_then(|load| {
             load.marks = None;
@@ -86,8 +91,11 @@ impl State {
         });
         let uids = self.early.lent_to.remove(&segment).unwrap_or_default();
         let label = label.unwrap_or_else(|| Arc::from("?"));
-        tracing::warn!(%label, ?uids, "memory that was lent before it was filled is kept pinned");
-        self.early.pinned_by.extend(uids);
+        let now = Instant::now();
+        for uid in uids {
+            let suspended_s = self.early.suspended.suspend(uid, now).as_secs();
+            tracing::warn!(%label, uid, suspended_s, "memory that was lent before it was filled is kept pinned");
+        }
         let message = format!(
             "`{label}` cannot be had before it is whole: pages of it are kept pinned, and it is \
              loaded once more; open it again, and wait for all of it if you pin it"

@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// What an operator can do about clients that pin what they were lent early.
-const EARLY_PINNED_CURE: &str = "the file is loaded once more, and its user gets no more grants before the \
-                                 last byte until mrmd is started anew; who pins memory should open with all of it";
+const EARLY_PINNED_CURE: &str = "the file is loaded once more, and its users get no grants before the last \
+                                 byte for ten minutes or longer; who pins memory should open with all of it";
 
 /// What is to be loaded, and how it is watched.
 pub struct Order<'a> {
