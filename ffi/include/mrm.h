@@ -732,11 +732,6 @@ typedef struct mrm_model_h_t mrm_model_h_t;
 typedef struct mrm_client_h_t *mrm_client_h;
 
 /**
- * A client, borrowed for the call.
- */
-typedef const struct mrm_client_h_t *mrm_client_ref;
-
-/**
  * Called while an open waits, on the thread that called open: bytes in place so far, bytes of the
  * whole model, and the `user` pointer of the options. It must return soon, must not call into
  * this library with the same client, and must not throw or jump out.
@@ -792,6 +787,11 @@ typedef struct mrm_open_options_t {
  * A model that you own; give it to `mrm_model_close`.
  */
 typedef struct mrm_model_h_t *mrm_model_h;
+
+/**
+ * A client, borrowed for the call.
+ */
+typedef const struct mrm_client_h_t *mrm_client_ref;
 
 /**
  * UTF-8 text of `len` bytes. Not terminated by NUL; may be empty, and then `data` is not NULL.
@@ -1210,6 +1210,22 @@ uint32_t mrm_abi_version(void);
  * `socket_path` is NULL or NUL-terminated; `client` may be written.
  */
 int mrm_client_connect(const char *socket_path, mrm_client_h *client);
+
+/**
+ * Connects as `mrm_client_connect` does and opens `name` as `mrm_client_open` does, with one message
+ * there: what a process does that was just started and needs one model. It saves the wait for the
+ * daemon's hello. When either fails, there is neither a client nor a model.
+ *
+ * Threads: any, at any time.
+ *
+ * # Safety
+ * As `mrm_client_connect` and `mrm_client_open`.
+ */
+int mrm_client_connect_open(const char *socket_path,
+                            const char *name,
+                            const struct mrm_open_options_t *options,
+                            mrm_client_h *client,
+                            mrm_model_h *model);
 
 /**
  * Gives a client back. Models that it opened stay open; the session ends with the last of them.

@@ -14,6 +14,7 @@
 #include "mrm.h"
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -352,6 +353,18 @@ public:
     explicit Client(const std::string &socket_path) {
         check(mrm_client_connect(socket_path.c_str(), &handle_));
     }
+    // Connects to the node's daemon and opens a registered model, with one message there: what a
+    // process does that was just started and needs one model.
+    static std::pair<Client, Model> connect_and_open(const std::string &name,
+                                                     const OpenOptions &options = {}) {
+        Client client(nullptr);
+        const auto both = [&client](const char *what, const mrm_open_options_t *how,
+                                    mrm_model_h *model) {
+            return mrm_client_connect_open(nullptr, what, how, &client.handle_, model);
+        };
+        Model model = open_by(both, name, options);
+        return {std::move(client), std::move(model)};
+    }
     Client(Client &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
     Client &operator=(Client &&other) noexcept {
         std::swap(handle_, other.handle_);
@@ -413,12 +426,24 @@ private:
         std::exception_ptr thrown;
     };
 
+    // Connected to nothing yet.
+    explicit Client(std::nullptr_t) noexcept {}
+
     template <typename Function>
     Model open_with(Function function, const std::string &what, const OpenOptions &options) const {
+        const auto mine = [&](const char *named, const mrm_open_options_t *how,
+                              mrm_model_h *model) {
+            return function(handle_, named, how, model);
+        };
+        return open_by(mine, what, options);
+    }
+
+    template <typename Function>
+    static Model open_by(Function function, const std::string &what, const OpenOptions &options) {
         Report report{options.progress, nullptr};
         const mrm_open_options_t raw = raw_of(options, report);
         mrm_model_h handle = nullptr;
-        const int number = function(handle_, what.c_str(), &raw, &handle);
+        const int number = function(what.c_str(), &raw, &handle);
         Model model(handle);
         if (report.thrown) {
             std::rethrow_exception(report.thrown);

@@ -20,7 +20,8 @@ use crate::types::{
     mrm_wait_for_e,
 };
 use mrm_client::{
-    Client, Devices, Model, ModelRow, ModelState, OpenError, OpenOptions, Tier, WaitFor,
+    Client, ConnectOptions, Devices, Model, ModelRow, ModelState, OpenError, OpenOptions, Tier,
+    WaitFor,
 };
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
@@ -67,6 +68,41 @@ pub unsafe extern "C" fn mrm_client_connect(
         let client = connected.map_err(|e| Failure::of(&e))?;
         out.set(give(mrm_client_h_t { client }));
         Ok(())
+    })
+}
+
+/// Connects as `mrm_client_connect` does and opens `name` as `mrm_client_open` does, with one message
+/// there: what a process does that was just started and needs one model. It saves the wait for the
+/// daemon's hello. When either fails, there is neither a client nor a model.
+///
+/// Threads: any, at any time.
+///
+/// # Safety
+/// As `mrm_client_connect` and `mrm_client_open`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mrm_client_connect_open(
+    socket_path: *const c_char,
+    name: *const c_char,
+    options: *const mrm_open_options_t,
+    client: *mut mrm_client_h,
+    model: *mut mrm_model_h,
+) -> c_int {
+    guard::call(|| {
+        // SAFETY: the caller says that both may be written.
+        let outs = unsafe { (Out::handle(client, "client"), Out::handle(model, "model")) };
+        let (client, model) = (outs.0?, outs.1?);
+        // SAFETY: the caller says that it is NULL or NUL-terminated, and the name NUL-terminated.
+        let (path, name) = unsafe { (optional_path(socket_path), text(name, "name")?) };
+        // SAFETY: the caller's promise about `options`, passed on.
+        let options = unsafe { open_options(options) }?;
+        let connect = match path {
+            Some(path) => ConnectOptions::new().socket(path),
+            None => ConnectOptions::new(),
+        };
+        let opened = Client::connect_and_open_with(&connect, name, &options);
+        let (connected, opened) = opened.map_err(|e| Failure::of(&e))?;
+        client.set(give(mrm_client_h_t { client: connected }));
+        hand_out(&model, Ok(opened))
     })
 }
 

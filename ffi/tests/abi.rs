@@ -168,6 +168,35 @@ fn segments_are_lent_by_pointer_and_by_descriptor() {
     close(client, second);
 }
 
+/// What `mrm_client_connect_open` gives back.
+fn connect_open(fake: &Fake, name: &CStr) -> (c_int, mrm_client_h, mrm_model_h) {
+    let path = CString::new(fake.socket().to_str().expect("UTF-8")).expect("no NUL");
+    let (mut client, mut model) = (null_mut(), null_mut());
+    let (to, of) = (&raw mut client, &raw mut model);
+    // SAFETY: NUL-terminated texts, no options, and places for the handles.
+    let number = unsafe { mrm_client_connect_open(path.as_ptr(), name.as_ptr(), null(), to, of) };
+    (number, client, model)
+}
+
+#[test]
+fn connecting_and_opening_is_one_call_that_does_both_or_nothing() {
+    let fake = Fake::start(|_, session| session.serve(&Content::sample(10)));
+    let (number, client, model) = connect_open(&fake, c"a/b");
+    assert_eq!(number, 0);
+    let again = open(client, c"a/b");
+    assert_eq!(fake.seen.count(), 1, "it is open already");
+    for model in [model, again] {
+        // SAFETY: each is open, and not used afterwards.
+        assert_eq!(unsafe { mrm_model_close(model) }, 0);
+    }
+    fake.seen.wait_closed(1);
+    // SAFETY: it is open, and not used afterwards.
+    assert_eq!(unsafe { mrm_client_close(client) }, 0);
+    let bad = connect_open(&fake, c"/");
+    let number = c_int::from(ErrorCode::BadName.number());
+    assert_eq!(bad, (number, null_mut(), null_mut()));
+}
+
 #[test]
 fn null_arguments_are_errors_everywhere() {
     let fake = Fake::start(|_, session| session.serve(&Content::sample(10)));
@@ -179,6 +208,9 @@ fn null_arguments_are_errors_everywhere() {
         for (i, number) in [
             mrm_client_connect(null(), null_mut()),
             mrm_client_close(null_mut()),
+            mrm_client_connect_open(null(), null(), null(), &mut null_mut(), &mut null_mut()),
+            mrm_client_connect_open(null(), c"a".as_ptr(), null(), null_mut(), &mut null_mut()),
+            mrm_client_connect_open(null(), c"a".as_ptr(), null(), &mut null_mut(), null_mut()),
             mrm_client_open(null(), c"a".as_ptr(), null(), &mut null_mut()),
             mrm_client_open(client, null(), null(), &mut null_mut()),
             mrm_client_open(client, c"a".as_ptr(), null(), null_mut()),

@@ -158,17 +158,65 @@ impl Client {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn connect_with(options: &ConnectOptions) -> Result<Self, ConnectError> {
-        let client = Self {
-            root: Arc::new(State::new(options.clone())),
+        let client = Self::unconnected(options);
+        client.reach()?;
+        Ok(client)
+    }
+
+    /// Connects to the node's daemon and opens a registered model, with one message there: what a
+    /// process does that was just started and needs one model. It saves the wait for the daemon's
+    /// hello.
+    ///
+    /// ```no_run
+    /// let (client, model) = mrm_client::Client::connect_and_open("org/bert")?;
+    /// # Ok::<(), mrm_client::error::OpenError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) and [`open`](Self::open).
+    pub fn connect_and_open(name: &str) -> Result<(Self, Model), OpenError> {
+        Self::connect_and_open_with(&ConnectOptions::new(), name, &OpenOptions::new())
+    }
+
+    /// As [`connect_and_open`](Self::connect_and_open), with options. Where these ask for a device or
+    /// for the layout alone, the daemon's hello decides what is asked, and is waited for.
+    ///
+    /// # Errors
+    /// As [`connect_and_open`](Self::connect_and_open).
+    pub fn connect_and_open_with(
+        connect: &ConnectOptions,
+        name: &str,
+        open: &OpenOptions<'_>,
+    ) -> Result<(Self, Model), OpenError> {
+        let client = Self::unconnected(connect);
+        let link = client.root.link();
+        link.ask_ahead(State::ahead(name, open)?);
+        let reached = client.reach().map_err(RequestError::from);
+        let opened = match reached {
+            Ok(()) => client.open_with(name, open),
+            Err(error) => Err(error.into()),
         };
-        let mut retry = Retry::new(options.wait, true);
-        while let Err(error) = client.root.link().connection() {
+        link.ask_ahead(None);
+        opened.map(|model| (client, model))
+    }
+
+    fn unconnected(options: &ConnectOptions) -> Self {
+        Self {
+            root: Arc::new(State::new(options.clone())),
+        }
+    }
+
+    /// Has a session, as long as its options let it wait for one.
+    fn reach(&self) -> Result<(), ConnectError> {
+        let link = self.root.link();
+        let mut retry = Retry::new(link.options().wait, true);
+        while let Err(error) = link.connection() {
             match retry.after_connect(&error) {
-                Some(pause) => client.root.link().await_news(pause),
+                Some(pause) => link.await_news(pause),
                 None => return Err(error),
             }
         }
-        Ok(client)
+        Ok(())
     }
 
     /// Opens a registered model.

@@ -50,6 +50,8 @@ pub(crate) struct Connection {
     hello: ServerHello,
     over: OnceLock<SessionError>,
     pub(crate) outbox: Mutex<Outbox>,
+    /// What was asked along with the hello, until the first request.
+    ahead: Mutex<Option<(RequestId, Request)>>,
     desk: Mutex<Desk>,
     changed: Condvar,
 }
@@ -63,16 +65,19 @@ pub(crate) struct Patience<'a> {
 }
 
 impl Connection {
-    /// Connects to `path` and says hello, within `timeout`.
+    /// Connects to `path` and says hello, within `timeout`, and asks for `ahead` in the same breath:
+    /// when that is the first request, its reply is on its way already.
     pub(crate) fn open(
         path: &Path,
         name: &str,
         timeout: Duration,
         (number, live): (u64, Arc<AtomicU64>),
+        ahead: Option<Request>,
     ) -> Result<Self, ConnectError> {
-        let (socket, hello, inbox) = handshake::connect(path, name, timeout)?;
-        let desk = Desk::new(inbox, handshake::HELLO);
-        Ok(Self {
+        let (socket, hello, inbox) = handshake::connect(path, name, timeout, ahead.as_ref())?;
+        let mut desk = Desk::new(inbox, handshake::HELLO);
+        let ahead = ahead.and_then(|request| Some((desk.register(1)?, request)));
+        let connection = Self {
             socket,
             generation: fork::generation(),
             number,
@@ -81,9 +86,13 @@ impl Connection {
             hello,
             over: OnceLock::new(),
             outbox: Mutex::default(),
+            ahead: Mutex::new(ahead),
             desk: Mutex::new(desk),
             changed: Condvar::new(),
-        })
+        };
+        // What came behind the hello was read with it.
+        let _ = connection.take_turn(|_, _| Ok(true));
+        Ok(connection)
     }
 
     /// What the daemon said of itself.
@@ -139,9 +148,27 @@ impl Connection {
     ) -> Result<Replied, SessionError> {
         let late = || SessionError::TimedOut(patience.reply);
         let deadline = Instant::now() + patience.reply;
-        let mut ticket = self.register(deadline)?.ok_or_else(late)?;
-        ticket.send(request, fds)?;
+        let ticket = match self.asked_ahead(request) {
+            Some(ticket) => ticket,
+            None => {
+                let mut ticket = self.register(deadline)?.ok_or_else(late)?;
+                ticket.send(request, fds)?;
+                ticket
+            }
+        };
         self.finish(ticket, deadline, patience)
+    }
+
+    /// The ticket of what was asked along with the hello, if that is `request`. If it is anything
+    /// else, it is not wanted any more.
+    fn asked_ahead(&self, request: &Request) -> Option<Ticket<'_>> {
+        let (id, asked) = lock(&self.ahead).take()?;
+        let ticket = Ticket {
+            connection: self,
+            id,
+            to_cancel: true,
+        };
+        (asked == *request).then_some(ticket)
     }
 
     /// Sends opens that carry no descriptors in one message, and waits for the reply to each. None
@@ -204,22 +231,30 @@ impl Connection {
 
     /// Reads once and delivers what came, if no other thread is about to; never blocks.
     pub(crate) fn pump(&self) -> std::io::Result<()> {
+        match self.take_turn(Inbox::receive) {
+            true => Ok(()),
+            false => Err(std::io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Reads by `read` and delivers what is there, if no other thread is about to. False if there
+    /// was nothing to read.
+    fn take_turn(
+        &self,
+        read: impl FnOnce(&mut Inbox, BorrowedFd<'_>) -> Result<bool, SessionError>,
+    ) -> bool {
         let Some(inbox) = self.desk().inbox.take() else {
-            return Ok(());
+            return true;
         };
         let mut turn = Turn {
             connection: self,
             inbox: Some(inbox),
             arrived: Vec::new(),
         };
-        match turn.receive() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(std::io::ErrorKind::WouldBlock.into()),
-            Err(why) => {
-                self.end(why);
-                Ok(())
-            }
-        }
+        turn.receive_by(read).unwrap_or_else(|why| {
+            self.end(why);
+            true
+        })
     }
 
     /// Waits for an id, which is to be had when fewer requests are in flight than the daemon

@@ -11,6 +11,7 @@ use mrm_proto::hello::{ClientHello, ServerHello};
 use mrm_proto::ids::RequestId;
 use mrm_proto::limits::{VERSION_MAX, VERSION_MIN};
 use mrm_proto::reply::Reply;
+use mrm_proto::request::Request;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
@@ -25,15 +26,20 @@ use std::time::{Duration, Instant};
 /// The request id of the hello. Requests count on from here.
 pub(crate) const HELLO: RequestId = RequestId(1);
 
+/// The request id of what is asked along with the hello.
+pub(crate) const AHEAD: RequestId = RequestId(HELLO.0 + 1);
+
 /// How long one read of a session may block. A reader that may wait much longer reads without
 /// asking first whether there is anything: one system call for most replies instead of two.
 pub(crate) const RECEIVE_AT_ONCE: Duration = Duration::from_millis(100);
 
-/// Connects to `path` and says hello, within `timeout`.
+/// Connects to `path` and says hello, with a request right behind it, within `timeout`. What answers
+/// that may be in the inbox already.
 pub(crate) fn connect(
     path: &Path,
     name: &str,
     timeout: Duration,
+    ahead: Option<&Request>,
 ) -> Result<(OwnedFd, ServerHello, Inbox), ConnectError> {
     let deadline = Instant::now() + timeout;
     let failed = |source| ConnectError::Session {
@@ -45,8 +51,12 @@ pub(crate) fn connect(
         timeout,
     };
     let socket = dial(path, timeout)?;
-    let hello = client_hello(name).map_err(failed)?;
-    // A hello fits an empty socket buffer. That the daemon hung up is found by reading why.
+    let mut hello = client_hello(name).map_err(failed)?;
+    if let Some(request) = ahead {
+        let frame = frame::encode(AHEAD, 0, request).map_err(|e| failed(e.into()))?;
+        hello.extend_from_slice(&frame);
+    }
+    // A hello and an open fit an empty socket buffer. That the daemon hung up is found by reading why.
     match send_some(socket.as_fd(), &hello, &[]) {
         Ok(_) | Err(SessionError::Disconnected) => {}
         Err(why) => return Err(failed(why)),

@@ -44,6 +44,8 @@ pub(crate) struct Link {
     live: Arc<AtomicU64>,
     last_number: AtomicU64,
     roll: Mutex<Roll>,
+    /// What a new session is asked along with the hello.
+    ahead: Mutex<Option<Request>>,
     bell: OnceLock<Arc<Bell>>,
 }
 
@@ -88,12 +90,18 @@ impl Link {
             live: Arc::default(),
             last_number: AtomicU64::new(0),
             roll: Mutex::default(),
+            ahead: Mutex::default(),
             bell: OnceLock::new(),
         }
     }
 
     pub(crate) const fn options(&self) -> &ConnectOptions {
         &self.options
+    }
+
+    /// From now on new sessions are asked for this along with the hello.
+    pub(crate) fn ask_ahead(&self, request: Option<Request>) {
+        *lock(&self.ahead) = request;
     }
 
     /// Whether opens wait for a daemon that comes back.
@@ -256,7 +264,9 @@ impl Link {
     fn dial(&self, path: &Path, name: &str) -> Result<Arc<Connection>, ConnectError> {
         let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         let live = Arc::clone(&self.live);
-        let connection = Connection::open(path, name, self.options.timeout, (number, live))?;
+        let ahead = lock(&self.ahead).clone();
+        let timeout = self.options.timeout;
+        let connection = Connection::open(path, name, timeout, (number, live), ahead)?;
         let connection = Arc::new(connection);
         // The number must never name a descriptor that is closed already.
         self.socket.store(NO_SOCKET, Ordering::Release);

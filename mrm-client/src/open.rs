@@ -233,15 +233,25 @@ impl GrantRequest {
         }
     }
 
+    /// What to ask a daemon that has not said yet what it knows; nothing where that decides what to
+    /// ask.
+    pub(crate) fn ahead(&self) -> Option<Request> {
+        let Request::Open(open) = &self.request else {
+            return None;
+        };
+        let plain = open.devices.is_none() && open.wait_for.is_none();
+        plain.then(|| {
+            Request::Open(Open {
+                wait_ms: wait_ms(self.wait, WAIT_MS_MAX),
+                ..open.clone()
+            })
+        })
+    }
+
     /// The request, with as much of `wait` as this daemon grants, and devices if it knows what they
     /// are.
     pub(crate) fn to(&self, connection: &Connection, wait: Duration) -> Request {
-        let max = connection.hello().limits.wait_ms_max;
-        // 0 would ask for the daemon's default.
-        let wait = u64::try_from(wait.as_millis())
-            .unwrap_or(u64::MAX)
-            .min(max)
-            .max(1);
+        let wait = wait_ms(wait, connection.hello().limits.wait_ms_max);
         let mut request = self.request.clone();
         match &mut request {
             Request::Open(Open {
@@ -280,6 +290,12 @@ impl GrantRequest {
 /// Nothing where all is waited for: that is what older daemons know.
 fn early(how: &OpenOptions<'_>) -> Option<WaitFor> {
     (how.wait_for == WaitFor::Layout).then_some(WaitFor::Layout)
+}
+
+fn wait_ms(wait: Duration, max: u64) -> u64 {
+    let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    // 0 would ask for the daemon's default.
+    wait.min(max).max(1)
 }
 
 fn bounded(wait: Option<Duration>) -> Duration {

@@ -97,6 +97,12 @@ impl State {
         complete(self.remember(model), how)
     }
 
+    /// What to ask for along with the hello when `name` is opened first.
+    pub(crate) fn ahead(name: &str, how: &OpenOptions<'_>) -> Result<Option<Request>, OpenError> {
+        let wish = Wish::of(how.tier)?;
+        Ok(GrantRequest::by_name(name, how, wish)?.ahead())
+    }
+
     pub(crate) fn open_files(
         &self,
         files: &LocalFiles,

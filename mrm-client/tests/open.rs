@@ -9,9 +9,9 @@
 
 mod fake;
 
-use fake::{Content, Fake, PATIENCE};
+use fake::{Content, Fake, PATIENCE, server_hello};
 use mrm_client::{
-    ConnectOptions, Fault, ModelKind, OpenOptions, Origin, RequestError, TensorError,
+    Client, ConnectOptions, Fault, ModelKind, OpenOptions, Origin, RequestError, TensorError,
 };
 use mrm_proto::error::ErrorCode;
 use mrm_proto::hello::features;
@@ -73,6 +73,85 @@ fn a_model_is_opened_read_and_given_back() {
     assert!(model.segment(1).is_none());
     drop(model);
     fake.seen.wait_closed(1);
+}
+
+fn patient(fake: &Fake) -> ConnectOptions {
+    let options = ConnectOptions::new().timeout(PATIENCE);
+    options.socket(fake.socket())
+}
+
+#[test]
+fn a_fresh_process_asks_for_its_model_along_with_its_hello() {
+    let fake = Fake::start(|_, session| {
+        let content = Content::sample(8);
+        let (hello, _) = session.client_hello();
+        // Who waited for the hello would wait in vain.
+        let (id, _, _) = session.next_asking().expect("an open");
+        session.send(hello, &server_hello(), &[]);
+        session.grant(id, 1, 7, &content);
+        session.serve_opens(&content, 2);
+    });
+    let opened = Client::connect_and_open_with(&patient(&fake), "a/b", &OpenOptions::new());
+    let (client, model) = opened.expect("opens");
+    let scalar = model.tensor("scalar").expect("is there");
+    assert_eq!(scalar.as_slice::<i64>().expect("int"), [-9]);
+    let again = client.open("a/b").expect("is open");
+    assert_eq!(fake.seen.count(), 1, "it was asked for once");
+    let other = client.open("c").expect("opens");
+    drop((model, again, other));
+    fake.seen.wait_closed(1);
+    fake.seen.wait_closed(2);
+}
+
+#[test]
+fn what_was_asked_too_early_is_given_back_and_asked_as_this_daemon_takes_it() {
+    let fake = Fake::start(|_, session| {
+        let content = Content::sample(8);
+        let (hello, _) = session.client_hello();
+        let (id, _, _) = session.next_asking().expect("an open");
+        let mut hasty = server_hello();
+        hasty.0.limits.wait_ms_max = 1000;
+        session.send(hello, &hasty, &[]);
+        session.grant(id, 1, 7, &content);
+        session.serve_opens(&content, 2);
+    });
+    let opened = Client::connect_and_open_with(&patient(&fake), "a/b", &OpenOptions::new());
+    let (_client, model) = opened.expect("opens");
+    fake.seen.wait_closed(1);
+    let waits: Vec<u64> = fake.seen.all().into_iter().filter_map(wait_of).collect();
+    assert_eq!(waits, [30_000, 1000]);
+    drop(model);
+    fake.seen.wait_closed(2);
+}
+
+fn wait_of(request: Request) -> Option<u64> {
+    match request {
+        Request::Open(open) => Some(open.wait_ms),
+        _ => None,
+    }
+}
+
+#[test]
+fn who_connects_and_opens_hears_why_either_fails() {
+    let fake = Fake::start(|n, session| {
+        let (hello, _) = session.client_hello();
+        if n == 0 {
+            return session.error(hello, ErrorCode::VersionMismatch, "this daemon 3 to 4");
+        }
+        session.send(hello, &server_hello(), &[]);
+        let (id, _, _) = session.next_asking().expect("an open");
+        session.error(id, ErrorCode::NoRoom, "no room");
+        session.until_gone();
+    });
+    for code in [ErrorCode::VersionMismatch, ErrorCode::NoRoom] {
+        let opened = Client::connect_and_open_with(&patient(&fake), "a/b", &OpenOptions::new());
+        assert_eq!(opened.expect_err("fails").number(), code.number());
+    }
+    let nobody = ConnectOptions::new().socket(fake.directory().join("none"));
+    let opened = Client::connect_and_open_with(&nobody, "a/b", &OpenOptions::new());
+    assert_eq!(opened.expect_err("fails").name(), "no_daemon");
+    let opened = Client::connect_and_open_with(&nobody, "/", &OpenOptions::new());
+    assert_eq!(opened.expect_err("fails").name(), "bad_name");
 }
 
 #[test]

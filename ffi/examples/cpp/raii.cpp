@@ -49,14 +49,13 @@ int main(int argc, char **argv) {
         return 2;
     }
     try {
-        mrm::Client client;
         mrm::OpenOptions options;
         options.wait = std::chrono::seconds(60);
         options.progress = [](std::uint64_t loaded, std::uint64_t total) {
             std::cerr << loaded << " of " << total << " bytes\n";
         };
         options.wait_for = mrm::WaitFor::layout;
-        mrm::Model model = client.open(argv[1], options);
+        auto [client, model] = mrm::Client::connect_and_open(argv[1], options);
         const std::vector<mrm::Tensor> layouts = model.layouts();
         if (!layouts.empty()) {
             const bool ready = model.ready(layouts.front());

@@ -53,8 +53,11 @@ class Client:
         handle = ctypes.c_void_p()
         encoded = None if path is None else os.fsencode(path)
         lib.check(lib.client_connect(encoded, ctypes.byref(handle)))
-        self._handle = handle.value
-        self._finalizer = weakref.finalize(self, lib.client_close, self._handle)
+        self._keep(handle.value or 0)
+
+    def _keep(self, handle: int) -> None:
+        self._handle: int | None = handle
+        self._finalizer = weakref.finalize(self, lib.client_close, handle)
         self._finalizer.atexit = False
 
     def open(
@@ -183,20 +186,65 @@ class Client:
         return self._handle
 
     def _open(self, function: Callable[..., int], what: bytes, how: _How) -> Model:
-        if b"\0" in what:
-            raise ValueError("a name or path cannot hold NUL")
-        handle = ctypes.c_void_p()
-        number = function(
-            self._open_handle(), what, ctypes.byref(how.options), ctypes.byref(handle)
-        )
+        session = self._open_handle()
+
+        def call(handle: object) -> int:
+            return function(session, what, ctypes.byref(how.options), handle)
+
+        return _opened(call, what, how)
+
+
+class _Late(Client):
+    """A client that connects with its first open, by one message for both."""
+
+    def __init__(self) -> None:
+        self._handle = None
+        #: Of the threads that come first, one gets to be here.
+        self._first: dict[str, int] = {}
+
+    def _open_handle(self) -> int:
+        if self._handle is None:
+            handle = ctypes.c_void_p()
+            lib.check(lib.client_connect(None, ctypes.byref(handle)))
+            self._settle(handle.value or 0)
+        return self._first["session"]
+
+    def _open(self, function: Callable[..., int], what: bytes, how: _How) -> Model:
+        if self._handle is not None or function is not lib.client_open:
+            return super()._open(function, what, how)
+        session = ctypes.c_void_p()
+
+        def call(handle: object) -> int:
+            options = ctypes.byref(how.options)
+            return lib.client_connect_open(None, what, options, ctypes.byref(session), handle)
+
         try:
-            how.raise_again()
-        except BaseException:
-            if handle.value:
-                lib.model_close(handle)
-            raise
-        lib.check(number)
-        return Model(handle.value or 0, early=how.early)
+            return _opened(call, what, how)
+        finally:
+            if session.value:
+                self._settle(session.value)
+
+    def _settle(self, session: int) -> None:
+        if self._first.setdefault("session", session) == session:
+            self._keep(session)
+        else:
+            lib.client_close(session)
+
+
+def _opened(call: Callable[[object], int], what: bytes, how: _How) -> Model:
+    """The model of which ``call`` writes the handle."""
+    if b"\0" in what:
+        raise ValueError("a name or path cannot hold NUL")
+    handle = ctypes.c_void_p()
+    number = call(ctypes.byref(handle))
+    try:
+        how.raise_again()
+    except BaseException:
+        if handle.value:
+            lib.model_close(handle)
+        raise
+    lib.check(number)
+    return Model(handle.value or 0, early=how.early)
 
 
 class _How:
@@ -295,7 +343,7 @@ class _Shared:
             with self._lock:
                 client = self._clients.get(key)
                 if client is None:
-                    client = self._clients[key] = Client()
+                    client = self._clients[key] = _Late()
         return client
 
 

@@ -165,6 +165,11 @@ FUNCTIONS: dict[str, tuple[object, list[object], bool]] = {
     "mrm_dtype_name": (Text, [c_uint32], False),
     "mrm_dtype_bits": (c_uint32, [c_uint32], False),
     "mrm_client_connect": (c_int, [c_char_p, POINTER(c_void_p)], True),
+    "mrm_client_connect_open": (
+        c_int,
+        [c_char_p, c_char_p, POINTER(OpenOptions), POINTER(c_void_p), POINTER(c_void_p)],
+        True,
+    ),
     "mrm_client_close": (c_int, [c_void_p], True),
     "mrm_client_open": (
         c_int,

@@ -7,11 +7,14 @@ import multiprocessing
 import os
 import pickle
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import mrm
 import numpy as np
 import pytest
 from conftest import Daemon, payload, small_tensors
+from mrm._client import _Shared
 
 NUMPY = {"F32": "<f4", "I64": "<i8", "F64": "<f8", "F16": "<f2", "BOOL": "?", "U16": "<u2"}
 
@@ -40,6 +43,28 @@ def test_tensors_are_those_of_the_file(client: mrm.Client) -> None:
                 assert model[name].dtype == np.dtype(NUMPY[dtype])
                 assert model[name].tobytes() == data
                 assert model[name].shape == tuple(shape)
+
+
+def tensors_of_small(first: Callable[[str], mrm.Model], barrier: threading.Barrier) -> int:
+    barrier.wait()
+    with first("small") as model:
+        return len(model)
+
+
+def test_the_first_open_connects_and_threads_that_come_first_share_a_session(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MRM_SOCKET", str(daemon.socket))
+    for first in (mrm.open, lambda name: mrm.open_many([name])[0]):
+        shared = _Shared()
+        monkeypatch.setattr(mrm, "shared", shared)
+        with pytest.raises(mrm.NotFound):
+            mrm.open("nobody")
+        barrier = threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [pool.submit(tensors_of_small, first, barrier) for _ in range(8)]
+            assert [job.result() for job in jobs] == [9] * 8
+        assert leases(shared.get(), "small") == 0
 
 
 def test_several_are_opened_at_once_or_none(client: mrm.Client) -> None:
