@@ -35,8 +35,9 @@ fn every() -> Vec<Tier> {
         .collect()
 }
 
-/// Uses of a life. An interpreter sees in few of them what it sees in many.
-const USES: u32 = if cfg!(miri) { 60 } else { 300 };
+/// Uses of a life, and how many lives. An interpreter sees in few what it sees in many.
+const USES: u32 = if cfg!(miri) { 20 } else { 300 };
+const LIVES: u64 = if cfg!(miri) { 1 } else { 5 };
 
 /// A life of uses and evictions, the same for the same seed.
 fn live(tier: &mut Tier, seed: u64) -> Vec<Candidate> {
@@ -65,14 +66,14 @@ fn live(tier: &mut Tier, seed: u64) -> Vec<Candidate> {
 #[test]
 fn the_order_of_the_candidates_means_nothing() {
     for mut tier in every() {
-        for seed in 0..5 {
+        for seed in 0..LIVES {
             let mut candidates = live(&mut tier, seed);
             let order = tier.order(&candidates);
             let mut sorted = order.clone();
             sorted.sort_unstable();
             sorted.dedup();
             assert_eq!(sorted.len(), candidates.len(), "each once");
-            for _ in 0..5 {
+            for _ in 0..LIVES {
                 Numbers(seed).shuffle(&mut candidates);
                 assert_eq!(tier.order(&candidates), order, "{}", tier.policy.name());
             }

@@ -17,6 +17,7 @@ fn buckets_begin_at_a_second_and_reach_three_weeks() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a hundred thousand times the same")]
 fn history_is_bounded_and_forgets_the_least_recent() {
     let mut history = History::with_max(100);
     for id in 0..100_000 {
