@@ -291,6 +291,10 @@ fn says(mix: &Tier, of: &Candidate) -> (&'static str, [f64; 5]) {
 }
 
 #[test]
+#[cfg_attr(
+    miri,
+    ignore = "twelve thousand uses, in ways that lives of any policy take"
+)]
 fn mix_follows_the_one_that_would_have_loaded_least() {
     let mut followed = BTreeSet::new();
     for seed in 0..20 {
