@@ -37,10 +37,6 @@ impl Backoff {
         Self::new(PAUSE_IDLE, random_seed())
     }
 
-    pub(crate) const fn reset(&mut self) {
-        self.next = PAUSE_MIN;
-    }
-
     pub(crate) fn pause(&mut self) -> Duration {
         let whole = self.next.min(self.longest);
         self.next = whole.saturating_mul(2);

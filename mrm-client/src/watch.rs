@@ -58,9 +58,12 @@ impl Bell {
         socket: Option<(BorrowedFd<'_>, PollFlags)>,
         time: Option<Duration>,
     ) -> PollFlags {
-        let rung = PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN);
-        let socket = socket.map(|(fd, wanted)| PollFd::from_borrowed_fd(fd, wanted));
-        let mut fds: Vec<_> = std::iter::once(rung).chain(socket).collect();
+        // No allocation: the thread's first would cost it an arena of its own.
+        let (other, wanted) = socket.unwrap_or((self.0.as_fd(), PollFlags::empty()));
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(other, wanted),
+        ];
         let time = time.and_then(|time| Timespec::try_from(time).ok());
         match poll(&mut fds, time.as_ref()) {
             Ok(_) => {}
@@ -72,7 +75,7 @@ impl Bell {
             }
         }
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
-        fds.get(1).map_or(PollFlags::empty(), PollFd::revents)
+        fds[1].revents()
     }
 }
 
@@ -91,7 +94,8 @@ pub(crate) fn start(link: &Arc<Link>) -> io::Result<Arc<Bell>> {
 }
 
 fn run(link: &Weak<Link>, bell: &Bell) {
-    let mut backoff = Backoff::idle();
+    // Made when it is needed: most threads end without.
+    let mut backoff: Option<Backoff> = None;
     // Nothing is kept alive while this sleeps, but for the socket, which the link shuts down.
     while let Some(held) = link.upgrade() {
         match held.now() {
@@ -110,9 +114,9 @@ fn run(link: &Weak<Link>, bell: &Bell) {
                 }
                 connection.read_out();
                 if connection.age() >= LASTED {
-                    backoff.reset();
+                    backoff = None;
                 } else {
-                    bell.wait(Some(backoff.pause()));
+                    bell.wait(Some(backoff.get_or_insert_with(Backoff::idle).pause()));
                 }
             }
             Now::Over { holds: false } => {
@@ -123,7 +127,7 @@ fn run(link: &Weak<Link>, bell: &Bell) {
                 let renewed = held.connection().is_ok();
                 drop(held);
                 if !renewed {
-                    bell.wait(Some(backoff.pause()));
+                    bell.wait(Some(backoff.get_or_insert_with(Backoff::idle).pause()));
                 }
             }
         }
