@@ -781,6 +781,11 @@ typedef struct mrm_open_options_t {
      * layout, before the last byte is.
      */
     uint32_t wait_for;
+    /**
+     * How many bytes of the device that the weights come to be on are to stay free of weights while
+     * the model is open: what this process needs there to run. In host memory nothing is kept free.
+     */
+    uint64_t reserve_bytes;
 } mrm_open_options_t;
 
 /**

@@ -342,6 +342,8 @@ struct OpenOptions {
     // Whether every page in host memory is mapped before the open returns.
     bool populate = false;
     WaitFor wait_for = WaitFor::all;
+    // How many bytes of the device are to stay free of weights while the model is open.
+    std::uint64_t reserve_bytes = 0;
 };
 
 // A session with the daemon.
@@ -460,6 +462,7 @@ private:
         }
         raw.populate = options.populate ? 1 : 0;
         raw.wait_for = static_cast<std::uint32_t>(options.wait_for);
+        raw.reserve_bytes = options.reserve_bytes;
         raw.tier = static_cast<std::uint32_t>(options.tier);
         raw.device = options.device.empty() ? nullptr : options.device.c_str();
         if (options.progress) {

@@ -322,6 +322,7 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
         device: std::ptr::null(),
         populate: 0,
         wait_for: mrm_wait_for_e::All as u32,
+        reserve_bytes: 0,
     };
     let least_bytes = offset_of!(mrm_open_options_t, progress);
     // SAFETY: this function's own contract; any bytes are a valid mrm_open_options_t.
@@ -337,6 +338,7 @@ unsafe fn open_options<'a>(options: *const mrm_open_options_t) -> Result<OpenOpt
     }
     chosen = chosen.populate(given.populate == 1);
     chosen = chosen.wait_for(wait_for(given.wait_for)?);
+    chosen = chosen.reserve_bytes(given.reserve_bytes);
     if let Some(callback) = given.progress {
         let user = given.user;
         chosen = chosen.on_progress(move |progress| {

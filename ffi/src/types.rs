@@ -13,8 +13,9 @@
 //!     device: std::ptr::null(),
 //!     populate: 0,
 //!     wait_for: 0,
+//!     reserve_bytes: 0,
 //! };
-//! assert_eq!(options.size, 56);
+//! assert_eq!(options.size, 64);
 //! ```
 //!
 //! Enums are never taken as arguments or stored in structs: a number that a newer library sends
@@ -70,6 +71,9 @@ pub struct mrm_open_options_t {
     /// A number of `mrm_wait_for_e`: whether the open returns when all is in memory, or by the
     /// layout, before the last byte is.
     pub wait_for: u32,
+    /// How many bytes of the device that the weights come to be on are to stay free of weights while
+    /// the model is open: what this process needs there to run. In host memory nothing is kept free.
+    pub reserve_bytes: u64,
 }
 
 /// What a model is. Start from `MRM_MODEL_INFO_INIT`.

@@ -48,6 +48,7 @@ fn options(tier: mrm_tier_e, device: Option<&'static CStr>) -> mrm_open_options_
         reserved: 0,
         populate: 0,
         wait_for: 0,
+        reserve_bytes: 0,
         device: device.map_or(null(), CStr::as_ptr),
     }
 }
@@ -234,6 +235,34 @@ fn tensors_of_host_memory_are_lent_by_dlpack() {
         ((*first).deleter.expect("a deleter"))(first);
     }
     fake.seen.wait_closed(1);
+}
+
+#[test]
+fn what_is_to_stay_free_is_asked_for_by_programs_that_know_of_it() {
+    let name = "what_is_to_stay_free_is_asked_for_by_programs_that_know_of_it";
+    on_machine(name, &[], |_| {
+        let fake = lending(1);
+        let client = connect(&fake);
+        let mut keeping = options(mrm_tier_e::Device, None);
+        keeping.reserve_bytes = 3 << 30;
+        let mut older = keeping;
+        older.size = std::mem::offset_of!(mrm_open_options_t, reserve_bytes);
+        for options in [keeping, older] {
+            let (number, model) = open(client, &options);
+            assert_eq!(number, 0, "{}", message());
+            // SAFETY: an open model, not used afterwards.
+            unsafe { assert_eq!(mrm_model_close(model), 0) };
+        }
+        let requests = fake.seen.all();
+        let asked = requests.iter().filter_map(|request| match request {
+            mrm_proto::request::Request::Open(open) => open.devices.as_ref(),
+            _ => None,
+        });
+        let asked: Vec<Option<u64>> = asked.map(|devices| devices.reserve_bytes).collect();
+        assert_eq!(asked, [Some(3 << 30), None]);
+        // SAFETY: an open client, not used afterwards.
+        unsafe { assert_eq!(mrm_client_close(client), 0) };
+    });
 }
 
 #[test]

@@ -105,6 +105,11 @@ impl Connection {
         self.hello.features & features::DEVICE != 0
     }
 
+    /// Whether the daemon keeps free on devices what opens ask for.
+    pub(crate) const fn keeps_free(&self) -> bool {
+        self.hello.features & features::RESERVE != 0
+    }
+
     /// Whether the daemon takes up leases of the last one.
     pub(crate) const fn can_resume(&self) -> bool {
         self.hello.features & features::RESUME != 0

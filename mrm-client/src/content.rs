@@ -19,6 +19,8 @@ use std::time::Duration;
 /// One granted open. Fields are dropped in order: the memory goes before the lease.
 #[derive(Debug)]
 pub(crate) struct Open {
+    /// What was asked to be kept free on its device.
+    pub(crate) reserve_bytes: u64,
     pub(crate) name: Box<str>,
     pub(crate) version: VersionId,
     pub(crate) origin: Origin,

@@ -94,13 +94,15 @@ impl Grant {
 }
 
 impl Leased {
-    pub(crate) fn of(opened: &Opened) -> Self {
+    /// What was opened with so much to be kept free on the device.
+    pub(crate) fn of(opened: &Opened, reserve_bytes: Option<u64>) -> Self {
         let device = opened.device.as_ref();
         let legacy = device.is_some_and(|grant| grant.sharing == Sharing::Legacy);
         Self {
             had: HadLease {
                 version: opened.version,
                 device: device.map(|grant| grant.uuid),
+                reserve_bytes: device.and(reserve_bytes),
             },
             lasts: !legacy,
         }

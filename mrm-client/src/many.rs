@@ -60,7 +60,7 @@ impl State {
     }
 
     fn open_here(&self, name: &str, how: &OpenOptions<'_>) -> Result<Here, OpenError> {
-        let wish = Wish::of(how.tier)?;
+        let wish = Wish::of(how)?;
         let there = self.cached(name, &wish);
         if let Some(model) = there.filter(|model| model.serves(how)) {
             return Ok(Here::Open(model.for_asker(how)));

@@ -32,6 +32,7 @@ pub struct OpenOptions<'a> {
     pub(crate) wait_for: WaitFor,
     pub(crate) progress: Option<Box<dyn Fn(Progress) + 'a>>,
     pub(crate) populate: bool,
+    pub(crate) reserve_bytes: u64,
 }
 
 impl<'a> OpenOptions<'a> {
@@ -76,6 +77,19 @@ impl<'a> OpenOptions<'a> {
         self
     }
 
+    /// How much memory of the device that the weights come to be on is to stay free of weights while
+    /// the model is open, in bytes: what this process needs there to run. It is room like that for
+    /// the weights: others' that are not in use go for it, and the open waits where that does not
+    /// suffice. Opens of what this client has open there share its lease and what that keeps free; one that
+    /// asks for more has a lease of its own. The daemon keeps more free if its operator said
+    /// so of the model. In host memory, and where the daemon does not know of this, nothing is kept
+    /// free. 0 unless set.
+    #[must_use]
+    pub const fn reserve_bytes(mut self, reserve_bytes: u64) -> Self {
+        self.reserve_bytes = reserve_bytes;
+        self
+    }
+
     /// Called on the opening thread while the model loads; not called for a hit.
     #[must_use]
     pub fn on_progress(mut self, progress: impl Fn(Progress) + 'a) -> Self {
@@ -92,6 +106,7 @@ impl fmt::Debug for OpenOptions<'_> {
             .field("wait_for", &self.wait_for)
             .field("progress", &self.progress.is_some())
             .field("populate", &self.populate)
+            .field("reserve_bytes", &self.reserve_bytes)
             .finish()
     }
 }
@@ -105,13 +120,18 @@ pub(crate) struct Wish {
     pub(crate) else_host: bool,
     /// Why no device is asked for, though one would have been liked.
     pub(crate) why_host: Option<Arc<DeviceError>>,
+    /// What is to stay free on the device.
+    pub(crate) reserve_bytes: u64,
 }
 
 impl Wish {
-    /// What `tier` means in this process.
-    pub(crate) fn of(tier: Tier) -> Result<Self, DeviceError> {
-        let mut wish = Self::default();
-        match tier {
+    /// What the options mean in this process.
+    pub(crate) fn of(how: &OpenOptions<'_>) -> Result<Self, DeviceError> {
+        let mut wish = Self {
+            reserve_bytes: how.reserve_bytes,
+            ..Self::default()
+        };
+        match how.tier {
             Tier::Host => {}
             Tier::Device(devices) => wish.any_of = devices.find()?,
             Tier::Best(devices) => {
@@ -146,6 +166,7 @@ impl Wish {
         (!self.any_of.is_empty()).then(|| AskedDevices {
             any_of: self.any_of.clone(),
             else_host: self.else_host,
+            reserve_bytes: (self.reserve_bytes > 0).then_some(self.reserve_bytes),
         })
     }
 }
@@ -212,6 +233,12 @@ impl GrantRequest {
         connection.grants_early() && wait_for == Some(WaitFor::Layout)
     }
 
+    /// What is to stay free on the device, if `connection` is asked for that.
+    pub(crate) fn reserve_bytes(&self, connection: &Connection) -> Option<u64> {
+        let asked = self.wish.reserve_bytes;
+        (asked > 0 && connection.keeps_free()).then_some(asked)
+    }
+
     /// What to call the model.
     pub(crate) fn name(&self) -> &str {
         self.terms().0
@@ -272,6 +299,9 @@ impl GrantRequest {
                 }
                 if !connection.has_devices() {
                     *devices = None;
+                }
+                if let Some(devices) = devices.as_mut().filter(|_| !connection.keeps_free()) {
+                    devices.reserve_bytes = None;
                 }
             }
             Request::Close(_)

@@ -88,7 +88,7 @@ impl State {
     }
 
     pub(crate) fn open(&self, name: &str, how: &OpenOptions<'_>) -> Result<Model, OpenError> {
-        let wish = Wish::of(how.tier)?;
+        let wish = Wish::of(how)?;
         if let Some(model) = self.cached(name, &wish) {
             return complete(model, how);
         }
@@ -99,7 +99,7 @@ impl State {
 
     /// What to ask for along with the hello when `name` is opened first.
     pub(crate) fn ahead(name: &str, how: &OpenOptions<'_>) -> Result<Option<Request>, OpenError> {
-        let wish = Wish::of(how.tier)?;
+        let wish = Wish::of(how)?;
         Ok(GrantRequest::by_name(name, how, wish)?.ahead())
     }
 
@@ -108,13 +108,14 @@ impl State {
         files: &LocalFiles,
         how: &OpenOptions<'_>,
     ) -> Result<Model, OpenError> {
-        let ask = GrantRequest::of_files(files, how, Wish::of(how.tier)?);
+        let ask = GrantRequest::of_files(files, how, Wish::of(how)?);
         let model = self.granted(&ask, &files.fds, how)?;
         Ok(model.for_asker(how))
     }
 
     /// The model that stands for `name` in this process, if it is open where it is wanted. Who
-    /// wants the best gets it from the daemon, unless it is on a device already.
+    /// wants the best gets it from the daemon, unless it is on a device already, and so does who wants
+    /// more kept free there.
     pub(crate) fn cached(&self, name: &str, wish: &Wish) -> Option<Model> {
         let why_host = wish.why_host.clone();
         if wish.any_of.is_empty() {
@@ -126,7 +127,8 @@ impl State {
             let open = lock(&self.models_on_devices).get(&(*uuid, Box::from(name)))?;
             // The daemon may have taken the lease away since.
             open.lease.catch_up();
-            open.is_good().then_some(open)
+            let enough = open.reserve_bytes >= wish.reserve_bytes;
+            (open.is_good() && enough).then_some(open)
         })?;
         Some(Model { open, why_host })
     }
@@ -153,7 +155,9 @@ impl State {
                 lock(&self.models).settle(name, model.open, good)
             }
             Some(uuid) => {
-                lock(&self.models_on_devices).settle((uuid, name), model.open, Open::is_good)
+                let wants = model.open.reserve_bytes;
+                let good = |first: &Open| first.is_good() && first.reserve_bytes >= wants;
+                lock(&self.models_on_devices).settle((uuid, name), model.open, good)
             }
         };
         Model { open, why_host }
@@ -297,7 +301,7 @@ impl State {
         let tells = connection.grants_early() && opened.origin == Origin::Loaded;
         let tells = tells && opened.device.is_none();
         let touches = tells.then(|| Touches::new(opened.lease, &connection));
-        let leased = Leased::of(&opened);
+        let leased = Leased::of(&opened, ask.reserve_bytes(&connection));
         let lease = self.link.lease(opened.lease, leased, &connection, fate)?;
         let lease = Arc::new(lease);
         let (content, why_host) = match &opened.device {
@@ -330,6 +334,10 @@ impl State {
             origin: opened.origin,
             took_us: opened.took_us,
             wait: ask.wait,
+            reserve_bytes: match opened.device {
+                Some(_) => ask.wish.reserve_bytes,
+                None => 0,
+            },
             filling,
             content,
             touches,

@@ -26,7 +26,13 @@ use mrm_proto::request::{HadLease, Request};
 use std::sync::{Mutex, mpsc};
 
 fn open(client: &Client, name: &str) -> Model {
+    open_keeping(client, name, 0)
+}
+
+/// Opens with so many bytes of the device to stay free.
+fn open_keeping(client: &Client, name: &str, reserve_bytes: u64) -> Model {
     let options = OpenOptions::new().tier(Tier::Device(Devices::Ordinal(0)));
+    let options = options.reserve_bytes(reserve_bytes);
     client.open_with(name, &options).expect("opens")
 }
 
@@ -63,11 +69,13 @@ fn leases_on_a_device_are_named_with_it_and_can_be_taken_away_again() {
                 return;
             }
             let (id, instance, leases) = session.next_resume();
-            let had = |version| HadLease {
+            let had = |version, reserve_bytes| HadLease {
                 version: VersionId(version),
                 device: Some(uuid),
+                reserve_bytes,
             };
-            assert_eq!((instance, leases), (42, vec![had(7), had(8)]));
+            let expected = vec![had(7, None), had(8, Some(4096))];
+            assert_eq!((instance, leases), (42, expected));
             // The device of the second is lost before the client has looked at its lease.
             let leases = vec![Some(LeaseId(100)), Some(LeaseId(101))];
             let resumed = Reply::Resumed(Resumed { leases });
@@ -85,7 +93,7 @@ fn leases_on_a_device_are_named_with_it_and_can_be_taken_away_again() {
             session.until_gone();
         });
         let client = fake.client();
-        let (kept, lost) = (open(&client, "kept"), open(&client, "lost"));
+        let (kept, lost) = (open(&client, "kept"), open_keeping(&client, "lost", 4096));
         die.send(()).expect("the fake waits");
         wait_resumed(&fake, &client);
         assert!(kept.is_leased() && kept.lost().is_none());
@@ -105,6 +113,35 @@ fn leases_on_a_device_are_named_with_it_and_can_be_taken_away_again() {
         fake.seen.wait_closed(102);
         let taken = |r: &Request| matches!(r, Request::Close(c) if c.lease.0 == 101);
         assert!(!fake.seen.all().iter().any(taken));
+    });
+}
+
+/// What opens asked to be kept free.
+fn reserves(fake: &Fake) -> Vec<Option<u64>> {
+    let requests = fake.seen.all();
+    let asked = requests.iter().filter_map(|request| match request {
+        Request::Open(open) => Some(open.devices.as_ref()?.reserve_bytes),
+        _ => None,
+    });
+    asked.collect()
+}
+
+#[test]
+fn only_a_daemon_that_knows_of_it_is_asked_to_keep_memory_free() {
+    let name = "only_a_daemon_that_knows_of_it_is_asked_to_keep_memory_free";
+    on_machine(name, &[], |_| {
+        for (known, expected) in [(features::RESERVE, Some(9)), (0, None)] {
+            let lent = Lent::vmm(3, Granularity::Model);
+            let fake = Fake::start(move |_, session| {
+                session.hello_as(42, features::ALL & !features::RESERVE | known);
+                grant_next(&lent, session, 1, 7);
+                grant_next(&lent, session, 2, 7);
+                session.until_gone();
+            });
+            let client = fake.client();
+            let (_kept, _plain) = (open_keeping(&client, "m", 9), open(&client, "m"));
+            assert_eq!(reserves(&fake), [expected, None]);
+        }
     });
 }
 
@@ -133,6 +170,7 @@ fn memory_by_legacy_handles_is_lost_with_the_session_and_not_asked_for() {
             let in_host = HadLease {
                 version: VersionId(8),
                 device: None,
+                reserve_bytes: None,
             };
             assert_eq!(leases, [in_host]);
             session.resumed(id, [Some(100)]);

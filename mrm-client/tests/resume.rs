@@ -36,6 +36,7 @@ fn had(version: u64) -> HadLease {
     HadLease {
         version: VersionId(version),
         device: None,
+        reserve_bytes: None,
     }
 }
 

@@ -91,8 +91,10 @@ pub mod features {
     pub const MANY: u64 = 1 << 6;
     /// [`Hint`](crate::request::Hint) may be sent.
     pub const HINT: u64 = 1 << 7;
+    /// Opens on devices may say what is to stay free there.
+    pub const RESERVE: u64 = 1 << 8;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE | MANY | HINT;
+    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE | MANY | HINT | RESERVE;
 }
 
 impl ClientHello {

@@ -85,6 +85,11 @@ pub struct Devices {
     /// was.
     #[n(1)]
     pub else_host: bool,
+    /// How much of the device's budget nothing else may take while the lease lives, in bytes: what
+    /// the client needs there to run. In host memory nothing is kept free. Needs
+    /// [`features::RESERVE`](crate::hello::features).
+    #[n(2)]
+    pub reserve_bytes: Option<u64>,
 }
 
 /// Opens files that the client passes, one descriptor each, in the order of `files`.
@@ -194,6 +199,9 @@ pub struct HadLease {
     /// The device that it is on; absent when it is in host memory.
     #[n(1)]
     pub device: Option<DeviceUuid>,
+    /// What it asked to be kept free there, in bytes: is kept free again if there is room.
+    #[n(2)]
+    pub reserve_bytes: Option<u64>,
 }
 
 /// Asks for one page of models, in the order of their names.

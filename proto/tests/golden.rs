@@ -97,8 +97,21 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                 devices: Some(Devices {
                     any_of: vec![DeviceUuid([0x5a; 16])],
                     else_host: true,
+                    reserve_bytes: None,
                 }),
                 wait_for: None,
+            }),
+        ),
+        (
+            "open_with_reserve",
+            0,
+            Request::Open(Open {
+                devices: Some(Devices {
+                    any_of: vec![DeviceUuid([0x5a; 16])],
+                    else_host: false,
+                    reserve_bytes: Some(3 << 30),
+                }),
+                ..Open::by_name(model("org/bert"))
             }),
         ),
         (
@@ -155,12 +168,26 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                     HadLease {
                         version: VersionId(3),
                         device: None,
+                        reserve_bytes: None,
                     },
                     HadLease {
                         version: VersionId(4),
                         device: Some(DeviceUuid([0x5a; 16])),
+                        reserve_bytes: None,
                     },
                 ],
+            }),
+        ),
+        (
+            "resume_with_reserve",
+            0,
+            Request::Resume(Resume {
+                instance: InstanceId(0xdead_beef),
+                leases: vec![HadLease {
+                    version: VersionId(4),
+                    device: Some(DeviceUuid([0x5a; 16])),
+                    reserve_bytes: Some(3 << 30),
+                }],
             }),
         ),
         (

@@ -259,6 +259,7 @@ fn requests(model: &str) -> Vec<Breach> {
             devices: Some(Devices {
                 any_of: uuids.collect(),
                 else_host,
+                reserve_bytes: None,
             }),
             ..Open::by_name(ModelName::new(model).unwrap())
         })
@@ -266,6 +267,7 @@ fn requests(model: &str) -> Vec<Breach> {
     let had = HadLease {
         version: VersionId(u64::MAX),
         device: None,
+        reserve_bytes: None,
     };
     let resume = |count| {
         Request::Resume(Resume {

@@ -104,7 +104,11 @@ fn open_request(any_of: Vec<DeviceUuid>, else_host: bool) -> Request {
         model: ModelName::new("m").unwrap(),
         wait_ms: 60_000,
         progress: false,
-        devices: Some(Devices { any_of, else_host }),
+        devices: Some(Devices {
+            any_of,
+            else_host,
+            reserve_bytes: None,
+        }),
         wait_for: None,
     })
 }

@@ -49,6 +49,7 @@ fn on_device(wait_ms: u64) -> Request {
     let devices = Devices {
         any_of: vec![uuid(0).parse().unwrap()],
         else_host: false,
+        reserve_bytes: None,
     };
     Request::Open(Open {
         wait_ms,
@@ -200,7 +201,11 @@ fn session_and_instance(node: &Node, uid: u32) -> Option<(Raw, InstanceId)> {
 
 fn resumed(raw: &mut Raw, instance: InstanceId, version: VersionId) -> Option<LeaseId> {
     let device = Some(uuid(0).parse().unwrap());
-    let leases = vec![HadLease { version, device }];
+    let leases = vec![HadLease {
+        version,
+        device,
+        reserve_bytes: None,
+    }];
     let reply = raw.ask(
         RequestId(50),
         &Request::Resume(Resume { instance, leases }),

@@ -177,6 +177,7 @@ fn leases_of_nobody_are_not_taken_up() {
         let leases = (0..64).map(|version| HadLease {
             version: VersionId(version),
             device: None,
+            reserve_bytes: None,
         });
         let resume = Request::Resume(Resume {
             instance,
@@ -206,6 +207,7 @@ fn leases_of_nobody_are_not_taken_up() {
         HadLease {
             version: VersionId(u64::MAX),
             device: None,
+            reserve_bytes: None
         };
         2048
     ];
@@ -280,6 +282,7 @@ fn resumed(raw: &mut Raw, instance: InstanceId, versions: [VersionId; 2]) -> [Op
     let leases = versions.map(|version| HadLease {
         version,
         device: None,
+        reserve_bytes: None,
     });
     let leases = leases.to_vec();
     let request = Request::Resume(Resume { instance, leases });

@@ -72,6 +72,7 @@ def open(
     wait_for: WaitFor = "all",
     progress: Progress | None = None,
     populate: bool = False,
+    reserve: int = 0,
     client: Client | None = None,
 ) -> Model:
     """Opens the registered model ``name``; see :meth:`Client.open`."""
@@ -83,6 +84,7 @@ def open(
         wait_for=wait_for,
         progress=progress,
         populate=populate,
+        reserve=reserve,
     )
 
 
@@ -95,6 +97,7 @@ def open_many(
     wait_for: WaitFor = "all",
     progress: Progress | None = None,
     populate: bool = False,
+    reserve: int = 0,
     client: Client | None = None,
 ) -> builtins.list[Model]:
     """Opens several registered models at once; see :meth:`Client.open_many`."""
@@ -106,6 +109,7 @@ def open_many(
         wait_for=wait_for,
         progress=progress,
         populate=populate,
+        reserve=reserve,
     )
 
 
@@ -118,6 +122,7 @@ def open_path(
     wait_for: WaitFor = "all",
     progress: Progress | None = None,
     populate: bool = False,
+    reserve: int = 0,
     client: Client | None = None,
 ) -> Model:
     """Opens local files that nobody registered; see :meth:`Client.open_path`."""
@@ -129,6 +134,7 @@ def open_path(
         wait_for=wait_for,
         progress=progress,
         populate=populate,
+        reserve=reserve,
     )
 
 

@@ -70,6 +70,7 @@ class Client:
         wait_for: WaitFor = "all",
         progress: Progress | None = None,
         populate: bool = False,
+        reserve: int = 0,
     ) -> Model:
         """Opens the registered model ``name``.
 
@@ -81,7 +82,8 @@ class Client:
         Waits up to ``wait`` seconds for room and for the load (0: takes only what is there at
         once; None: the default of the library). ``progress(loaded_bytes, total_bytes)`` is called
         while it waits. With ``populate`` every page in host memory is mapped before this returns, so
-        that no first touch waits for the kernel.
+        that no first touch waits for the kernel. ``reserve`` is how many bytes of the device are to
+        stay free of weights while the model is open, for what this process does there.
 
         With ``wait_for="layout"`` it returns as soon as memory for the model is there, before its
         last byte is: tensors come one by one, in the order in which they were first used the last
@@ -89,7 +91,7 @@ class Client:
         :meth:`Model.ready` says whether it would. On a device all is waited for. ``wait="layout"``
         is short for this with the default wait.
         """
-        how = _How(_place(device, else_host), (wait, wait_for), progress, populate)
+        how = _How(_place(device, else_host), (wait, wait_for), progress, (populate, reserve))
         return self._open(lib.client_open, name.encode(), how)
 
     def open_many(
@@ -102,13 +104,14 @@ class Client:
         wait_for: WaitFor = "all",
         progress: Progress | None = None,
         populate: bool = False,
+        reserve: int = 0,
     ) -> builtins.list[Model]:
         """Opens several registered models, with one message there and as few back as can be.
 
         All of them or none: when one cannot be opened, its error is raised. Otherwise as
         :meth:`open`.
         """
-        how = _How(_place(device, else_host), (wait, wait_for), progress, populate)
+        how = _How(_place(device, else_host), (wait, wait_for), progress, (populate, reserve))
         count = len(names)
         texts = (ctypes.c_char_p * count)(*(_text(name) for name in names))
         handles = (ctypes.c_void_p * count)()
@@ -135,12 +138,13 @@ class Client:
         wait_for: WaitFor = "all",
         progress: Progress | None = None,
         populate: bool = False,
+        reserve: int = 0,
     ) -> Model:
         """Opens local files that nobody registered: a file, a model's directory, or an index.
 
         This process opens them, so that its own permissions count, and passes the descriptors.
         """
-        how = _How(_place(device, else_host), (wait, wait_for), progress, populate)
+        how = _How(_place(device, else_host), (wait, wait_for), progress, (populate, reserve))
         return self._open(lib.client_open_path, os.fsencode(path), how)
 
     def list(self, prefix: str = "") -> builtins.list[ModelRow]:
@@ -255,11 +259,14 @@ class _How:
         place: tuple[int, bytes | None],
         waits: tuple[float | WaitFor | None, WaitFor],
         progress: Progress | None,
-        populate: bool,
+        pages: tuple[bool, int],
     ) -> None:
         options = _ffi.OpenOptions(size=ctypes.sizeof(_ffi.OpenOptions))
         options.tier, options.device = place
-        options.populate = int(populate)
+        populate, reserve = pages
+        if not 0 <= reserve < 1 << 64:
+            raise ValueError("reserve is a number of bytes")
+        options.populate, options.reserve_bytes = int(populate), reserve
         wait, wait_for = waits
         if isinstance(wait, str):
             wait, wait_for = None, wait

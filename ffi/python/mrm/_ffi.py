@@ -53,6 +53,7 @@ class OpenOptions(Structure):
         ("device", c_char_p),
         ("populate", c_uint32),
         ("wait_for", c_uint32),
+        ("reserve_bytes", c_uint64),
     ]
 
 

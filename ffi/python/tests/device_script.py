@@ -88,6 +88,10 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert mrm.open(name, device="best").device == device
+    with mrm.open(name, device=device, reserve=1 << 20) as keeping:
+        assert keeping.device == device
+    too_much = refused(mrm.NoRoom, lambda: mrm.open(name, device=device, reserve=1 << 60))
+    assert "to stay free" in too_much, too_much
     hidden = refused(mrm.NoDevice, lambda: mrm.open(name, device=7))
     assert "cuda:7 is not visible" in hidden, hidden
     print(json.dumps({**about, "tensors": found}))

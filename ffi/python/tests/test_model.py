@@ -67,6 +67,14 @@ def test_the_first_open_connects_and_threads_that_come_first_share_a_session(
         assert leases(shared.get(), "small") == 0
 
 
+def test_in_host_memory_nothing_is_kept_free(client: mrm.Client) -> None:
+    with client.open("small", reserve=1 << 60) as model:
+        assert model.name == "small"
+    for wrong in (-1, 1 << 64):
+        with pytest.raises(ValueError):
+            client.open("small", reserve=wrong)
+
+
 def test_several_are_opened_at_once_or_none(client: mrm.Client) -> None:
     names = ["small", "large", "small"]
     models = client.open_many(names, populate=True)

@@ -5,7 +5,7 @@
 
 use crate::effect::Origin;
 use crate::event::Wanted;
-use crate::id::{CopyId, DeviceId, ModelId, RequestId, SessionId, Tenant, Time, VersionId};
+use crate::id::{Bytes, CopyId, DeviceId, ModelId, RequestId, SessionId, Tenant, Time, VersionId};
 use crate::violation::{Record, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +30,8 @@ pub(crate) struct Waiter {
     pub(crate) target: Target,
     pub(crate) origin: Origin,
     pub(crate) tenant: Tenant,
+    /// What is kept free for it already, of what it wants kept free.
+    pub(crate) reserved: Bytes,
     seq: u64,
 }
 
@@ -115,6 +117,7 @@ impl Admission {
                 target,
                 origin: Origin::Joined,
                 tenant,
+                reserved: Bytes::ZERO,
                 seq,
             },
         );
@@ -182,6 +185,13 @@ impl Admission {
         }
     }
 
+    /// Notes what is kept free for an open while it waits.
+    pub(crate) fn set_reserved(&mut self, key: Key, reserved: Bytes) {
+        if let Some(waiter) = self.waiters.get_mut(&key) {
+            waiter.reserved = reserved;
+        }
+    }
+
     /// The earliest time at which an open gives up.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         self.by_deadline.first().map(|(deadline, _, _)| *deadline)
@@ -230,6 +240,16 @@ impl Admission {
         let seq = want.seq;
         self.queue.insert(seq, copy);
         Ok(true)
+    }
+
+    /// Puts an admitted want back into the queue, where it was: who waits still lacks room that is
+    /// to stay free.
+    pub(crate) fn requeue(&mut self, copy: CopyId) -> Result<(), Violation> {
+        let want = self.want_mut(copy)?;
+        want.stage = Stage::Room;
+        let seq = want.seq;
+        self.queue.insert(seq, copy);
+        Ok(())
     }
 
     /// Ends a want; returns how far it was.

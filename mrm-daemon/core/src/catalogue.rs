@@ -2,7 +2,7 @@
 //! source where.
 
 use crate::event::{Part, Resolution, SegmentFact, Wishes};
-use crate::id::{CopyId, DeviceId, ModelId, OpId, SegmentId, SourceId, Time, VersionId};
+use crate::id::{Bytes, CopyId, DeviceId, ModelId, OpId, SegmentId, SourceId, Time, VersionId};
 use crate::ledger::Tier;
 use crate::planted::{Bug, planted};
 use crate::violation::{Record, Violation};
@@ -62,6 +62,8 @@ pub(crate) struct Copy {
     pub(crate) leases: u64,
     /// Leases on what it was before that was found damaged. They hold nothing of what it is now.
     pub(crate) tainted: u64,
+    /// What the leases on it, tainted ones included, keep free on its device.
+    pub(crate) reserved: Bytes,
     /// Its want was admitted: what is resident of it is kept until the rest is.
     pub(crate) admitted: bool,
     /// Loads in flight that are filled from it.

@@ -9,6 +9,7 @@ use crate::violation::Violation;
 struct Device {
     peers: Vec<DeviceId>,
     lost: bool,
+    user_reserve_percent: u8,
 }
 
 /// All of them, as many as were configured.
@@ -20,6 +21,7 @@ impl Devices {
         let device = |config: DeviceConfig| Device {
             peers: config.peers,
             lost: false,
+            user_reserve_percent: config.user_reserve_percent,
         };
         Self(configs.into_iter().map(device).collect())
     }
@@ -42,6 +44,12 @@ impl Devices {
             Tier::Host => Ok(()),
             Tier::Device(id) => self.expect(id),
         }
+    }
+
+    /// How much of a device's budget the leases of one user may keep free, in percent.
+    pub(crate) fn user_reserve_percent(&self, id: DeviceId) -> Result<u8, Violation> {
+        let device = self.get(id).ok_or(Violation::UnknownDevice(id))?;
+        Ok(device.user_reserve_percent)
     }
 
     /// Each device, and whether it is lost.

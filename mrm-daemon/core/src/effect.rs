@@ -160,6 +160,8 @@ pub enum Refusal {
         tier: Tier,
         /// What the model needs.
         want: Bytes,
+        /// The part of it that is to stay free beside the weights.
+        reserve: Bytes,
         /// The budget.
         limit: Bytes,
     },
@@ -170,12 +172,26 @@ pub enum Refusal {
         tier: Tier,
         /// What is missing there.
         want: Bytes,
+        /// The part of it that is to stay free beside the weights.
+        reserve: Bytes,
         /// What may be charged there now.
         limit: Bytes,
         /// What is charged.
         charged: Bytes,
         /// The largest holders, largest first, at most [`HOLDERS_MAX`].
         holders: Vec<Holder>,
+    },
+    /// More is to stay free than one user's leases may keep free on a device.
+    #[error("{reserve} of {tier} are to stay free; one user keeps {kept} of at most {max} free")]
+    OverShare {
+        /// Where.
+        tier: Tier,
+        /// What was asked for.
+        reserve: Bytes,
+        /// What the user's leases and opens keep free there now.
+        kept: Bytes,
+        /// What these may keep free in all.
+        max: Bytes,
     },
     /// All devices that would have done are lost. Others may do.
     #[error("{device} is lost")]
@@ -227,7 +243,7 @@ pub struct Holder {
     pub version: VersionId,
     /// Where the copy is.
     pub tier: Tier,
-    /// What its segments are charged on the tier in question.
+    /// What its segments are charged on the tier in question, and what leases on it keep free there.
     pub charged: Bytes,
     /// Leases on it.
     pub leases: u64,

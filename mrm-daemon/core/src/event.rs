@@ -202,9 +202,74 @@ pub enum Wanted {
     /// ([`Event::Laid`]): the lease is on what is still being filled, and is revoked if that fails.
     Layout,
     /// On any one of these devices; there is at least one.
-    Device(Arc<[DeviceId]>),
+    Device(AnyOf),
     /// On one of these devices, if one can make the room now, else in host memory.
-    Best(Arc<[DeviceId]>),
+    Best(AnyOf),
+}
+
+/// Devices of which any will do, and what is to stay free there beside the weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnyOf {
+    /// The devices.
+    pub devices: Arc<[DeviceId]>,
+    /// How much of the device's budget nothing else may take while the lease lives, in bytes. In
+    /// host memory nothing is kept free.
+    pub reserve: Bytes,
+}
+
+impl AnyOf {
+    /// The same devices, with so much to stay free.
+    #[must_use]
+    pub fn with_reserve(self, reserve: Bytes) -> Self {
+        Self { reserve, ..self }
+    }
+}
+
+impl From<Arc<[DeviceId]>> for AnyOf {
+    fn from(devices: Arc<[DeviceId]>) -> Self {
+        let reserve = Bytes::ZERO;
+        Self { devices, reserve }
+    }
+}
+
+impl From<Vec<DeviceId>> for AnyOf {
+    fn from(devices: Vec<DeviceId>) -> Self {
+        Self::from(Arc::from(devices))
+    }
+}
+
+impl<const N: usize> From<[DeviceId; N]> for AnyOf {
+    fn from(devices: [DeviceId; N]) -> Self {
+        Self::from(Arc::from(devices))
+    }
+}
+
+impl Wanted {
+    /// The same, with at least so much to stay free if it comes to be on a device.
+    #[must_use]
+    pub fn with_reserve_at_least(self, least: Bytes) -> Self {
+        let raised = |any: AnyOf| {
+            let reserve = any.reserve.max(least);
+            any.with_reserve(reserve)
+        };
+        match self {
+            Self::Host => Self::Host,
+            Self::Layout => Self::Layout,
+            Self::Device(any) => Self::Device(raised(any)),
+            Self::Best(any) => Self::Best(raised(any)),
+        }
+    }
+
+    /// What is to stay free beside the weights, if they come to be on this tier.
+    #[must_use]
+    pub const fn reserve_on(&self, tier: Tier) -> Bytes {
+        match (self, tier) {
+            (Self::Device(any) | Self::Best(any), Tier::Device(_)) => any.reserve,
+            (Self::Host | Self::Layout, _) | (Self::Device(_) | Self::Best(_), Tier::Host) => {
+                Bytes::ZERO
+            }
+        }
+    }
 }
 
 /// A version, and what is resident of it.
@@ -238,6 +303,8 @@ pub struct ResumedLease {
     pub model: ModelId,
     /// What was granted.
     pub copy: CopyId,
+    /// What it kept free beside the weights, in bytes. It is kept free again if there is room.
+    pub reserve: Bytes,
 }
 
 /// Why a load failed.

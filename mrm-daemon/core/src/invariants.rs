@@ -9,6 +9,8 @@
 //! assert_eq!(invariants::check(&Core::new(Config::with_limit(Bytes(1)))), Ok(()));
 //! ```
 
+mod reserves;
+
 use crate::Core;
 use crate::admission::{Stage, Target, Waiting};
 use crate::catalogue::Copy;
@@ -41,7 +43,8 @@ pub fn check(core: &Core) -> Result<(), Violation> {
     i12_whole_is_true(core)?;
     i13_evictions_await_frees(core)?;
     i14_the_first_want_has_its_room_made(core)?;
-    i19_policies_remember_what_is_there(core)
+    i19_policies_remember_what_is_there(core)?;
+    reserves::i20_what_is_kept_free_is_asked_for(core)
 }
 
 fn ensure(holds: bool, number: u8, what: impl FnOnce() -> String) -> Result<(), Violation> {
@@ -85,7 +88,7 @@ fn i1_charged_is_what_is_in_memory(core: &Core) -> Result<(), Violation> {
             let all = core.residency.all().map(|(_, segment)| segment);
             all.filter(move |segment| segment.tier == tier)
         };
-        let all = sum(here());
+        let all = sum(here()).plus(Amount::bytes(account.reserved));
         ensure(account.charged == all, 1, || {
             format!("{tier}: charged {:?}, is {all:?}", account.charged)
         })?;
@@ -535,7 +538,11 @@ fn i14_the_first_want_has_its_room_made(core: &Core) -> Result<(), Violation> {
         return Ok(());
     };
     let nothing = Claims::default();
-    for plan in core.plans(first)? {
+    // Its users' shares are used up: nothing but the end of a lease of theirs helps.
+    let Some(reserve) = core.next_reserve(first)? else {
+        return Ok(());
+    };
+    for plan in core.plans(first, reserve)? {
         if core.exceeds(&plan).is_some() {
             continue;
         }

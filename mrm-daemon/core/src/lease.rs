@@ -1,6 +1,6 @@
 //! Sessions and what they hold.
 
-use crate::id::{CopyId, LeaseId, ModelId, SessionId, Tenant, Time};
+use crate::id::{Bytes, CopyId, LeaseId, ModelId, SessionId, Tenant, Time};
 use crate::violation::Violation;
 use std::collections::BTreeMap;
 
@@ -21,6 +21,8 @@ pub(crate) struct Lease {
     pub(crate) copy: CopyId,
     /// When it was granted.
     pub(crate) since: Time,
+    /// What it keeps free on the copy's device beside the weights.
+    pub(crate) reserve: Bytes,
 }
 
 /// All sessions and leases.

@@ -61,6 +61,12 @@ impl Amount {
         Self { bytes, segments: 1 }
     }
 
+    /// So many bytes in no piece: room that nothing is in.
+    #[must_use]
+    pub const fn bytes(bytes: Bytes) -> Self {
+        Self { bytes, segments: 0 }
+    }
+
     /// The sum.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
@@ -93,10 +99,12 @@ pub struct Account {
     pub budget: Amount,
     /// What may be charged now: the budget, or less while others use the device.
     pub limit: Amount,
-    /// What is charged: loading, resident and being freed.
+    /// What is charged: loading, resident, being freed, and kept free.
     pub charged: Amount,
     /// The part of it that is being freed.
     pub freeing: Amount,
+    /// The part of it that is kept free for those who hold leases; it is in no pieces.
+    pub reserved: Bytes,
 }
 
 impl Account {
@@ -131,6 +139,7 @@ const NOTHING: Account = Account {
     limit: Amount::ZERO,
     charged: Amount::ZERO,
     freeing: Amount::ZERO,
+    reserved: Bytes::ZERO,
 };
 
 impl Ledger {
@@ -199,6 +208,26 @@ impl Ledger {
         self.change(tier, |account| {
             account.freeing = account.freeing.minus(what);
             account.charged = account.charged.minus(what);
+        });
+    }
+
+    /// Takes what is to be kept free.
+    ///
+    /// # Errors
+    /// When that would pass the limit: the caller was to look first.
+    pub fn reserve(&mut self, tier: Tier, bytes: Bytes) -> Result<(), Violation> {
+        self.charge(tier, Amount::bytes(bytes))?;
+        self.change(tier, |account| {
+            account.reserved = account.reserved.saturating_add(bytes);
+        });
+        Ok(())
+    }
+
+    /// Gives back what was kept free.
+    pub fn unreserve(&mut self, tier: Tier, bytes: Bytes) {
+        self.refund(tier, Amount::bytes(bytes));
+        self.change(tier, |account| {
+            account.reserved = account.reserved.saturating_sub(bytes);
         });
     }
 

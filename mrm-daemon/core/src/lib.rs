@@ -56,6 +56,7 @@ mod ops;
 mod planted;
 mod policies;
 mod quarantine;
+mod reserves;
 mod residency;
 mod step;
 
@@ -106,6 +107,8 @@ pub struct DeviceConfig {
     pub peers: Vec<DeviceId>,
     /// What goes first when room is needed on it.
     pub policy: Choice,
+    /// How much of the budget the leases of one user may keep free beside weights, in percent.
+    pub user_reserve_percent: u8,
 }
 
 impl DeviceConfig {
@@ -117,6 +120,7 @@ impl DeviceConfig {
             pieces_max: 16_384,
             peers: Vec::new(),
             policy: Choice::default(),
+            user_reserve_percent: 50,
         }
     }
 }
@@ -155,6 +159,7 @@ pub struct Core {
     admission: admission::Admission,
     evictions: evictions::Evictions,
     quarantine: quarantine::Quarantine,
+    reserves: reserves::Reserves,
     ops: ops::Ops,
     /// Copies that are kept for clients of the last daemon, and until when.
     expected: BTreeSet<(Time, CopyId)>,
@@ -194,6 +199,7 @@ impl Core {
             admission: admission::Admission::default(),
             evictions: evictions::Evictions::default(),
             quarantine: quarantine::Quarantine::default(),
+            reserves: reserves::Reserves::default(),
             ops: ops::Ops::default(),
             expected: BTreeSet::new(),
             taken_over: BTreeSet::new(),

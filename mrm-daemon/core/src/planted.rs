@@ -69,6 +69,8 @@ pub enum Bug {
     KeepFailedLease,
     /// What turns out to be there twice is freed though it is lent.
     FreeTwin,
+    /// What a lease kept free on a device stays kept free after it.
+    LeakReserve,
 }
 
 #[cfg(feature = "planted")]
@@ -79,7 +81,7 @@ thread_local! {
 #[cfg(feature = "planted")]
 impl Bug {
     /// Each of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::LeakCharge,
         Self::ForgetRefund,
         Self::ChargeAboveLimit,
@@ -104,6 +106,7 @@ impl Bug {
         Self::LendUnlaid,
         Self::KeepFailedLease,
         Self::FreeTwin,
+        Self::LeakReserve,
     ];
 }
 

@@ -14,12 +14,13 @@ mod place;
 mod plan;
 mod quarantine;
 mod request;
+mod reserve;
 mod room;
 mod victims;
 mod worth;
 
 use crate::Core;
-use crate::admission::{Key, Stage, Target};
+use crate::admission::{Key, Stage, Target, Waiter};
 use crate::catalogue::{Copy, Version};
 use crate::effect::{Effect, Origin, Reply};
 use crate::event::{Part, Wanted};
@@ -137,11 +138,12 @@ impl Core {
         segments: Arc<[SegmentId]>,
     ) -> Result<(), Violation> {
         let CopyId { version, tier } = lease.copy;
-        let copy = lease.copy;
+        let (copy, reserve) = (lease.copy, lease.reserve);
         self.note_use(copy, lease.model, turn.now)?;
         let lease = self.leases.grant(key.0, lease)?;
         self.change_copy(copy, turn.now, |copy| {
             copy.leases += 1;
+            copy.reserved = copy.reserved.saturating_add(reserve);
             copy.last_used = Some(turn.now);
         })?;
         turn.reply(
@@ -171,9 +173,15 @@ impl Core {
         Ok(())
     }
 
-    /// Takes an open out of what waits. The caller answers it, unless its session is gone, and
-    /// then lets go of the target.
-    fn unwait(&mut self, key: Key) -> Result<crate::admission::Waiter, Violation> {
+    /// Takes an open out of what waits, and gives back what was kept free for it. The caller answers
+    /// it, unless its session is gone, and then lets go of the target.
+    fn unwait(&mut self, key: Key) -> Result<Waiter, Violation> {
+        self.unreserve_waiter(key)?;
+        self.unwait_to_grant(key)
+    }
+
+    /// The same, where a lease takes over what was kept free for it.
+    fn unwait_to_grant(&mut self, key: Key) -> Result<Waiter, Violation> {
         let waiter = self
             .admission
             .remove(key)
@@ -242,7 +250,8 @@ impl Core {
         self.let_go(turn, target)
     }
 
-    /// Grants all that wait for a copy, if it is whole.
+    /// Grants those that wait for a copy, if it is whole, and what they want kept free is. The others
+    /// go on waiting for that.
     fn grant_if_whole(&mut self, turn: &mut Turn<'_>, copy: CopyId) -> Result<(), Violation> {
         if self.admission.stage(copy) != Some(Stage::Loading) {
             return Ok(());
@@ -251,16 +260,22 @@ impl Core {
             return Ok(());
         };
         let target = Target::Copy(copy);
-        while let Some(key) = self.admission.first_waiting_for(target) {
-            let waiter = self.unwait(key)?;
+        for key in self.ready_for(copy) {
+            let waiter = self.unwait_to_grant(key)?;
             let lease = Lease {
                 model: waiter.model,
                 copy,
                 since: turn.now,
+                reserve: waiter.reserved,
             };
             self.grant(turn, key, lease, waiter.origin, Arc::clone(&segments))?;
         }
-        self.end_want(turn, copy)
+        if self.admission.first_waiting_for(target).is_none() {
+            return self.end_want(turn, copy);
+        }
+        self.room_changed = true;
+        self.admission.requeue(copy)?;
+        self.change_copy(copy, turn.now, |copy| copy.admitted = false)
     }
 
     /// Resident, not held: on its way out. Also a load whose content was there already, or whose

@@ -57,6 +57,7 @@ impl<'a> View<'a> {
             budget: account.budget.bytes,
             limit: account.limit.bytes,
             charged: account.charged.bytes,
+            reserved: account.reserved,
             freeing: account.freeing.bytes,
             resident: resident.sum(),
             idle: self.core.residency.idle_amount(tier).bytes,
@@ -433,7 +434,9 @@ impl<'a> View<'a> {
             charged: self
                 .core
                 .holder(id, id.tier)
-                .map_or(Bytes::ZERO, |holder| holder.charged),
+                .map_or(Bytes::ZERO, |holder| holder.charged)
+                .saturating_sub(copy.reserved),
+            reserved: copy.reserved,
             leases: copy.leases,
             feeding: copy.feeding,
             last_used: copy.last_used,
@@ -502,5 +505,6 @@ const fn show_lease(session: SessionId, lease: LeaseId, held: &Lease) -> LeaseVi
         model: held.model,
         version: held.copy.version,
         tier: held.copy.tier,
+        reserve: held.reserve,
     }
 }

@@ -194,7 +194,7 @@ impl<'a> Engine<'a> {
             entries: 0,
             number: 0,
             wanted: match setup.device_bytes {
-                Some(_) => Wanted::Device(Arc::from([DeviceId(0)])),
+                Some(_) => Wanted::Device([DeviceId(0)].into()),
                 None => Wanted::Host,
             },
             effects: Vec::new(),

@@ -45,6 +45,9 @@ pub struct DeviceConfig {
     pub policy: Choice,
     /// Users who get copies of their own on devices, which no other user is lent; each once.
     pub private_uids: Vec<u32>,
+    /// How much of each budget the leases of one user may keep free of weights, in percent. A reload
+    /// does not change it.
+    pub user_reserve_percent: u8,
     /// How memory is lent and filled.
     pub settings: DeviceSettings,
 }
@@ -158,6 +161,7 @@ impl Default for DeviceConfig {
             enabled: Enabled::default(),
             uuids: Vec::new(),
             private_uids: Vec::new(),
+            user_reserve_percent: 50,
             budget: Size::Percent(90),
             reserve: Size::Bytes(1 << 30),
             gpus: Vec::new(),

@@ -45,6 +45,11 @@ pub(super) fn settings(reader: &mut Reader<'_>) -> DeviceConfig {
         block_bytes: reader.read(Key::DeviceBlockBytes, default.block_bytes, block_bytes),
         policy: reader.read(Key::DevicePolicy, default.policy, values::policy),
         private_uids: reader.read(Key::DevicePrivateUids, Vec::new(), uids),
+        user_reserve_percent: {
+            let default = default.user_reserve_percent.into();
+            let percent = reader.number(Key::DeviceUserReservePercent, default);
+            u8::try_from(percent).unwrap_or(u8::MAX)
+        },
         settings,
     }
 }

@@ -1,9 +1,10 @@
 //! `[[model]]` and `[[catalogue]]`: lists of what is registered.
 
-use super::file::{Document, unknown_among};
+use super::Size;
+use super::file::{self, Document, unknown_among};
 use super::problem::{Place, Problem, Wrong};
 use super::setting::{CATALOGUES_FLAG, CATALOGUES_KEY, GRANULARITIES, MODELS_FLAG, MODELS_KEY};
-use super::values::absolute;
+use super::values::{self, absolute};
 use super::{CatalogueEntry, GpuEntry, Granularity, ModelEntry};
 use crate::status::WarmOn;
 use crate::status::place::PlaceError;
@@ -21,7 +22,15 @@ pub(super) struct Entries {
     pub(super) gpus: Vec<(GpuEntry, Place)>,
 }
 
-const MODEL_KEYS: &[&str] = &["name", "path", "pin", "eager", "granularity", "warm_on"];
+const MODEL_KEYS: &[&str] = &[
+    "name",
+    "path",
+    "pin",
+    "eager",
+    "granularity",
+    "workspace_bytes",
+    "warm_on",
+];
 const CATALOGUE_KEYS: &[&str] = &["root", "prefix"];
 
 /// One table of a list, with what it takes to say what is wrong in it.
@@ -89,6 +98,26 @@ impl Row<'_> {
         }
     }
 
+    /// So many bytes; 0 where it is not said.
+    fn bytes(&mut self, key: &str) -> u64 {
+        let Some(value) = self.table.get(key).map(toml::Spanned::get_ref) else {
+            return 0;
+        };
+        let place = self.place_of(key);
+        let read = file::given(value, place).and_then(|given| match values::size(&given) {
+            Ok(Size::Bytes(bytes)) => Ok(bytes),
+            Ok(Size::Percent(_)) => Err(Wrong::new(
+                "is a share, of nothing",
+                "write for example \"8GiB\" or a plain number of bytes",
+            )),
+            Err(wrong) => Err(wrong),
+        });
+        read.unwrap_or_else(|wrong| {
+            self.problem(key, None, wrong);
+            0
+        })
+    }
+
     fn boolean(&mut self, key: &str) -> bool {
         let Some(value) = self.table.get(key).map(toml::Spanned::get_ref) else {
             return false;
@@ -117,6 +146,7 @@ pub(super) fn models_of_file(
             let remedy = || format!("give one of {}", GRANULARITIES.join(", "));
             Granularity::from_word(word).ok_or_else(|| Wrong::new("not a known word", remedy()))
         });
+        let workspace_bytes = row.bytes("workspace_bytes");
         let warm_on = warm_on(row, pin);
         Some((
             ModelEntry {
@@ -125,6 +155,7 @@ pub(super) fn models_of_file(
                 pin,
                 eager,
                 granularity,
+                workspace_bytes,
                 warm_on,
             },
             row.place_of("name"),

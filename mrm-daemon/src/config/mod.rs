@@ -165,6 +165,9 @@ pub struct ModelEntry {
     pub eager: bool,
     /// How its tensors are put together on a device, instead of [`DeviceConfig::granularity`].
     pub granularity: Option<Granularity>,
+    /// How much of its device each lease on it keeps free of weights for its holder's own work, in
+    /// bytes; more if the holder asks for more.
+    pub workspace_bytes: u64,
     /// Where it is loaded when the daemon starts, and after a reload. Only for a pinned one.
     pub warm_on: WarmOn,
 }
@@ -316,6 +319,7 @@ impl ModelEntry {
             pin: false,
             eager: false,
             granularity: None,
+            workspace_bytes: 0,
             warm_on: WarmOn::Host,
         }
     }

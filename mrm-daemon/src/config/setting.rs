@@ -48,6 +48,7 @@ pub(super) enum Key {
     DeviceFillThreads,
     DevicePolicy,
     DevicePrivateUids,
+    DeviceUserReservePercent,
     PrefetchEnabled,
     PrefetchSharePercent,
 }
@@ -137,7 +138,7 @@ const fn setting(
 }
 
 /// In the order of the file, tables last.
-pub(super) const SETTINGS: [Setting; 44] = [
+pub(super) const SETTINGS: [Setting; 45] = [
     setting(
         Key::RuntimeDir,
         ["runtime_dir", "runtime-dir", "MRM_RUNTIME_DIR"],
@@ -533,6 +534,17 @@ pub(super) const SETTINGS: [Setting; 44] = [
         "Users who share device copies with no other, with commas between [default: none]",
     ),
     setting(
+        Key::DeviceUserReservePercent,
+        [
+            "device.user_reserve_percent",
+            "device-user-reserve-percent",
+            "MRM_DEVICE_USER_RESERVE_PERCENT",
+        ],
+        Kind::Integer { min: 0, max: 100 },
+        "How much of a device's budget the opens of one user may keep free of weights, in percent \
+         [default: 50]",
+    ),
+    setting(
         Key::PrefetchEnabled,
         [
             "prefetch.enabled",
@@ -585,16 +597,4 @@ impl Setting {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_stand_at_their_key_and_names_are_mechanical() {
-        for (at, row) in SETTINGS.iter().enumerate() {
-            assert_eq!(row.key as usize, at, "{}", row.path);
-            let words = row.path.replace('.', "_");
-            assert_eq!(row.flag, words.replace('_', "-"));
-            assert_eq!(row.env, format!("MRM_{}", words.to_uppercase()));
-        }
-    }
-}
+mod tests;

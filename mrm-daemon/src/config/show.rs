@@ -1,9 +1,9 @@
 //! Prints the effective configuration, which reads back as the same one.
 
-use super::Config;
 use super::load::Loaded;
 use super::problem::Origin;
 use super::setting::{Key, SETTINGS, Setting};
+use super::{Config, Size};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -92,6 +92,10 @@ impl Loaded {
                 let word = quoted(granularity.as_str());
                 line(out, &format!("granularity = {word}"));
             }
+            if model.workspace_bytes > 0 {
+                let size = Size::Bytes(model.workspace_bytes).to_string();
+                line(out, &format!("workspace_bytes = {}", quoted(&size)));
+            }
             // Without a pin it may not be said.
             if model.pin {
                 let word = quoted(&model.warm_on.to_string());
@@ -173,6 +177,7 @@ fn value(config: &Config, key: Key) -> Option<String> {
                 .map(|uid| quoted(&uid.to_string()));
             format!("[{}]", texts.collect::<Vec<_>>().join(", "))
         }
+        Key::DeviceUserReservePercent => device.user_reserve_percent.to_string(),
         Key::PrefetchEnabled => quoted(if config.prefetch.enabled { "yes" } else { "no" }),
         Key::PrefetchSharePercent => config.prefetch.share_percent.to_string(),
     })

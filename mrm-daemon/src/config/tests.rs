@@ -384,6 +384,7 @@ name = 'b'
 path = '/b'
 pin = true
 granularity = 'tensor'
+workspace_bytes = '1536MiB'
 warm_on = 'GPU-5A3C1B2E0F1D4C9A8A770123456789AB'
 [[model]]
 name = 'c'
@@ -412,6 +413,7 @@ prefix = 'again'
         "[device.gpu.\"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\"]  # from file",
         "reserve_bytes = \"5%\"",
         "granularity = \"tensor\"",
+        "workspace_bytes = \"1536MiB\"",
         "warm_on = \"GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab\"",
         "warm_on = \"host\"",
     ] {
@@ -460,6 +462,7 @@ fn the_examples_entries_are_valid() {
         .config;
     assert_eq!((config.models.len(), config.catalogues.len()), (1, 1));
     assert_eq!(config.models[0].granularity, Some(Granularity::Tensor));
+    assert_eq!(config.models[0].workspace_bytes, 2 << 30);
     assert!(config.device.gpus[0].budget.is_some() && config.device.gpus[0].reserve.is_some());
 }
 

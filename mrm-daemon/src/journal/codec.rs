@@ -9,7 +9,9 @@ pub(crate) mod memories;
 use minicbor::decode::Error as DecodeError;
 use minicbor::{Decoder, Encoder};
 use mrm_core::Prefetch;
-use mrm_core::event::{AdoptedSegment, Adoption, Event, Fault, LoadFailure, Part, Resolution};
+use mrm_core::event::{
+    AdoptedSegment, Adoption, AnyOf, Event, Fault, LoadFailure, Part, Resolution,
+};
 use mrm_core::event::{ResumedLease, SegmentFact, Wanted, Wishes};
 use mrm_core::id::{
     Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, OpId, RequestId, SegmentId, SessionId,
@@ -18,7 +20,6 @@ use mrm_core::id::{
 use mrm_core::ledger::Tier;
 use mrm_core::policy::{Choice, Experience, Memory};
 use std::convert::Infallible;
-use std::sync::Arc;
 
 /// Longest text of a fault that is kept: the decider does not look inside.
 const MESSAGE_BYTES_MAX: usize = 256;
@@ -145,7 +146,8 @@ fn put_resumed(out: &mut Out<'_>, key: [u64; 2], leases: &[ResumedLease]) -> Wri
     out.u64(leases.len() as u64)?;
     for lease in leases {
         out.u64(lease.model.0)?.u64(lease.copy.version.0)?;
-        out.u64(tier_number(lease.copy.tier))?;
+        out.u64(tier_number(lease.copy.tier))?
+            .u64(lease.reserve.0)?;
     }
     Ok(())
 }
@@ -210,16 +212,17 @@ fn put_resolution(out: &mut Out<'_>, resolution: &Resolution) -> Written {
 }
 
 fn put_wanted(out: &mut Out<'_>, wanted: &Wanted) -> Written {
-    let (kind, devices): (u8, &[DeviceId]) = match wanted {
+    let (kind, any) = match wanted {
         Wanted::Host => return out.u8(0).map(drop),
         Wanted::Layout => return out.u8(3).map(drop),
-        Wanted::Device(devices) => (1, devices),
-        Wanted::Best(devices) => (2, devices),
+        Wanted::Device(any) => (1, any),
+        Wanted::Best(any) => (2, any),
     };
-    out.u8(kind)?.u64(devices.len() as u64)?;
-    for device in devices {
+    out.u8(kind)?.u64(any.devices.len() as u64)?;
+    for device in any.devices.iter() {
         out.u16(device.0)?;
     }
+    out.u64(any.reserve.0)?;
     Ok(())
 }
 
@@ -421,8 +424,11 @@ fn get_resumed(from: &mut Decoder<'_>) -> Read<ResumedLease> {
     let model = ModelId(from.u64()?);
     let version = VersionId(from.u64()?);
     let tier = tier_of(from.u64()?)?;
-    let copy = CopyId { version, tier };
-    Ok(ResumedLease { model, copy })
+    Ok(ResumedLease {
+        model,
+        copy: CopyId { version, tier },
+        reserve: Bytes(from.u64()?),
+    })
 }
 
 fn get_resolution(from: &mut Decoder<'_>) -> Read<Resolution> {
@@ -450,10 +456,13 @@ fn get_wanted(from: &mut Decoder<'_>) -> Read<Wanted> {
         3 => return Ok(Wanted::Layout),
         _ => {}
     }
-    let devices: Arc<[DeviceId]> = get_list(from, |from| from.u16().map(DeviceId))?.into();
+    let any = AnyOf {
+        devices: get_list(from, |from| from.u16().map(DeviceId))?.into(),
+        reserve: Bytes(from.u64()?),
+    };
     match kind {
-        1 => Ok(Wanted::Device(devices)),
-        2 => Ok(Wanted::Best(devices)),
+        1 => Ok(Wanted::Device(any)),
+        2 => Ok(Wanted::Best(any)),
         kind => Err(unknown("wanted tier", kind.into())),
     }
 }

@@ -75,6 +75,9 @@ pub struct DeviceFacts {
     /// Its order of eviction.
     #[n(3)]
     pub policy: String,
+    /// How much of its budget the leases of one user may keep free, percent.
+    #[n(4)]
+    pub user_reserve_percent: u8,
 }
 
 /// A journal of a policy that this release does not have.
@@ -107,6 +110,7 @@ impl CoreFacts {
             pieces_max: device.pieces_max,
             peers: device.peers.iter().map(|peer| peer.0).collect(),
             policy: device.policy.to_string(),
+            user_reserve_percent: device.user_reserve_percent,
         };
         Self {
             limit_bytes: config.limit.0,
@@ -135,6 +139,7 @@ impl CoreFacts {
                 pieces_max: device.pieces_max,
                 peers: device.peers.iter().copied().map(DeviceId).collect(),
                 policy: policy_named(&device.policy)?,
+                user_reserve_percent: device.user_reserve_percent,
             })
         };
         Ok(mrm_core::Config {

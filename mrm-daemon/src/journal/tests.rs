@@ -131,10 +131,10 @@ fn run(file: &[u8]) -> Result<replay::Report, ReplayError> {
 #[test]
 fn a_replay_comes_to_where_the_decider_is() {
     let mut kept = Kept::new(1 << 20);
-    let on_device = || Wanted::Device(Arc::from([DeviceId(0)]));
+    let on_device = || Wanted::Device([DeviceId(0)].into());
     let first = kept.open(1, on_device(), 500);
     kept.open(1, Wanted::Host, 0);
-    kept.open(2, Wanted::Best(Arc::from([DeviceId(0)])), 70);
+    kept.open(2, Wanted::Best([DeviceId(0)].into()), 70);
     kept.close(first);
     let report = run(&kept.file()).unwrap();
     assert!(report.is_clean() && !report.cut_off, "{report:?}");
@@ -225,7 +225,7 @@ fn a_file_that_was_cut_off_is_used_as_far_as_it_goes() {
 #[test]
 fn every_damaged_byte_is_noticed_and_named() {
     let mut kept = Kept::new(1 << 20);
-    kept.open(1, Wanted::Device(Arc::from([DeviceId(0)])), 1);
+    kept.open(1, Wanted::Device([DeviceId(0)].into()), 1);
     let file = kept.file();
     for at in 0..file.len() {
         let mut damaged = file.clone();
@@ -282,7 +282,7 @@ fn opens_tell_what_a_simulation_needs() {
     let mut kept = Kept::new(1 << 20);
     kept.open(3, Wanted::Host, 500);
     kept.open(3, Wanted::Host, 0);
-    kept.open(3, Wanted::Device(Arc::from([DeviceId(0)])), 40);
+    kept.open(3, Wanted::Device([DeviceId(0)].into()), 40);
     let opens = opens(&kept.file()).unwrap();
     let granted: Vec<_> = opens
         .iter()

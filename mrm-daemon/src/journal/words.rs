@@ -1,8 +1,8 @@
 //! Events in words, for people.
 
 use mrm_core::Prefetch;
-use mrm_core::event::{Event, Wanted, Wishes};
-use mrm_core::id::ModelId;
+use mrm_core::event::{AnyOf, Event, Wanted, Wishes};
+use mrm_core::id::{Bytes, ModelId};
 use mrm_core::ledger::Tier;
 
 /// One line about an event.
@@ -92,7 +92,15 @@ fn place(wanted: &Wanted) -> String {
     match wanted {
         Wanted::Host => "in host memory".to_owned(),
         Wanted::Layout => "in host memory by its layout".to_owned(),
-        Wanted::Device(devices) => format!("on one of {} devices", devices.len()),
-        Wanted::Best(devices) => format!("on one of {} devices or the host", devices.len()),
+        Wanted::Device(any) => format!("on one of {}", devices(any)),
+        Wanted::Best(any) => format!("in host memory or on one of {}", devices(any)),
+    }
+}
+
+fn devices(any: &AnyOf) -> String {
+    let count = any.devices.len();
+    match any.reserve {
+        Bytes::ZERO => format!("{count} devices"),
+        reserve => format!("{count} devices with {reserve} to stay free"),
     }
 }

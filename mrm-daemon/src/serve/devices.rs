@@ -64,6 +64,7 @@ pub(super) fn decider_configs(tier: &DeviceTier, pieces: u64) -> Vec<mrm_core::D
         pieces_max: each,
         peers: peers(managed.report()),
         policy: tier.config.policy,
+        user_reserve_percent: tier.config.user_reserve_percent,
     });
     told.collect()
 }

@@ -60,6 +60,7 @@ impl State {
             budget_bytes: managed.budget.budget_bytes,
             limit_bytes: ledger.limit.0,
             charged_bytes: ledger.charged.saturating_sub(ledger.freeing).0,
+            reserved_bytes: ledger.reserved.0,
             freeing_bytes: ledger.freeing.0,
             resident_bytes: ledger.resident.0,
             context_bytes: report.context_bytes,
@@ -108,6 +109,7 @@ impl State {
             budget_bytes: 0,
             limit_bytes: 0,
             charged_bytes: 0,
+            reserved_bytes: 0,
             freeing_bytes: 0,
             resident_bytes: 0,
             context_bytes: None,
@@ -151,6 +153,7 @@ impl State {
                 }
             },
             bytes: copy.charged.0,
+            reserved_bytes: copy.reserved.0,
             loaded_bytes: self.progress_of_image(id).loaded_bytes,
             leases: copy.leases,
         })

@@ -177,10 +177,11 @@ impl State {
                 limit: bytes,
             });
         }
-        let (uuids, settings) = (self.tier.config.uuids.clone(), self.tier.config.settings);
+        let before = &self.tier.config;
         self.tier.config = DeviceConfig {
-            uuids,
-            settings,
+            uuids: before.uuids.clone(),
+            settings: before.settings,
+            user_reserve_percent: before.user_reserve_percent,
             ..config
         };
         Ok(())

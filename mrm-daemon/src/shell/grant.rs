@@ -1,13 +1,14 @@
 //! Where a client wants its weights, and the frames that lend them.
 
 use super::answer::wire_origin;
+use super::names::ModelOrigin;
 use super::{Pending, State, Who};
 use crate::device::Exported;
 use crate::failpoint::{self, Point};
 use crate::wire::LentFd;
 use mrm_core::effect::Origin;
-use mrm_core::event::{Event, Wanted};
-use mrm_core::id::{DeviceId, LeaseId, SegmentId, SessionId, VersionId};
+use mrm_core::event::{AnyOf, Event, Wanted};
+use mrm_core::id::{Bytes, DeviceId, LeaseId, ModelId, SegmentId, SessionId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_cuda::Mechanism;
 use mrm_proto::error::{ErrorCode, ErrorReply};
@@ -82,9 +83,26 @@ impl State {
         match (known.is_empty() || !agreed, devices.else_host) {
             (true, true) => Ok(Wanted::Host),
             (true, false) => Err(Unwanted::Refused(self.unknown_device(devices))),
-            (false, true) => Ok(Wanted::Best(known.into())),
-            (false, false) => Ok(Wanted::Device(known.into())),
+            (false, true) => Ok(Wanted::Best(self.keeping_free(session, known, devices))),
+            (false, false) => Ok(Wanted::Device(self.keeping_free(session, known, devices))),
         }
+    }
+
+    /// These devices, with what the client asks to be kept free there.
+    fn keeping_free(&self, session: SessionId, known: Vec<DeviceId>, asked: &Devices) -> AnyOf {
+        let agreed = self.sessions.get(&session).is_some_and(|record| {
+            matches!(&record.who, Who::Client { features, .. } if features & features::RESERVE != 0)
+        });
+        let reserve = asked.reserve_bytes.filter(|_| agreed);
+        AnyOf::from(known).with_reserve(Bytes(reserve.unwrap_or(0)))
+    }
+
+    /// What leases on a model keep free on a device, as the operator says.
+    pub(super) fn workspace_of(&self, model: ModelId) -> Bytes {
+        let record = self.names.model(model);
+        let registered = record.filter(|record| matches!(record.origin, ModelOrigin::Registered));
+        let declared = registered.and_then(|record| self.workspaces.get(&record.name));
+        declared.copied().unwrap_or_default()
     }
 
     fn unknown_device(&self, devices: &Devices) -> ErrorReply {

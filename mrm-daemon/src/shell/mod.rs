@@ -164,6 +164,8 @@ struct State {
     draining: bool,
     /// Models that are laid out on devices in a way of their own.
     granularities: std::collections::BTreeMap<ModelName, crate::config::Granularity>,
+    /// What each lease on these models keeps free of weights on a device, at least.
+    workspaces: std::collections::BTreeMap<ModelName, mrm_core::id::Bytes>,
     /// Where the models of the configuration file are loaded while they are pinned.
     warm_on: std::collections::BTreeMap<ModelName, crate::status::WarmOn>,
     /// Models of the configuration file, whose wishes a reload may take back.
@@ -282,6 +284,7 @@ impl Shell {
             serving: false,
             draining: false,
             granularities: std::collections::BTreeMap::new(),
+            workspaces: std::collections::BTreeMap::new(),
             warm_on: std::collections::BTreeMap::new(),
             configured: std::collections::BTreeMap::new(),
             reasons: policy::Reasons::default(),

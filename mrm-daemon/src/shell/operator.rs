@@ -203,6 +203,10 @@ impl State {
     fn apply_wishes(&mut self, models: &[ModelEntry]) {
         let own = |entry: &ModelEntry| Some((entry.name.clone(), entry.granularity?));
         self.granularities = models.iter().filter_map(own).collect();
+        let works = models.iter().filter(|entry| entry.workspace_bytes > 0);
+        self.workspaces = works
+            .map(|entry| (entry.name.clone(), Bytes(entry.workspace_bytes)))
+            .collect();
         let warm_on = |entry: &ModelEntry| (entry.name.clone(), entry.warm_on);
         self.warm_on = models.iter().map(warm_on).collect();
         let wishes_of = |entry: &ModelEntry| Wishes {

@@ -11,37 +11,32 @@ impl State {
     pub(super) fn error_of_refusal(&self, refusal: &Refusal, label: Option<&str>) -> ErrorReply {
         let model = label.map_or_else(String::new, |label| format!("`{label}`: "));
         let (code, text) = match refusal {
-            Refusal::TooLarge { tier, want, limit } if want <= limit => (
-                ErrorCode::TooLarge,
-                format!(
-                    "takes more descriptors than the daemon may keep open for {}: set \
-                     LimitNOFILE=65536 in its unit, or raise `ulimit -Hn` before its start",
-                    match tier {
-                        Tier::Host => "host memory".to_owned(),
-                        Tier::Device(device) => self.tier.name(*device),
-                    }
-                ),
-            ),
-            Refusal::TooLarge { tier, want, limit } => (
-                ErrorCode::TooLarge,
-                format!(
-                    "needs {}, {} is {}: raise {}",
-                    human(*want),
-                    self.budget_of(*tier),
-                    human(*limit),
-                    budget_setting(*tier)
-                ),
-            ),
+            Refusal::TooLarge {
+                tier,
+                want,
+                reserve,
+                limit,
+            } => {
+                let text = self.too_large(*tier, (*want, *reserve), *limit);
+                (ErrorCode::TooLarge, text)
+            }
             Refusal::NoRoom {
                 tier,
                 want,
+                reserve,
                 limit,
                 charged,
                 holders,
             } => (
                 ErrorCode::NoRoom,
-                self.no_room(*tier, (*want, *charged, *limit), holders),
+                self.no_room(*tier, (*want, *reserve), (*charged, *limit), holders),
             ),
+            Refusal::OverShare {
+                tier,
+                reserve,
+                kept,
+                max,
+            } => self.over_share(*tier, *reserve, *kept, *max),
             Refusal::DeviceLost { device } => (ErrorCode::DeviceLost, self.device_lost(*device)),
             Refusal::NoImage => (
                 ErrorCode::NoTensors,
@@ -78,16 +73,39 @@ impl State {
         if goes_on { reply.with_effect() } else { reply }
     }
 
+    fn too_large(&self, tier: Tier, (want, reserve): (Bytes, Bytes), limit: Bytes) -> String {
+        if want <= limit {
+            return format!(
+                "takes more descriptors than the daemon may keep open for {}: set \
+                 LimitNOFILE=65536 in its unit, or raise `ulimit -Hn` before its start",
+                match tier {
+                    Tier::Host => "host memory".to_owned(),
+                    Tier::Device(device) => self.tier.name(device),
+                }
+            );
+        }
+        format!(
+            "needs {}{}, {} is {}: raise {}",
+            human(want),
+            part_to_stay_free(reserve),
+            self.budget_of(tier),
+            human(limit),
+            budget_setting(tier)
+        )
+    }
+
     fn no_room(
         &self,
         tier: Tier,
-        (want, charged, limit): (Bytes, Bytes, Bytes),
+        (want, reserve): (Bytes, Bytes),
+        (charged, limit): (Bytes, Bytes),
         holders: &[Holder],
     ) -> String {
         format!(
-            "needs {} more{}; {} of {} are taken and cannot be freed now{}{}: close or unpin some, \
+            "needs {} more{}{}; {} of {} are taken and cannot be freed now{}{}: close or unpin some, \
              wait longer, or raise {}",
             human(want),
+            part_to_stay_free(reserve),
             self.place_of(tier),
             human(charged),
             human(limit),
@@ -95,6 +113,29 @@ impl State {
             self.taken_by_others(tier, limit),
             budget_setting(tier)
         )
+    }
+
+    /// What one user's opens may keep free. Where that is less than one of them wants, no wait helps.
+    fn over_share(
+        &self,
+        tier: Tier,
+        reserve: Bytes,
+        kept: Bytes,
+        max: Bytes,
+    ) -> (ErrorCode, String) {
+        let (code, cure) = match reserve <= max {
+            true => (ErrorCode::NoRoom, "close some, wait longer, or raise"),
+            false => (ErrorCode::TooLarge, "ask for less, or raise"),
+        };
+        let text = format!(
+            "{} are to stay free{}, where the opens of one user may keep {} free, and those of this \
+             one keep {}: {cure} device.user_reserve_percent",
+            human(reserve),
+            self.place_of(tier),
+            human(max),
+            human(kept),
+        );
+        (code, text)
     }
 
     fn device_lost(&self, device: DeviceId) -> String {
@@ -176,6 +217,17 @@ impl State {
             text += &format!("{lead}`{label}` {}: {why}", human(holder.charged));
         }
         if text.is_empty() { text } else { text + ")" }
+    }
+}
+
+/// How much of what is needed is not for weights.
+fn part_to_stay_free(reserve: Bytes) -> String {
+    match reserve {
+        Bytes::ZERO => String::new(),
+        reserve => format!(
+            " ({} of it to stay free for the client's own work)",
+            human(reserve)
+        ),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::source::PassedFd;
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::Urgency;
 use mrm_core::event::{Event, ResumedLease, Wanted};
-use mrm_core::id::{CopyId, LeaseId, ModelId, RequestId, SessionId, VersionId};
+use mrm_core::id::{Bytes, CopyId, LeaseId, ModelId, RequestId, SessionId, VersionId};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
 use mrm_proto::ids::{self, Digest};
@@ -61,7 +61,7 @@ impl State {
             ErrorReply::new(ErrorCode::VersionMismatch, message)
         })?;
         let served = match self.tier.devices.is_empty() {
-            true => features::ALL & !features::DEVICE,
+            true => features::ALL & !features::DEVICE & !features::RESERVE,
             false => features::ALL,
         };
         let agreed = hello.features & served;
@@ -242,6 +242,7 @@ impl State {
         asker.pending.insert(request, pending);
         self.progress_waiters += usize::from(progress);
         let deadline = self.now().after_ms(wait_ms);
+        let wanted = wanted.with_reserve_at_least(self.workspace_of(model));
         self.step(Event::Open {
             session,
             request,
@@ -303,9 +304,14 @@ impl State {
             // No version has the number 0.
             copy.unwrap_or(CopyId::host(VersionId(0)))
         });
-        let leases = leases.map(|copy| ResumedLease {
-            model: self.model_of(copy.version),
-            copy,
+        let leases = leases.zip(&resume.leases).map(|(copy, had)| {
+            let model = self.model_of(copy.version);
+            let asked = Bytes(had.reserve_bytes.unwrap_or(0));
+            ResumedLease {
+                model,
+                copy,
+                reserve: asked.max(self.workspace_of(model)),
+            }
         });
         let leases: Vec<ResumedLease> = leases.collect();
         self.note_lost_leases(resume, known, &leases);

@@ -37,11 +37,23 @@ enum Asked {
         deadline: Time,
         /// The layout will do.
         early: bool,
+        /// What is to stay free, if it comes to be on a device.
+        reserve: u64,
     },
     Close,
     Cancel,
     Evict,
     Resume,
+}
+
+impl Asked {
+    fn open(deadline: Time, wanted: &Wanted) -> Self {
+        Self::Open {
+            deadline,
+            early: *wanted == Wanted::Layout,
+            reserve: wanted.reserve_on(Tier::Device(DeviceId(0))).0,
+        }
+    }
 }
 
 /// An effect in flight.
@@ -58,6 +70,8 @@ struct Lease {
     segments: Vec<SegmentId>,
     /// Its client was told that what it is on is damaged.
     told: bool,
+    /// What it keeps free of its tier; `None` when it was taken up again: that or nothing.
+    reserve: Option<u64>,
 }
 
 /// The books.
@@ -143,8 +157,8 @@ impl Books {
                 wanted,
                 ..
             } => {
-                let (deadline, early) = (*deadline, *wanted == Wanted::Layout);
-                self.ask(*session, Some(*request), Asked::Open { deadline, early });
+                let asked = Asked::open(*deadline, wanted);
+                self.ask(*session, Some(*request), asked);
             }
             Event::Close {
                 session,
@@ -373,7 +387,7 @@ impl Books {
         })?;
         for (lease, (tier, segments)) in leases.iter().zip(had) {
             if let Some(lease) = lease {
-                self.see_opened((session, *lease), (tier, false), &segments)?;
+                self.see_opened((session, *lease), (tier, false, None), &segments)?;
             }
         }
         Ok(())
@@ -432,7 +446,7 @@ impl Books {
         let asked = self.asked.remove(&key);
         let right = match (asked, reply) {
             (
-                Some(Asked::Open { early, .. }),
+                Some(Asked::Open { early, reserve, .. }),
                 Reply::Opened {
                     lease,
                     tier,
@@ -440,7 +454,9 @@ impl Books {
                     ..
                 },
             ) => {
-                return self.see_opened((session, *lease), (*tier, early), segments);
+                let reserve = if *tier == Tier::Host { 0 } else { reserve };
+                let how = (*tier, early, Some(reserve));
+                return self.see_opened((session, *lease), how, segments);
             }
             (Some(Asked::Resume), Reply::Resumed { leases }) => {
                 return self.see_resumed(session, leases);
@@ -459,7 +475,7 @@ impl Books {
     fn see_opened(
         &mut self,
         key: (SessionId, LeaseId),
-        (tier, early): (Tier, bool),
+        (tier, early, reserve): (Tier, bool, Option<u64>),
         segments: &[SegmentId],
     ) -> Checked {
         for segment in segments {
@@ -478,6 +494,7 @@ impl Books {
             tier,
             segments,
             told,
+            reserve,
         };
         let before = self.leases.insert(key, lease);
         ensure(before.is_none(), Rule::Answers, || {
@@ -485,12 +502,34 @@ impl Books {
         })
     }
 
+    /// What leases and admitted opens keep free is what they asked for, and charged.
+    fn compare_reserves(&self, core: &Core) -> Checked {
+        let view = core.view();
+        for shown in view.leases() {
+            let lease = self.leases.get(&(shown.session, shown.lease));
+            let asked = lease.and_then(|lease| lease.reserve);
+            let right = asked.is_none_or(|asked| asked == shown.reserve.0);
+            ensure(right, Rule::Budget, || format!("{shown:?}, not {asked:?}"))?;
+        }
+        for tier in view.tiers() {
+            let here = view.leases().filter(|lease| lease.tier == tier);
+            let kept = here.map(|lease| lease.reserve).sum();
+            let reserved = view.ledger(tier).reserved;
+            let right = reserved == kept || reserved > kept && self.waits();
+            ensure(right, Rule::Budget, || {
+                format!("leases keep {kept} of {tier} free, {reserved} are")
+            })?;
+        }
+        Ok(())
+    }
+
     /// Compares with the decider. `ticked`: no open may wait for longer than this.
     pub(crate) fn compare(&self, core: &Core, ticked: Option<Time>) -> Checked {
         let view = core.view();
         for (tier, limit) in &self.limits {
             let ledger = view.ledger(*tier);
-            let seen = (ledger.charged.0, ledger.segments);
+            let in_memory = ledger.charged.saturating_sub(ledger.reserved);
+            let seen = (in_memory.0, ledger.segments);
             let charged = self.charged(*tier);
             ensure(
                 seen == charged && ledger.limit.0 == *limit,
@@ -498,6 +537,7 @@ impl Books {
                 || format!("{tier}: {charged:?} of {limit} is said to be {ledger:?}"),
             )?;
         }
+        self.compare_reserves(core)?;
         let kept = self.leases.values().find(|lease| self.is_lost(lease.tier));
         ensure(kept.is_none(), Rule::Held, || {
             format!("{kept:?} is not revoked")

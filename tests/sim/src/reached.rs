@@ -152,6 +152,7 @@ const fn name_of(reply: &Reply) -> &'static str {
                 tier: Tier::Device(_),
                 ..
             } => "refused: no room on a device",
+            Refusal::OverShare { .. } => "refused: more to stay free than one user's share",
             Refusal::DeviceLost { .. } => "refused: device lost",
             Refusal::NoImage => "refused: no image",
             Refusal::TimedOut => "refused: timed out",

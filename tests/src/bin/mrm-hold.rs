@@ -45,8 +45,12 @@ impl Holder {
         match text(0) {
             "open" => self.open(text(1), text(2), command[3].as_u64().expect("ms"), false),
             "path" => self.open(text(1), text(2), 60_000, true),
-            "open-on" => self.open_on(text(1), text(2), text(3), command[4].as_u64().expect("ms"), false),
-            "path-on" => self.open_on(text(1), text(2), text(3), 60_000, true),
+            "open-on" => {
+                let reserve_bytes = command.get(5).and_then(Value::as_u64).unwrap_or(0);
+                let how = (command[4].as_u64().expect("ms"), reserve_bytes);
+                self.open_on(text(1), text(2), text(3), how, false)
+            }
+            "path-on" => self.open_on(text(1), text(2), text(3), (60_000, 0), true),
             "device-tensors" => device_tensors(&self.models[text(1)]),
             "device-free" => json!({"ok": true, "bytes": Cuda::of(ordinal(command)).free_bytes()}),
             "device-take" => {
@@ -124,7 +128,7 @@ impl Holder {
         alias: &str,
         name: &str,
         device: &str,
-        wait_ms: u64,
+        (wait_ms, reserve_bytes): (u64, u64),
         is_path: bool,
     ) -> Value {
         let tier = match device {
@@ -136,7 +140,8 @@ impl Holder {
         };
         let options = OpenOptions::new()
             .wait(Duration::from_millis(wait_ms))
-            .tier(tier);
+            .tier(tier)
+            .reserve_bytes(reserve_bytes);
         let client = match self.client() {
             Ok(client) => client,
             Err(error) => return failure(&error),
@@ -196,7 +201,7 @@ impl Holder {
         for _ in 0..rounds {
             let (name, expected) = models[below(models.len())];
             let device = devices[below(devices.len())].as_str().expect("text");
-            let opened = self.open_on("churn", name, device, 500, false);
+            let opened = self.open_on("churn", name, device, (500, 0), false);
             if opened["ok"] != true {
                 if opened["code"] != "no_room" {
                     return opened;

@@ -1,5 +1,6 @@
 //! The command line: what may be typed, and what `--help` says about it.
 
+use crate::units;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mrm_client::Tier;
 use mrm_client::device::{Devices, DevicesParseError};
@@ -200,6 +201,10 @@ pub(crate) struct Open {
     /// `cuda` (any), or `best` (any, else the host's memory)
     #[arg(long, value_name = "DEVICE", value_parser = parse_tier)]
     pub(crate) device: Option<Tier>,
+    /// How much of the device is to stay free of weights while the model is open (512MiB, 2GiB, or
+    /// bytes): what the command needs there to run
+    #[arg(long, value_name = "BYTES", value_parser = units::parse_bytes, requires = "device")]
+    pub(crate) reserve: Option<u64>,
     /// A command that runs while the model is held; it sees MRM_MODEL and the other MRM_ variables
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,

@@ -136,9 +136,43 @@ pub(crate) fn number(value: Option<f64>) -> String {
     }
 }
 
+/// Reads `512MiB`, `2GiB`, `1TiB`, `4KiB`, or a bare number of bytes.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let bad = || format!("`{text}` is not an amount of memory: write 512MiB or 2GiB");
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    let power = match unit.trim_start() {
+        "" | "B" => 0,
+        "KiB" => 1,
+        "MiB" => 2,
+        "GiB" => 3,
+        "TiB" => 4,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(1 << (10 * power)).ok_or_else(bad)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_are_read_with_their_unit_or_without() {
+        for (text, bytes) in [
+            ("7", 7),
+            ("4KiB", 4096),
+            ("2 GiB", 2 << 30),
+            ("1TiB", 1 << 40),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "GiB", "-1", "1.5GiB", "1GB", "99999999TiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn bytes_have_one_decimal_and_never_a_thousand() {

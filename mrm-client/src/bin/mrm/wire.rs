@@ -106,6 +106,7 @@ pub(crate) struct Device {
     pub(crate) budget_bytes: u64,
     pub(crate) limit_bytes: u64,
     pub(crate) charged_bytes: u64,
+    pub(crate) reserved_bytes: u64,
     pub(crate) freeing_bytes: u64,
     pub(crate) context_bytes: Option<u64>,
     pub(crate) images: u64,
@@ -169,6 +170,7 @@ pub(crate) struct ModelDevice {
     pub(crate) uuid: String,
     pub(crate) state: String,
     pub(crate) bytes: u64,
+    pub(crate) reserved_bytes: u64,
     pub(crate) loaded_bytes: u64,
     pub(crate) leases: u64,
 }

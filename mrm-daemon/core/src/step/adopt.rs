@@ -5,8 +5,9 @@ use crate::Core;
 use crate::admission::Key;
 use crate::effect::{Effect, Reply};
 use crate::event::{AdoptedSegment, Adoption, ResumedLease, SegmentFact};
-use crate::id::{CopyId, LeaseId, SessionId, VersionId};
+use crate::id::{Bytes, CopyId, LeaseId, SessionId, VersionId};
 use crate::lease::Lease;
+use crate::ledger::Tier;
 use crate::residency::{Segment, State};
 use crate::violation::Violation;
 
@@ -124,8 +125,13 @@ impl Core {
         &mut self,
         turn: &Turn<'_>,
         session: SessionId,
-        ResumedLease { model, copy }: ResumedLease,
+        resumed: ResumedLease,
     ) -> Result<Option<LeaseId>, Violation> {
+        let ResumedLease {
+            model,
+            copy,
+            reserve,
+        } = resumed;
         let holder = self.leases.session(session)?;
         let full = holder.leases + holder.waiting >= self.leases_per_session_max;
         let version = self.catalogue.versions.get(&copy.version);
@@ -136,10 +142,20 @@ impl Core {
         if self.whole(copy)?.is_none() {
             return Ok(None);
         }
-        let since = turn.now;
-        let lease = self.leases.grant(session, Lease { model, copy, since })?;
+        // Its memory is in use whether it is counted or not: without room for that it is a lease
+        // all the same.
+        let kept = copy.tier != Tier::Host && self.reserve_now(session, copy.tier, reserve)?;
+        let reserve = if kept { reserve } else { Bytes::ZERO };
+        let lease = Lease {
+            model,
+            copy,
+            since: turn.now,
+            reserve,
+        };
+        let lease = self.leases.grant(session, lease)?;
         self.change_copy(copy, turn.now, |copy| {
             copy.leases += 1;
+            copy.reserved = copy.reserved.saturating_add(reserve);
             copy.last_used = Some(turn.now);
         })?;
         Ok(Some(lease))

@@ -215,7 +215,7 @@ impl Core {
         if !idle || !wanted || self.devices.tier_is_lost(copy.tier) {
             return Ok(());
         }
-        for plan in self.plans(copy)? {
+        for plan in self.plans(copy, Bytes::ZERO)? {
             if self.exceeds(&plan).is_some() {
                 continue;
             }
@@ -339,7 +339,7 @@ impl Core {
             || self.admission.stage(copy).is_some()
             || self.catalogue.lacks_nothing(copy)?;
         if !given_up {
-            for plan in self.plans(copy)? {
+            for plan in self.plans(copy, Bytes::ZERO)? {
                 if self.fits_now(&plan, &Claims::default()) && self.exceeds(&plan).is_none() {
                     return self.load_ahead(turn, (model, copy), &plan);
                 }
@@ -364,7 +364,7 @@ impl Core {
         self.ahead.counts.begun += 1;
         self.ahead.going = Some(Going::Loading { copy });
         self.admission.enqueue(copy);
-        self.admit(turn, copy, plan)
+        self.admit(turn, copy, plan, &Claims::default())
     }
 
     /// Ends it once nothing of it is loading any more, and looks for the next.

@@ -5,7 +5,7 @@ use crate::Core;
 use crate::admission::{Stage, Target};
 use crate::effect::{Effect, Reply};
 use crate::event::Fault;
-use crate::id::{CopyId, DeviceId, SegmentId, VersionId};
+use crate::id::{Bytes, CopyId, DeviceId, SegmentId, VersionId};
 use crate::ledger::{Amount, Tier};
 use crate::planted::{Bug, planted};
 use crate::violation::Violation;
@@ -28,10 +28,11 @@ impl Core {
         let hope = self.residency.idle_amount(copy.tier).plus(account.freeing) != Amount::ZERO;
         let waited_for = self.admission.first_waiting_for(Target::Copy(copy));
         if hope && waited_for.is_some() && self.admission.readmit(copy, RETRIES_MAX)? {
+            self.unreserve_waiting(copy)?;
             return self.change_copy(copy, turn.now, |copy| copy.admitted = false);
         }
         let holders = self.holders(copy.tier)?;
-        let refusal = self.no_room(copy, copy.tier, holders)?;
+        let refusal = self.no_room((copy, Bytes::ZERO), copy.tier, holders)?;
         self.answer_all(turn, Target::Copy(copy), &Reply::Refused(refusal))
     }
 

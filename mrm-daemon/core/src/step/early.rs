@@ -109,6 +109,7 @@ impl Core {
                 model: waiter.model,
                 copy,
                 since: turn.now,
+                reserve: waiter.reserved,
             };
             self.grant(turn, key, lease, waiter.origin, Arc::clone(&segments))?;
         }

@@ -23,6 +23,9 @@ impl Core {
                 charged = charged.saturating_add(segment.charge.bytes);
             }
         }
+        if id.tier == on {
+            charged = charged.saturating_add(copy.reserved);
+        }
         if copy.tainted > 0 {
             charged = charged.saturating_add(self.quarantined(id, on)?);
         }
@@ -64,23 +67,28 @@ impl Core {
         Ok(holders)
     }
 
-    /// The tier on which a want in the queue has no room.
-    pub(crate) fn short_of(&self, copy: CopyId) -> Result<Tier, Violation> {
-        let least = self.least(copy)?;
+    /// The tier on which an open in the queue has no room, with what it wants kept free.
+    pub(crate) fn short_of(&self, copy: CopyId, reserve: Bytes) -> Result<Tier, Violation> {
+        let least = self.least(copy, reserve)?;
         let blocked = self.blocked_on(&least, &Claims::default())?;
         Ok(blocked.unwrap_or(copy.tier))
     }
 
     pub(crate) fn no_room(
         &self,
-        copy: CopyId,
+        (copy, reserve): (CopyId, Bytes),
         tier: Tier,
         holders: Vec<Holder>,
     ) -> Result<Refusal, Violation> {
         let account = self.ledger.account(tier);
         Ok(Refusal::NoRoom {
             tier,
-            want: self.least(copy)?.missing.get(tier).bytes,
+            want: self.least(copy, reserve)?.missing.get(tier).bytes,
+            reserve: if tier == copy.tier {
+                reserve
+            } else {
+                Bytes::ZERO
+            },
             limit: account.limit.bytes,
             charged: account.charged.bytes,
             holders,

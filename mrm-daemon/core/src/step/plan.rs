@@ -3,7 +3,7 @@
 use crate::Core;
 use crate::effect::Refusal;
 use crate::event::{Part, SegmentFact};
-use crate::id::{CopyId, DeviceId, SegmentId};
+use crate::id::{Bytes, CopyId, DeviceId, SegmentId};
 use crate::ledger::{Amount, Amounts, Tier};
 use crate::planted::{Bug, planted};
 use crate::policy::Route;
@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) all: Amounts,
     /// What is there already, and must not be evicted for the rest.
     pub(crate) kept: BTreeSet<SegmentId>,
+    /// The part of what is missing on the copy's device that is to stay free.
+    pub(crate) reserve: Bytes,
 }
 
 /// What wants in the queue have a claim on.
@@ -61,14 +63,14 @@ impl Plan {
 }
 
 impl Core {
-    /// The ways to make a copy whole, the best first; at least one.
-    pub(crate) fn plans(&self, copy: CopyId) -> Result<Vec<Plan>, Violation> {
+    /// The ways to make a copy whole and keep so much free beside it, the best first; at least one.
+    pub(crate) fn plans(&self, copy: CopyId, reserve: Bytes) -> Result<Vec<Plan>, Violation> {
         Ok(match self.feeder(copy)? {
             Feeder::Host => vec![
-                self.plan(copy, Feeder::Host)?,
-                self.plan(copy, Feeder::Source)?,
+                self.plan(copy, reserve, Feeder::Host)?,
+                self.plan(copy, reserve, Feeder::Source)?,
             ],
-            feeder @ (Feeder::Source | Feeder::Peer(_)) => vec![self.plan(copy, feeder)?],
+            feeder @ (Feeder::Source | Feeder::Peer(_)) => vec![self.plan(copy, reserve, feeder)?],
         })
     }
 
@@ -102,18 +104,21 @@ impl Core {
     }
 
     /// What a copy takes without what it may be filled from: the least that it takes.
-    pub(crate) fn least(&self, copy: CopyId) -> Result<Plan, Violation> {
-        self.plan(copy, Feeder::Source)
+    pub(crate) fn least(&self, copy: CopyId, reserve: Bytes) -> Result<Plan, Violation> {
+        self.plan(copy, reserve, Feeder::Source)
     }
 
-    fn plan(&self, copy: CopyId, feeder: Feeder) -> Result<Plan, Violation> {
+    fn plan(&self, copy: CopyId, reserve: Bytes, feeder: Feeder) -> Result<Plan, Violation> {
         let mut plan = Plan {
             feeder,
             loads: Vec::new(),
             missing: Amounts::default(),
             all: Amounts::default(),
             kept: BTreeSet::new(),
+            reserve,
         };
+        plan.missing.add(copy.tier, Amount::bytes(reserve));
+        plan.all.add(copy.tier, Amount::bytes(reserve));
         // What feeds another load is started before it.
         if feeder == Feeder::Host {
             self.add(&mut plan, CopyId::host(copy.version))?;
@@ -153,6 +158,10 @@ impl Core {
                 return Some(Refusal::TooLarge {
                     tier,
                     want: want.bytes,
+                    reserve: match tier {
+                        Tier::Host => Bytes::ZERO,
+                        Tier::Device(_) => plan.reserve,
+                    },
                     limit: budget.bytes,
                 });
             }
@@ -160,9 +169,21 @@ impl Core {
         None
     }
 
-    /// Whether a copy can never fit.
-    pub(crate) fn too_large(&self, copy: CopyId) -> Result<Option<Refusal>, Violation> {
-        Ok(self.exceeds(&self.least(copy)?))
+    /// Whether a copy can never fit with so much kept free beside it, or nobody may have that.
+    pub(crate) fn too_large(
+        &self,
+        copy: CopyId,
+        reserve: Bytes,
+    ) -> Result<Option<Refusal>, Violation> {
+        let exceeds = self.exceeds(&self.least(copy, reserve)?);
+        let max = self.user_reserve_max(copy.tier)?;
+        let over_share = (reserve > max).then_some(Refusal::OverShare {
+            tier: copy.tier,
+            reserve,
+            kept: Bytes::ZERO,
+            max,
+        });
+        Ok(exceeds.or(over_share))
     }
 
     /// Whether what a plan lacks can be charged now, after `claims`.
@@ -189,13 +210,14 @@ impl Core {
         }))
     }
 
-    /// Whether the room that a copy takes at least can be made now, after what the queue claims.
-    pub(super) fn can_be_made(&self, copy: CopyId) -> Result<bool, Violation> {
+    /// Whether the room that a copy takes at least, with what is to stay free beside it, can be made
+    /// now, after what the queue claims.
+    pub(super) fn can_be_made(&self, copy: CopyId, reserve: Bytes) -> Result<bool, Violation> {
         let claims = Claims {
             room: self.claimed.clone(),
             ..Claims::default()
         };
-        let least = self.least(copy)?;
+        let least = self.least(copy, reserve)?;
         Ok(self.blocked_on(&least, &claims)?.is_none())
     }
 

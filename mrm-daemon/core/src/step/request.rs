@@ -36,7 +36,7 @@ impl Core {
         let known = self.catalogue.models.get(&model);
         let current = known.and_then(|model| model.current);
         let copy = match current {
-            Some(current) => self.chosen(current.version, &wanted)?,
+            Some(current) => self.chosen(key.0, current.version, &wanted)?,
             None => None,
         };
         let whole = match copy {
@@ -47,9 +47,15 @@ impl Core {
             .is_some_and(|current| turn.now < current.checked_at.after_ms(self.revalidate_ms))
             || planted(Bug::BelieveForever) && current.is_some();
         match (copy, whole) {
-            (Some(copy), Some(segments)) if fresh => {
-                let since = turn.now;
-                let lease = Lease { model, copy, since };
+            (Some(copy), Some(segments))
+                if fresh && self.reserve_now(key.0, copy.tier, wanted.reserve_on(copy.tier))? =>
+            {
+                let lease = Lease {
+                    model,
+                    copy,
+                    since: turn.now,
+                    reserve: wanted.reserve_on(copy.tier),
+                };
                 self.grant(turn, key, lease, Origin::Hit, segments)?;
                 self.look_again(turn, model);
                 return Ok(());
@@ -78,18 +84,23 @@ impl Core {
     }
 
     /// The copy that an open would get of what its model stands for, as far as known.
-    fn chosen(&mut self, version: VersionId, wanted: &Wanted) -> Result<Option<CopyId>, Violation> {
-        let tier = self.choose(version, wanted)?.ok();
+    fn chosen(
+        &mut self,
+        session: SessionId,
+        version: VersionId,
+        wanted: &Wanted,
+    ) -> Result<Option<CopyId>, Violation> {
+        let tier = self.choose(session, version, wanted)?.ok();
         Ok(tier.map(|tier| CopyId { version, tier }))
     }
 
     fn expect_devices(&self, key: Key, wanted: &Wanted) -> Result<(), Violation> {
         let devices = match wanted {
             Wanted::Host | Wanted::Layout => return Ok(()),
-            Wanted::Device(devices) if devices.is_empty() => {
+            Wanted::Device(any) if any.devices.is_empty() => {
                 return Err(Violation::NoDevice(key.0, key.1));
             }
-            Wanted::Device(devices) | Wanted::Best(devices) => devices,
+            Wanted::Device(any) | Wanted::Best(any) => &any.devices,
         };
         devices
             .iter()
@@ -163,6 +174,7 @@ impl Core {
         self.policies
             .history
             .ran(subject, now.us_since(lease.since));
+        self.reserve_ended(id.0, &lease)?;
         if self.quarantine.holds(id) {
             return self.tainted_lease_ended(turn, id, lease.copy);
         }
@@ -224,12 +236,17 @@ impl Core {
             let waiter = self.unwait(key)?;
             let refusal = match waiter.target {
                 Target::Copy(copy) if self.admission.stage(copy) == Some(Stage::Room) => {
-                    let tier = self.short_of(copy)?;
-                    let of_tier = match holders.entry(tier) {
-                        Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(unknown) => unknown.insert(self.holders(tier)?),
-                    };
-                    self.no_room(copy, tier, of_tier.clone())?
+                    let reserve = waiter.wanted.reserve_on(copy.tier);
+                    if let Some(over) = self.over_share(waiter.tenant, copy.tier, reserve)? {
+                        over
+                    } else {
+                        let tier = self.short_of(copy, reserve)?;
+                        let of_tier = match holders.entry(tier) {
+                            Entry::Occupied(known) => known.into_mut(),
+                            Entry::Vacant(unknown) => unknown.insert(self.holders(tier)?),
+                        };
+                        self.no_room((copy, reserve), tier, of_tier.clone())?
+                    }
                 }
                 Target::Copy(_) | Target::Model(_) => Refusal::TimedOut,
             };

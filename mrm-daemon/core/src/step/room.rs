@@ -123,7 +123,7 @@ impl Core {
         let mut claims = Claims::default();
         for copy in self.admission.queue() {
             match self.decide(copy, &claims)? {
-                Decision::Admit(plan) => self.admit(turn, copy, &plan)?,
+                Decision::Admit(plan) => self.admit(turn, copy, &plan, &claims)?,
                 Decision::MakeRoom(plan) => self.make_room(turn, plan, &mut claims)?,
                 Decision::Pass => {}
                 Decision::Refuse(refusal) => {
@@ -138,7 +138,10 @@ impl Core {
     /// The first plan that can be followed now or later is followed.
     fn decide(&self, copy: CopyId, claims: &Claims) -> Result<Decision, Violation> {
         let mut decision = Decision::Pass;
-        for plan in self.plans(copy)? {
+        let Some(reserve) = self.next_reserve(copy)? else {
+            return Ok(decision);
+        };
+        for plan in self.plans(copy, reserve)? {
             if let Some(refusal) = self.exceeds(&plan) {
                 decision = Decision::Refuse(refusal);
             } else if self.fits_now(&plan, claims) {
@@ -179,12 +182,14 @@ impl Core {
         Ok(())
     }
 
-    /// Charges what a copy lacks and starts to load it.
+    /// Charges what a copy lacks, and what those who wait for it want kept free as far as there is
+    /// room, and starts to load it.
     pub(super) fn admit(
         &mut self,
         turn: &mut Turn<'_>,
         copy: CopyId,
         plan: &Plan,
+        claims: &Claims,
     ) -> Result<(), Violation> {
         self.admission.admit(copy)?;
         // The rest of the version may have been kept for this want.
@@ -206,6 +211,7 @@ impl Core {
         {
             self.admission.set_origin(first, origin);
         }
+        self.reserve_for_waiting(copy, claims)?;
         // Other loads may have brought what it lacked while it waited.
         self.grant_if_whole(turn, copy)?;
         self.grant_if_laid(turn, copy)

@@ -13,8 +13,10 @@ pub struct LedgerView {
     pub budget: Bytes,
     /// What may be charged now.
     pub limit: Bytes,
-    /// Taken of it: loading, resident and freeing.
+    /// Taken of it: loading, resident, freeing and reserved.
     pub charged: Bytes,
+    /// The part that is kept free for those who hold leases, beside the weights.
+    pub reserved: Bytes,
     /// The part that is being freed.
     pub freeing: Bytes,
     /// The part that is resident, held or idle.
@@ -74,6 +76,8 @@ pub struct CopyView {
     /// What its segments on this tier are charged. A segment that versions share counts for each
     /// of them.
     pub charged: Bytes,
+    /// What leases on it keep free there beside that.
+    pub reserved: Bytes,
     /// Leases on it, over all sessions.
     pub leases: u64,
     /// Loads in flight that are filled from it.
@@ -176,6 +180,8 @@ pub struct LeaseView {
     pub version: VersionId,
     /// Where it is.
     pub tier: Tier,
+    /// What it keeps free there beside the weights.
+    pub reserve: Bytes,
 }
 
 /// What an open waits for.

@@ -1,6 +1,6 @@
 //! The files, tables and images of the versions that there are, and where opens want them.
 
-use mrm_core::event::{Part, SegmentFact, Wanted};
+use mrm_core::event::{AnyOf, Part, SegmentFact, Wanted};
 use mrm_core::id::*;
 use mrm_core::ledger::Tier;
 
@@ -77,7 +77,8 @@ pub(crate) fn sources_on(version: VersionId, tier: Tier) -> Vec<(SourceId, Tier)
 /// One of the wishes for a place that an open can have.
 pub(crate) fn wanted(index: u8) -> Wanted {
     let [first, second] = DEVICES;
-    match index % 11 {
+    let keep = |any: AnyOf, bytes| any.with_reserve(Bytes(bytes));
+    match index % 16 {
         0..=1 => Wanted::Host,
         2 | 9 | 10 => Wanted::Layout,
         3 => Wanted::Device([first].into()),
@@ -85,6 +86,12 @@ pub(crate) fn wanted(index: u8) -> Wanted {
         5 => Wanted::Device([first, second].into()),
         6 => Wanted::Best([second, first].into()),
         7 => Wanted::Best([first].into()),
+        11 => Wanted::Device(keep([first].into(), 1)),
+        12 => Wanted::Device(keep([first].into(), 3)),
+        13 => Wanted::Device(keep([first, second].into(), 2)),
+        14 => Wanted::Best(keep([second, first].into(), 2)),
+        // More than one user may have.
+        15 => Wanted::Device(keep([second].into(), 4)),
         _ => Wanted::Best([].into()),
     }
 }
@@ -93,8 +100,8 @@ pub(crate) fn wanted(index: u8) -> Wanted {
 pub(crate) fn wants(wanted: &Wanted, tier: Tier) -> bool {
     match (wanted, tier) {
         (Wanted::Host | Wanted::Layout | Wanted::Best(_), Tier::Host) => true,
-        (Wanted::Device(devices) | Wanted::Best(devices), Tier::Device(device)) => {
-            devices.contains(&device)
+        (Wanted::Device(any) | Wanted::Best(any), Tier::Device(device)) => {
+            any.devices.contains(&device)
         }
         (Wanted::Device(_), Tier::Host) | (Wanted::Host | Wanted::Layout, Tier::Device(_)) => false,
     }

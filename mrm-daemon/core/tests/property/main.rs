@@ -43,7 +43,7 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         2 => Just(Act::Connect),
         1 => any::<u8>().prop_map(Act::Disconnect),
-        10 => (any::<u8>(), 0..6u8, 0..11u8, 0..40u8).prop_map(|(who, model, place, wait)| Act::Open { who, model, place, wait }),
+        10 => (any::<u8>(), 0..6u8, 0..16u8, 0..40u8).prop_map(|(who, model, place, wait)| Act::Open { who, model, place, wait }),
         5 => (any::<u8>(), any::<bool>()).prop_map(|(lease, answer)| Act::Close { lease, answer }),
         1 => any::<u8>().prop_map(Act::CloseUnknown),
         2 => (any::<u8>(), any::<bool>()).prop_map(|(which, answer)| Act::Cancel { which, answer }),

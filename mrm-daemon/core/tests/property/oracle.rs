@@ -40,6 +40,8 @@ pub(crate) struct Held {
     pub(crate) version: VersionId,
     pub(crate) tier: Tier,
     pub(crate) segments: Vec<SegmentId>,
+    /// What it keeps free beside them.
+    pub(crate) reserve: u64,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +79,12 @@ impl Oracle {
         here.fold((0, 0), |(bytes, pieces), there| {
             (bytes + there.charge, pieces + there.pieces)
         })
+    }
+
+    /// What leases keep free on a tier.
+    pub(crate) fn reserved(&self, tier: Tier) -> u64 {
+        let here = self.leases.values().filter(|held| held.tier == tier);
+        here.map(|held| held.reserve).sum()
     }
 
     pub(crate) fn is_lost(&self, tier: Tier) -> bool {
@@ -252,7 +260,8 @@ impl Oracle {
             seen: Seen::Loading(*source),
         };
         self.segments.insert(*segment, made);
-        let (charged, limit) = (self.charged(*tier).0, self.limits[tier]);
+        let charged = self.charged(*tier).0 + self.reserved(*tier);
+        let limit = self.limits[tier];
         assert!(charged <= limit, "charged {charged} of {limit} on {tier}");
         self.see_feed((*op, *source, *tier), *version, feed);
     }
@@ -339,10 +348,10 @@ impl Oracle {
         match (&asked, reply) {
             (Asked::Open(wanted), Reply::Opened { .. }) => self.see_opened(key.0, wanted, reply),
             (Asked::Open(wanted), Reply::Refused(Refusal::DeviceLost { .. })) => {
-                let Wanted::Device(devices) = wanted else {
+                let Wanted::Device(any) = wanted else {
                     panic!("{wanted:?} needs no device")
                 };
-                assert!(devices.iter().all(|device| self.lost.contains(device)));
+                assert!(any.devices.iter().all(|device| self.lost.contains(device)));
             }
             (Asked::Open(wanted), Reply::Refused(Refusal::NoImage)) => {
                 assert!(matches!(wanted, Wanted::Device(_)), "{wanted:?}");
@@ -394,6 +403,7 @@ impl Oracle {
             version: *version,
             tier: *tier,
             segments: segments.to_vec(),
+            reserve: wanted.reserve_on(*tier).0,
         };
         let before = self.leases.insert((session, *lease), held);
         assert!(before.is_none(), "{lease} twice");

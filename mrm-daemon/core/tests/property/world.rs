@@ -193,10 +193,19 @@ impl World {
 
     fn compare(&self) {
         let view = self.core.view();
+        let records = view.records();
         for tier in tiers() {
             let ledger = view.ledger(tier);
-            let charged = (ledger.charged.0, ledger.segments);
+            let in_memory = ledger.charged.saturating_sub(ledger.reserved).0;
+            let charged = (in_memory, ledger.segments);
             assert_eq!(charged, self.oracle.charged(tier), "{tier}");
+            let (reserved, by_leases) = (ledger.reserved.0, self.oracle.reserved(tier));
+            // The rest is kept free for opens that were admitted.
+            let right = reserved == by_leases || reserved > by_leases && records.waiting > 0;
+            assert!(
+                right,
+                "{reserved} of {tier} are kept free, {by_leases} for leases"
+            );
             assert_eq!(ledger.limit.0, self.oracle.limits[&tier], "{tier}");
         }
         self.oracle.expect_lent();

@@ -13,6 +13,7 @@ mod early;
 mod opens;
 mod operator;
 mod policies;
+mod reserve;
 mod room;
 mod show;
 mod support;

@@ -120,19 +120,36 @@ fn show_reply(reply: &Reply) -> String {
 
 fn show_refusal(refusal: &Refusal) -> String {
     match refusal {
-        Refusal::TooLarge { tier, want, limit } => {
-            format!("too_large {} of {}{}", want.0, limit.0, show_tier(*tier))
+        Refusal::TooLarge {
+            tier,
+            want,
+            reserve,
+            limit,
+        } => {
+            let (want, keep) = (want.0, show_reserve(*reserve));
+            format!("too_large {want}{keep} of {}{}", limit.0, show_tier(*tier))
+        }
+        Refusal::OverShare {
+            tier,
+            reserve,
+            kept,
+            max,
+        } => {
+            let (reserve, kept, max) = (reserve.0, kept.0, max.0);
+            format!("over_share {reserve}, {kept} of {max}{}", show_tier(*tier))
         }
         Refusal::NoRoom {
             tier,
             want,
+            reserve,
             limit,
             charged,
             holders,
         } => {
             let mut text = format!(
-                "no_room {}, {} of {}{}:",
+                "no_room {}{}, {} of {}{}:",
                 want.0,
+                show_reserve(*reserve),
                 charged.0,
                 limit.0,
                 show_tier(*tier)
@@ -158,6 +175,14 @@ fn show_refusal(refusal: &Refusal) -> String {
         Refusal::UnknownLease => "unknown_lease".to_owned(),
         Refusal::Cancelled => "cancelled".to_owned(),
         Refusal::InUse(holder) => format!("in_use {}", show_holder(holder)),
+    }
+}
+
+/// The part that is to stay free, if there is one.
+fn show_reserve(reserve: Bytes) -> String {
+    match reserve {
+        Bytes::ZERO => String::new(),
+        reserve => format!(" ({} free)", reserve.0),
     }
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! at 100                         the time from here on, in microseconds
 //! > session 1 [of 7]             > gone 1          of tenant 7
-//! > open 1.7 m2 [on WHERE] [by 500]   session 1, request 7, model 2, deadline
+//! > open 1.7 m2 [on WHERE] [keep 3] [by 500]   session 1, request 7, model 2, what is to stay
+//!                                free on the device, deadline
 //!                                WHERE: host, layout, d0, d0,d1, best:d0, best:d0,d1, best:
 //! > close 1.8 l1   > close 1 l1  with and without an answer
 //! > cancel 1.8 of 7
@@ -12,7 +13,7 @@
 //! > prefetch 20                  loading ahead, for so many percent of the time; 0 is off
 //! > hint m1 5000                 m1 is said to come at that time
 //! > adopt m1 v1 a=1 i@5 has a/c1 i.d0/c2 until 9   the last daemon's; `-` for no model
-//! > resume 1.7 v1 v1.d0          leases of the last daemon
+//! > resume 1.7 v1 v1.d0 v1.d0/3  leases of the last daemon, the last of which kept 3 free
 //! > resolved op1 v1 a:4 b:2      sources are letters, charges are bytes
 //! > resolved op1 v1 t=1 a:4 i@4/2     = is a table, @ an image, / its pieces
 //! > resolved op1 fails 303       > loaded op2 c1   > loaded op2 fails 303   > freed op3
@@ -23,7 +24,9 @@
 //! The lines after an event are all of its effects, in order.
 
 use crate::show::show;
-use mrm_core::event::{AdoptedSegment, Adoption, Event, Fault, LoadFailure, Part, Resolution};
+use mrm_core::event::{
+    AdoptedSegment, Adoption, AnyOf, Event, Fault, LoadFailure, Part, Resolution,
+};
 use mrm_core::event::{ResumedLease, SegmentFact, Wanted, Wishes};
 use mrm_core::id::*;
 use mrm_core::ledger::Tier;
@@ -188,11 +191,14 @@ fn tier(word: &str) -> Tier {
     }
 }
 
-fn wanted(word: &str) -> Wanted {
+fn wanted(rest: &[&str]) -> Wanted {
+    let reserve = after(rest, "keep").map_or(0, |bytes| number(bytes, ""));
     let devices = |list: &str| {
         let words = list.split(',').filter(|word| !word.is_empty());
-        words.map(device).collect()
+        let devices: Vec<DeviceId> = words.map(device).collect();
+        AnyOf::from(devices).with_reserve(Bytes(reserve))
     };
+    let word = after(rest, "on").unwrap_or("host");
     match word.strip_prefix("best:") {
         Some(list) => Wanted::Best(devices(list)),
         None if word == "host" => Wanted::Host,
@@ -225,7 +231,7 @@ fn parse(line: &str) -> Event {
             session: key(who).0,
             request: key(who).1.unwrap(),
             model: model(what),
-            wanted: after(rest, "on").map_or(Wanted::Host, wanted),
+            wanted: wanted(rest),
             deadline: Time(after(rest, "by").map_or(1 << 40, |deadline| number(deadline, ""))),
         },
         ["close", who, lease] => Event::Close {
@@ -320,12 +326,14 @@ fn adoption(what: &str, version: &str, rest: &[&str]) -> Event {
 }
 
 fn resumed(word: &&str) -> ResumedLease {
+    let (word, reserve) = word.split_once('/').unwrap_or((word, "0"));
     let (version, place) = word.split_once('.').unwrap_or((word, "host"));
     let version = VersionId(number(version, "v"));
     let tier = tier(place);
     ResumedLease {
         model: ModelId(1),
         copy: CopyId { version, tier },
+        reserve: Bytes(number(reserve, "")),
     }
 }
 

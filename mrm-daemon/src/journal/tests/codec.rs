@@ -5,7 +5,7 @@ use crate::journal::codec::beginning_of;
 use crate::journal::file::{self, Reader, Record};
 use crate::journal::{Header, Journal};
 use mrm_core::event::{
-    AdoptedSegment, Adoption, Event, Fault, LoadFailure, Part, Resolution, ResumedLease,
+    AdoptedSegment, Adoption, AnyOf, Event, Fault, LoadFailure, Part, Resolution, ResumedLease,
     SegmentFact, Wanted, Wishes,
 };
 use mrm_core::id::{
@@ -16,7 +16,6 @@ use mrm_core::ledger::Tier;
 use mrm_core::policy::{Choice, Cost, CremeBrulee, Experience, LoadMemory, Memory, Route, Rule};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use std::sync::Arc;
 
 proptest! {
     #[test]
@@ -210,8 +209,9 @@ fn faults() -> impl Strategy<Value = Fault> {
 }
 
 fn wishes() -> impl Strategy<Value = Wanted> {
-    (0..4_u8, vec(any::<u16>(), 1..4)).prop_map(|(kind, devices)| {
-        let devices: Arc<[DeviceId]> = devices.into_iter().map(DeviceId).collect();
+    (0..4_u8, vec(any::<u16>(), 1..4), any::<u64>()).prop_map(|(kind, devices, reserve)| {
+        let devices: Vec<DeviceId> = devices.into_iter().map(DeviceId).collect();
+        let devices = AnyOf::from(devices).with_reserve(Bytes(reserve));
         match kind {
             0 => Wanted::Host,
             3 => Wanted::Layout,
@@ -249,12 +249,14 @@ fn adopted() -> impl Strategy<Value = AdoptedSegment> {
 }
 
 fn resumed() -> impl Strategy<Value = ResumedLease> {
-    (any::<u64>(), any::<u64>(), tiers()).prop_map(|(model, version, tier)| ResumedLease {
+    let had = (any::<u64>(), any::<u64>(), tiers(), any::<u64>());
+    had.prop_map(|(model, version, tier, reserve)| ResumedLease {
         model: ModelId(model),
         copy: CopyId {
             version: VersionId(version),
             tier,
         },
+        reserve: Bytes(reserve),
     })
 }
 

@@ -15,8 +15,8 @@ impl State {
         let all: Arc<[DeviceId]> = self.tier.all().map(|(id, _)| id).collect();
         match (on, all.is_empty()) {
             (WarmOn::Host, _) | (WarmOn::Best, true) => Ok(Wanted::Host),
-            (WarmOn::Best, false) => Ok(Wanted::Best(all)),
-            (WarmOn::Device, false) => Ok(Wanted::Device(all)),
+            (WarmOn::Best, false) => Ok(Wanted::Best(all.into())),
+            (WarmOn::Device, false) => Ok(Wanted::Device(all.into())),
             (WarmOn::Device, true) => Err(unknown_device(format!(
                 "the daemon {}",
                 self.devices_there()

@@ -30,6 +30,7 @@ pub(super) struct DeviceGauges {
     budget: IntGaugeVec,
     limit: IntGaugeVec,
     charged: IntGaugeVec,
+    reserved: IntGaugeVec,
     freeing: IntGaugeVec,
     resident: IntGaugeVec,
     context: IntGaugeVec,
@@ -119,7 +120,11 @@ impl DeviceGauges {
             limit: gauge("device_limit_bytes", "What models may take now.")?,
             charged: gauge(
                 "device_charged_bytes",
-                "Charged for what is loading or resident.",
+                "Charged for what is loading, resident, or kept free for clients.",
+            )?,
+            reserved: gauge(
+                "device_reserved_bytes",
+                "The part that is kept free for clients.",
             )?,
             freeing: gauge(
                 "device_freeing_bytes",
@@ -157,6 +162,7 @@ impl DeviceGauges {
             (&self.budget, Some(device.budget_bytes)),
             (&self.limit, Some(device.limit_bytes)),
             (&self.charged, Some(device.charged_bytes)),
+            (&self.reserved, Some(device.reserved_bytes)),
             (&self.freeing, Some(device.freeing_bytes)),
             (&self.resident, Some(device.resident_bytes)),
             (&self.context, device.context_bytes),
@@ -171,7 +177,7 @@ impl DeviceGauges {
         }
     }
 
-    fn all(&self) -> [&IntGaugeVec; 14] {
+    fn all(&self) -> [&IntGaugeVec; 15] {
         [
             &self.driver,
             &self.ready,
@@ -181,6 +187,7 @@ impl DeviceGauges {
             &self.budget,
             &self.limit,
             &self.charged,
+            &self.reserved,
             &self.freeing,
             &self.resident,
             &self.context,

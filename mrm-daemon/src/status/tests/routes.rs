@@ -19,8 +19,8 @@ fn bert() -> Value {
         "bytes": 91, "charged_bytes": 96, "huge_bytes": 64, "loaded_bytes": 91, "eta_ms": null, "leases": 2,
         "sessions": 1, "pinned": false, "eager": true, "version": 3, "digest": null,
         "last_used_s_ago": 0.25, "load_ms": null, "path": "/models/bert",
-        "devices": [{"uuid": fake::LOST, "state": "loading", "bytes": 96, "loaded_bytes": 48,
-            "leases": 1}],
+        "devices": [{"uuid": fake::LOST, "state": "loading", "bytes": 96, "reserved_bytes": 7,
+            "loaded_bytes": 48, "leases": 1}],
     })
 }
 
@@ -32,6 +32,7 @@ fn devices() -> Value {
         "sharing": "vmm", "sharing_why": "a child process could read",
         "granularity": "block", "block_bytes": 256, "total_bytes": 1000, "free_bytes": 400,
         "reserve_bytes": 100, "budget_bytes": 900, "limit_bytes": 800, "charged_bytes": 300,
+        "reserved_bytes": 30,
         "freeing_bytes": 20, "resident_bytes": 250, "context_bytes": 5, "images": 2,
         "loading": 1, "leases": 3, "peers": [fake::LOST],
         "registration": {"state": "failed", "cause": "refused"},

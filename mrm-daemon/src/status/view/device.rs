@@ -83,8 +83,10 @@ pub struct DeviceView {
     pub budget_bytes: u64,
     /// Most that models may take now, in bytes: less while others use the device.
     pub limit_bytes: u64,
-    /// Charged for what is loading or resident, in bytes.
+    /// Charged for what is loading, resident, or kept free for those who hold models, in bytes.
     pub charged_bytes: u64,
+    /// The part of it that is kept free: what clients asked for, or models' `workspace_bytes` say.
+    pub reserved_bytes: u64,
     /// Still charged for what is on its way out, in bytes.
     pub freeing_bytes: u64,
     /// Charged for what is resident, in bytes.
@@ -169,6 +171,8 @@ pub struct ModelDeviceView {
     pub state: DeviceCopyStateView,
     /// What it takes there, in bytes, as it is charged.
     pub bytes: u64,
+    /// What leases on it keep free there beside that, in bytes.
+    pub reserved_bytes: u64,
     /// In place so far, in bytes: grows while it is loading.
     pub loaded_bytes: u64,
     /// Leases on it there.

@@ -7,7 +7,7 @@ use crate::env::Env;
 use crate::link::{Passed, Reader};
 use crate::mishap::Mishap;
 use crate::random::Random;
-use crate::settings::WAIT_MS_MAX;
+use crate::settings::{PAGE_BYTES, WAIT_MS_MAX};
 use mrm_core::id::DeviceId;
 use mrm_proto::frame::{self, Message};
 use mrm_proto::hello::ClientHello;
@@ -110,6 +110,7 @@ impl Client {
         let had = |lease: &Lease| HadLease {
             version: lease.version,
             device: lease.device,
+            reserve_bytes: lease.reserve_bytes,
         };
         let resume = Resume {
             instance: InstanceId(self.had_of),
@@ -148,6 +149,7 @@ impl Client {
         let devices = some_devices(random, env.settings.devices.len());
         let wait_for = (random.below(3) == 0).then_some(WaitFor::Layout);
         let host = devices.is_none();
+        let reserve_bytes = devices.as_ref().and_then(|devices| devices.reserve_bytes);
         let passes = random.below(6) == 0;
         let files = env
             .disk
@@ -198,6 +200,7 @@ impl Client {
                 sent_at,
                 until,
                 host,
+                reserve_bytes,
             },
         );
         let bytes = encode(RequestId(id), cargo.len(), &request)?;
@@ -307,7 +310,12 @@ fn some_devices(random: &mut Random, own: usize) -> Option<Devices> {
         .map(|_| uuid_of(DeviceId(device(random))))
         .collect();
     let else_host = random.coin();
-    Some(Devices { any_of, else_host })
+    let reserve_bytes = (random.below(3) == 0).then(|| random.between(1, 8) * PAGE_BYTES);
+    Some(Devices {
+        any_of,
+        else_host,
+        reserve_bytes,
+    })
 }
 
 fn encode(request: RequestId, fds: usize, message: &impl Message) -> Checked<Vec<u8>> {

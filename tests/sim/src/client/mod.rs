@@ -55,6 +55,8 @@ enum Asked {
         until: u64,
         /// It is wanted in host memory, and nowhere else.
         host: bool,
+        /// What is to stay free on its device.
+        reserve_bytes: Option<u64>,
     },
     Close {
         /// The daemon may say that there is no such lease.
@@ -73,6 +75,8 @@ struct Lease {
     revoked: bool,
     version: VersionId,
     device: Option<DeviceUuid>,
+    /// What it wants kept free there.
+    reserve_bytes: Option<u64>,
     /// Taken up again: what is mapped may be another allocation than the one that is leased.
     resumed: bool,
     /// What its files may hold, while it is being filled; nothing is read of it before it is.

@@ -70,13 +70,25 @@ impl Client {
             };
         };
         match (&asked, reply) {
-            (Asked::Open { what, sent_at, .. }, Reply::Opened(opened)) => {
+            (
+                Asked::Open {
+                    what,
+                    sent_at,
+                    reserve_bytes,
+                    ..
+                },
+                Reply::Opened(opened),
+            ) => {
                 let mut allocs = self.handed.remove(&id).unwrap_or_default();
                 let mut cargo = cargo.into_iter();
                 let table = cargo.next();
                 allocs.extend(cargo);
-                let (what, sent_at) = (what.clone(), *sent_at);
-                self.opened(env, (&what, sent_at), &opened, (table, allocs))
+                let (what, sent_at, reserve_bytes) = (what.clone(), *sent_at, *reserve_bytes);
+                self.opened(env, (&what, sent_at), &opened, (table, allocs))?;
+                if let Some(lease) = self.leases.last_mut().filter(|_| opened.device.is_some()) {
+                    lease.reserve_bytes = reserve_bytes;
+                }
+                Ok(())
             }
             (Asked::Open { until, host, .. }, Reply::Error(error)) => {
                 self.open_failed(env, (*until, *host), &error)
@@ -282,6 +294,7 @@ impl Client {
             revoked,
             version: opened.version,
             device: opened.device.as_ref().map(|on| on.uuid),
+            reserve_bytes: None,
             resumed: false,
             could_be: could_be.into_iter().collect(),
         });

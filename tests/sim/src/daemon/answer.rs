@@ -314,7 +314,8 @@ fn error_of_fault(fault: &Fault) -> ErrorReply {
 fn error_of_refusal(refusal: &Refusal) -> ErrorReply {
     let code = match refusal {
         Refusal::TooLarge { .. } => ErrorCode::TooLarge,
-        Refusal::NoRoom { .. } => ErrorCode::NoRoom,
+        Refusal::OverShare { reserve, max, .. } if reserve > max => ErrorCode::TooLarge,
+        Refusal::NoRoom { .. } | Refusal::OverShare { .. } => ErrorCode::NoRoom,
         Refusal::DeviceLost { .. } => ErrorCode::DeviceLost,
         Refusal::NoImage => ErrorCode::NoTensors,
         Refusal::TimedOut => ErrorCode::TimedOut,

@@ -6,8 +6,8 @@ use super::sessions::{Pending, Who};
 use crate::breach::Checked;
 use crate::env::Env;
 use crate::link::Passed;
-use mrm_core::event::{Event, Wanted};
-use mrm_core::id::{DeviceId, LeaseId, ModelId, RequestId, SessionId};
+use mrm_core::event::{AnyOf, Event, Wanted};
+use mrm_core::id::{Bytes, DeviceId, LeaseId, ModelId, RequestId, SessionId};
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::hello::{ClientHello, ServerHello, ServerLimits, features};
 use mrm_proto::ids;
@@ -172,12 +172,18 @@ impl Daemon {
                 known.push(device);
             }
         }
+        let reserve = match agreed & features::RESERVE {
+            0 => None,
+            _ => devices.reserve_bytes,
+        };
+        let keeping_free =
+            |known: Vec<DeviceId>| AnyOf::from(known).with_reserve(Bytes(reserve.unwrap_or(0)));
         let agreed = agreed & features::DEVICE != 0;
         match (known.is_empty() || !agreed, devices.else_host) {
             (true, true) => Ok(Wanted::Host),
             (true, false) => Err(ErrorReply::new(ErrorCode::UnknownDevice, "no such device")),
-            (false, true) => Ok(Wanted::Best(known.into())),
-            (false, false) => Ok(Wanted::Device(known.into())),
+            (false, true) => Ok(Wanted::Best(keeping_free(known))),
+            (false, false) => Ok(Wanted::Device(keeping_free(known))),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::env::Env;
 use crate::link::Reader;
 use crate::memory::AllocId;
 use mrm_core::event::{AdoptedSegment, Adoption, Event, Resolution, ResumedLease};
-use mrm_core::id::{CopyId, ModelId, SegmentId, SessionId, SourceId, VersionId};
+use mrm_core::id::{Bytes, CopyId, ModelId, SegmentId, SessionId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_core::view::SegmentState;
 use mrm_proto::ids;
@@ -176,7 +176,8 @@ impl Daemon {
             };
             copy.filter(|_| known).unwrap_or(CopyId::host(VersionId(0)))
         });
-        let leases = had.map(|copy| ResumedLease {
+        let leases = had.zip(&resume.leases).map(|(copy, had)| ResumedLease {
+            reserve: Bytes(had.reserve_bytes.unwrap_or(0)),
             model: self
                 .core
                 .view()

@@ -51,6 +51,7 @@ fn open(client: &Client, args: &Open, out: Out) -> Result<Model, OpenError> {
     let options = OpenOptions::new()
         .wait(args.wait)
         .tier(args.device.unwrap_or_default())
+        .reserve_bytes(args.reserve.unwrap_or(0))
         .on_progress(|seen| {
             progress
                 .borrow_mut()
@@ -282,6 +283,7 @@ mod tests {
             name,
             hold: false,
             device: None,
+            reserve: None,
             wait: Duration::ZERO,
             command: Vec::new(),
         }

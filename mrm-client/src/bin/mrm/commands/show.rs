@@ -116,6 +116,7 @@ fn devices(devices: &[ModelDevice]) -> Table {
         ("DEVICE", Align::Left),
         ("STATE", Align::Left),
         ("SIZE", Align::Right),
+        ("KEPT FREE", Align::Right),
         ("LEASES", Align::Right),
     ]);
     for device in devices {
@@ -123,6 +124,7 @@ fn devices(devices: &[ModelDevice]) -> Table {
             device.uuid.as_str().into(),
             super::ls::on_device(device).into(),
             units::bytes(device.bytes).into(),
+            units::bytes(device.reserved_bytes).into(),
             device.leases.to_string().into(),
         ]);
     }

@@ -147,6 +147,10 @@ fn device_detail(device: &Device) -> String {
         units::count(device.leases, "lease"),
         safe(device.sharing.as_deref().unwrap_or("-")),
     );
+    if device.reserved_bytes > 0 {
+        let bytes = units::bytes(device.reserved_bytes);
+        let _ = write!(text, ", {bytes} kept free for clients");
+    }
     if device.freeing_bytes > 0 {
         let _ = write!(text, ", {} being freed", units::bytes(device.freeing_bytes));
     }

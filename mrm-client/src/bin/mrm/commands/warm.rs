@@ -157,6 +157,7 @@ mod tests {
             uuid: uuid.into(),
             state: state.into(),
             bytes: 100,
+            reserved_bytes: 0,
             loaded_bytes,
             leases: 0,
         };

@@ -64,8 +64,8 @@ impl World {
     fn is_at_rest(&self, tier: Tier) {
         let ledger = self.core.view().ledger(tier);
         assert_eq!(
-            (ledger.freeing, ledger.charged),
-            (Bytes::ZERO, ledger.resident)
+            (ledger.freeing, ledger.reserved, ledger.charged),
+            (Bytes::ZERO, Bytes::ZERO, ledger.resident)
         );
         assert_eq!(ledger.resident.0, self.oracle.charged(tier).0);
         let pinned = ledger.resident.saturating_sub(ledger.idle);
