@@ -162,11 +162,9 @@ struct State {
     progress_waiters: usize,
     serving: bool,
     draining: bool,
-    /// Models that are laid out on devices in a way of their own.
+    /// Of models: their own layout on devices, what leases keep free there, where pinned ones load.
     granularities: std::collections::BTreeMap<ModelName, crate::config::Granularity>,
-    /// What each lease on these models keeps free of weights on a device, at least.
     workspaces: std::collections::BTreeMap<ModelName, mrm_core::id::Bytes>,
-    /// Where the models of the configuration file are loaded while they are pinned.
     warm_on: std::collections::BTreeMap<ModelName, crate::status::WarmOn>,
     /// Models of the configuration file, whose wishes a reload may take back.
     configured: std::collections::BTreeMap<ModelName, mrm_core::event::Wishes>,
