@@ -139,7 +139,7 @@ fn only_a_daemon_that_knows_of_it_is_asked_to_keep_memory_free() {
                 session.until_gone();
             });
             let client = fake.client();
-            let (_kept, _plain) = (open_keeping(&client, "m", 9), open(&client, "m"));
+            let (_kept, _plain) = (open_keeping(&client, "m", 9), open(&client, "n"));
             assert_eq!(reserves(&fake), [expected, None]);
         }
     });
