@@ -3,6 +3,7 @@
 use crate::bare::{self, BareServer};
 use crate::cost::cpu_us;
 use crate::miss::free_bytes;
+use crate::place::{self, Place};
 use crate::quiet;
 use crate::report::Row;
 use mrm_client::{Client, ConnectOptions, OpenOptions};
@@ -65,10 +66,30 @@ pub(crate) fn measure() -> Vec<Row> {
         .map(|((name, _), server)| connected(&client, server, name))
         .collect();
     let (name, server) = (sizes[USUAL].0, &servers[USUAL]);
+    rows.extend(placed(&node, &client, server, name));
     rows.push(at_once(&node, server, name));
     rows.push(fresh_process(&node, server, name));
     rows.push(repeated(&client, name));
     rows.push(cpu(&node, &client, name));
+    rows
+}
+
+/// The same with both sides of each on one core, and on two. Where the kernel puts them decides
+/// more than what they do; here it puts all alike.
+fn placed(node: &Node, client: &Client, server: &BareServer, model: &str) -> Vec<Row> {
+    let Some((one, two)) = place::two_cores() else {
+        println!("hit: the cases on one core and on two are left out: there is one");
+        return Vec::new();
+    };
+    let mut rows = Vec::new();
+    for (theirs, words) in [(one, "on one core"), (two, "on two cores")] {
+        let _here = Place::this_thread(one);
+        let _servers = [node.pid(), server.pid()].map(|pid| Place::main_of(pid, theirs));
+        let mut row = connected(client, server, model);
+        row.case += ", ";
+        row.case += words;
+        rows.push(row);
+    }
     rows
 }
 

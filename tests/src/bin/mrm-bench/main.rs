@@ -20,6 +20,7 @@ mod hit;
 mod hostile;
 mod miss;
 mod pages;
+mod place;
 mod plot;
 mod policy;
 mod python;

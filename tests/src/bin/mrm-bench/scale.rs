@@ -1,6 +1,7 @@
 //! `scale`: what many models and many clients cost the daemon, and each other.
 
 use crate::hit::open_cycle;
+use crate::place::{self, Place};
 use crate::report::Row;
 use mrm_client::{Client, ConnectOptions};
 use mrm_tests::model;
@@ -82,6 +83,8 @@ fn node(root: &Path, models: usize, tensors: u64) -> Node {
         .setting(&format!("limits.sessions_max = {}", CLIENTS + 24))
         .setting(&format!("limits.sessions_per_uid_max = {}", CLIENTS + 24))
         .setting("revalidate_ms = 600000")
+        // The record of what is decided grows to its bound, whatever it is about.
+        .setting("journal.bytes_max = \"64KiB\"")
         .setting(&catalogue);
     Node::start(&setup)
 }
@@ -130,6 +133,10 @@ fn hits(dir: &Path, resident: usize) -> Row {
             drop(client.open(&format!("{i}.safetensors")).expect("loads"));
         }
     }
+    // On one core, or where the kernel puts each daemon would be all that is seen.
+    let core = place::two_cores().map_or(0, |(one, _)| one);
+    let _here = Place::this_thread(core);
+    let _daemons = [&many, &few].map(|node| Place::main_of(node.pid(), core));
     let mut random = Random(7);
     println!("scale: seed {}", random.0);
     let mut pick = |of: usize| random.below(of as u64);
@@ -147,7 +154,7 @@ fn hits(dir: &Path, resident: usize) -> Row {
     }
     Row::of(
         "scale",
-        format!("hit: {CATALOGUE} models, {resident} resident, {CLIENTS} clients"),
+        format!("hit: {CATALOGUE} models, {resident} resident, {CLIENTS} clients, on one core"),
         "us",
         &mut ours,
         format!("{FEW} models, one client"),
