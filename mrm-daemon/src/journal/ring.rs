@@ -212,7 +212,10 @@ impl Journal {
     }
 
     fn end_chunk(&mut self) {
-        let full = std::mem::replace(&mut self.chunk, Vec::with_capacity(self.chunk_bytes_max));
+        // The frame that fills it goes beyond; growing for that would double what it takes.
+        let next = Vec::with_capacity(self.chunk_bytes_max + self.chunk_bytes_max / 16);
+        let mut full = std::mem::replace(&mut self.chunk, next);
+        full.shrink_to_fit();
         self.full.push_back(Bytes::from(full));
         if self.full.len() >= CHUNKS {
             self.full.pop_front();
