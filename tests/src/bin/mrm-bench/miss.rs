@@ -2,12 +2,13 @@
 
 use crate::floor::{copy_mapped, make_cold, make_warm, populated, read_direct};
 use crate::hit::open_cycle;
+use crate::quiet;
 use crate::report::Row;
+use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
-use mrm_tests::{eventually, model};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const ROUNDS: usize = 15;
 /// Bytes and tensors.
@@ -20,8 +21,6 @@ const MODELS: [(&str, u64, u64); 4] = [
 /// What a node must have free for a model: it is there in the page cache, in the floor's memory and in
 /// the daemon's.
 const COPIES: u64 = 4;
-/// For how long a stock is as large as before when it is taken to be full.
-const STILL: Duration = Duration::from_millis(300);
 /// Prints the milliseconds that loading takes, after the imports.
 const PEER: &str = "
 import sys, time
@@ -86,7 +85,7 @@ impl Case {
             self.prepare(cold);
             fresh.push(milliseconds(|| read(&mut populated(self.bytes))));
             self.prepare(cold);
-            self.stock_is_full();
+            quiet::wait(&self.node);
             ours.push(open_cycle(&client, "m") / 1e6);
             if let Some(python) = python {
                 self.prepare(cold);
@@ -128,19 +127,6 @@ impl Case {
             true => make_cold(&self.path, self.bytes),
             false => make_warm(&self.path),
         }
-    }
-
-    /// Waits for the memory that the daemon makes ready between loads.
-    fn stock_is_full(&self) {
-        let mut before = u64::MAX;
-        let mut since = Instant::now();
-        eventually("the stock no longer grows", || {
-            let now = self.node.number("/host/stock_bytes");
-            if now != before {
-                (before, since) = (now, Instant::now());
-            }
-            (since.elapsed() > STILL).then_some(())
-        });
     }
 
     fn evict(&self) {
