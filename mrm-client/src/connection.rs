@@ -8,7 +8,10 @@
 //!
 //! No lock is held while blocking in the kernel. Order of locks: `desk` before `outbox`.
 
-use crate::desk::{Desk, Found, Left};
+mod ticket;
+
+pub(crate) use self::ticket::Ticket;
+use crate::desk::{Desk, Found};
 use crate::error::{ConnectError, SessionError};
 use crate::fork;
 use crate::handshake::{self, RECEIVE_AT_ONCE};
@@ -20,7 +23,7 @@ use mrm_proto::frame;
 use mrm_proto::hello::{ServerHello, features};
 use mrm_proto::ids::RequestId;
 use mrm_proto::reply::{Progress, Reply};
-use mrm_proto::request::{Cancel, Heard, Request};
+use mrm_proto::request::{Heard, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -168,11 +171,7 @@ impl Connection {
     /// else, it is not wanted any more.
     fn asked_ahead(&self, request: &Request) -> Option<Ticket<'_>> {
         let (id, asked) = lock(&self.ahead).take()?;
-        let ticket = Ticket {
-            connection: self,
-            id,
-            to_cancel: true,
-        };
+        let ticket = Ticket::sent(self, id);
         (asked == *request).then_some(ticket)
     }
 
@@ -217,11 +216,7 @@ impl Connection {
     pub(crate) fn try_register(&self) -> Option<Ticket<'_>> {
         let in_flight_max = self.hello.limits.requests_in_flight_max.max(1) as usize;
         let id = self.desk().register(in_flight_max)?;
-        Some(Ticket {
-            connection: self,
-            id,
-            to_cancel: false,
-        })
+        Some(Ticket::new(self, id))
     }
 
     #[cfg(feature = "async")]
@@ -546,68 +541,6 @@ impl Drop for Turn<'_> {
         }
         for lease in heard {
             self.connection.tell(&Request::Heard(Heard { lease }));
-        }
-    }
-}
-
-/// A request that awaits its reply. When it is dropped unanswered, it is cancelled, and its reply
-/// has no addressee.
-#[derive(Debug)]
-pub(crate) struct Ticket<'a> {
-    connection: &'a Connection,
-    pub(crate) id: RequestId,
-    /// Whether the daemon works on something that can be cancelled.
-    pub(crate) to_cancel: bool,
-}
-
-impl Ticket<'_> {
-    pub(crate) fn send(
-        &mut self,
-        request: &Request,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), SessionError> {
-        self.to_cancel = match request {
-            Request::Open(_) | Request::OpenFiles(_) => true,
-            Request::Close(_)
-            | Request::Cancel(_)
-            | Request::Resume(_)
-            | Request::List(_)
-            | Request::Stat(_)
-            | Request::Touched(_)
-            | Request::Heard(_)
-            | Request::Hint(_) => false,
-        };
-        self.connection.send(self.id, request, fds)
-    }
-
-    /// Tells the daemon, once, that the reply is not wanted any more; whether that can be told.
-    pub(crate) fn cancel(&mut self) -> bool {
-        let cancel = Request::Cancel(Cancel { target: self.id });
-        std::mem::take(&mut self.to_cancel)
-            && self
-                .connection
-                .send(RequestId::NO_REPLY, &cancel, &[])
-                .is_ok()
-    }
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        // A child must not write to its parent's connection, nor take its locks.
-        if fork::generation() != self.connection.generation {
-            return;
-        }
-        let left = self.connection.desk().abandon(self.id);
-        match left {
-            Left::Unanswered => {
-                if self.connection.is_live() {
-                    self.cancel();
-                }
-            }
-            Left::Grant(lease) => {
-                self.connection.give_back(lease, false);
-            }
-            Left::Nothing => {}
         }
     }
 }
