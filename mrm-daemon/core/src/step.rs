@@ -193,6 +193,11 @@ impl Core {
     /// Ends the want behind `target` if nobody waits for it any more. Its loads go on.
     fn let_go(&mut self, turn: &Turn<'_>, target: Target) -> Result<(), Violation> {
         if self.admission.first_waiting_for(target).is_some() {
+            if let Target::Copy(copy) = target {
+                // Those who are left may want more kept free than who is gone.
+                let in_queue = self.admission.stage(copy) == Some(Stage::Room);
+                self.room_changed |= in_queue && copy.tier != Tier::Host;
+            }
             return Ok(());
         }
         match target {

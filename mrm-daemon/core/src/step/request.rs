@@ -5,7 +5,7 @@ use crate::Core;
 use crate::admission::{Key, Stage, Target};
 use crate::effect::{Effect, Origin, Refusal, Reply};
 use crate::event::Wanted;
-use crate::id::{CopyId, LeaseId, ModelId, RequestId, SessionId, Time, VersionId};
+use crate::id::{Bytes, CopyId, LeaseId, ModelId, RequestId, SessionId, Time, VersionId};
 use crate::lease::Lease;
 use crate::ops::Op;
 use crate::planted::{Bug, planted};
@@ -46,6 +46,7 @@ impl Core {
         let fresh = current
             .is_some_and(|current| turn.now < current.checked_at.after_ms(self.revalidate_ms))
             || planted(Bug::BelieveForever) && current.is_some();
+        let is_whole = whole.is_some();
         match (copy, whole) {
             (Some(copy), Some(segments))
                 if fresh && self.reserve_now(key.0, copy.tier, wanted.reserve_on(copy.tier))? =>
@@ -70,8 +71,11 @@ impl Core {
                 }
             }
         }
+        // Who lacks room to be kept free waits, and what is in memory may go meanwhile.
+        let keeps_free = |copy: CopyId| wanted.reserve_on(copy.tier) > Bytes::ZERO;
+        let waits = is_whole && copy.is_some_and(keeps_free);
         match copy {
-            Some(copy) if fresh && self.catalogue.lacks_nothing(copy)? => {
+            Some(copy) if fresh && !waits && self.catalogue.lacks_nothing(copy)? => {
                 self.place(turn, key, (model, wanted), copy.version, deadline)
             }
             // What must be loaded is resolved first, however fresh: the shell keeps files open

@@ -95,8 +95,10 @@ fn idle_weights_go_for_what_is_to_stay_free() {
     let mut script = with_m1(10);
     script.run(M2_IS_IDLE).run(
         "> open 1.3 m1 on d0 keep 3
-         free op9 s5 on d0
-         > freed op9
+         resolve op9 m1
+         > resolved op9 v1 a=1 b:4 i@5/2
+         free op10 s5 on d0
+         > freed op10
          1.3 opened l4 v1 on d0 hit [s1 s3]",
     );
     expect_reserved(&script, 3, 8);
@@ -109,14 +111,82 @@ fn it_waits_while_leased_models_fill_the_device() {
         "> open 1.3 m2 on d0
          1.3 opened l4 v2 on d0 hit [s5]
          > open 1.4 m1 on d0 keep 3
+         resolve op9 m1
+         > resolved op9 v1 a=1 b:4 i@5/2
          > open 1.5 m1 on d0
          1.5 opened l5 v1 on d0 hit [s1 s3]
          > close 1 l4
-         free op9 s5 on d0
-         > freed op9
+         free op10 s5 on d0
+         > freed op10
          1.4 opened l6 v1 on d0 hit [s1 s3]",
     );
     expect_reserved(&script, 3, 8);
+}
+
+#[test]
+fn who_waits_beside_what_is_there_has_its_files_opened() {
+    // It may go meanwhile, and the shell keeps no files open for what is there.
+    let mut script = Script::new(on_device(10));
+    script.run(
+        "> session 1
+         > open 1.1 m1 on d0
+         resolve op1 m1
+         > resolved op1 v1 b:4 i@5
+         load op2 s1 b:4 v1
+         load op3 s2 i:5 v1 on d0 from [s1]
+         > loaded op2 c1
+         > loaded op3 c2
+         1.1 opened l1 v1 on d0 loaded [s2]
+         > open 1.2 m2 on d0
+         resolve op4 m2
+         > resolved op4 v2 e@4
+         load op5 s3 e:4 v2 on d0
+         > loaded op5 c3
+         1.2 opened l2 v2 on d0 loaded [s3]
+         > open 1.3 m1 on d0 keep 3
+         resolve op6 m1
+         > resolved op6 v1 b:4 i@5",
+    );
+    assert!(script.core.view().waits_for_room(VersionId(1)));
+}
+
+#[test]
+fn those_who_are_left_have_their_room_made() {
+    // What goes is enough for who wants least; when that one gives up, the other wants more.
+    let mut script = with_m1(10);
+    script.run(
+        "> open 1.20 m2 on d0
+         resolve op6 m2
+         > resolved op6 v2 d:4 e@2
+         load op7 s4 d:4 v2
+         load op8 s5 e:2 v2 on d0 from [s4]
+         > loaded op7 c7
+         > loaded op8 c8
+         1.20 opened l3 v2 on d0 loaded [s5]
+         > open 1.21 m3 on d0
+         resolve op9 m3
+         > resolved op9 v3 f:4 g@2
+         load op10 s6 f:4 v3
+         load op11 s7 g:2 v3 on d0 from [s6]
+         > loaded op10 c9
+         > loaded op11 c10
+         1.21 opened l4 v3 on d0 loaded [s7]
+         > close 1 l3
+         > close 1 l4
+         > open 1.3 m1 on d0 keep 2
+         resolve op12 m1
+         > open 1.4 m1 on d0 keep 4
+         > resolved op12 v1 a=1 b:4 i@5/2
+         free op13 s5 on d0
+         > cancel 1.5 of 3
+         1.3 refused cancelled
+         1.5 cancelled true
+         free op14 s7 on d0
+         > freed op13
+         > freed op14
+         1.4 opened l5 v1 on d0 hit [s1 s3]",
+    );
+    expect_reserved(&script, 4, 9);
 }
 
 #[test]
@@ -125,6 +195,8 @@ fn it_waits_for_its_deadline_at_most_and_is_told_what_is_in_its_way() {
         "> open 1.3 m1 on d0 keep 4
          1.3 opened l3 v1 on d0 hit [s1 s3]
          > open 1.4 m1 on d0 keep 3 by 50
+         resolve op6 m1
+         > resolved op6 v1 a=1 b:4 i@5/2
          at 60
          > tick
          1.4 refused no_room 3 (3 free), 9 of 10 on d0: v1.d0=9+2leases",
@@ -238,10 +310,14 @@ fn one_user_keeps_no_more_free_than_his_share() {
          > open 2.1 m1 on d0 keep 7
          2.1 opened l3 v1 on d0 hit [s1 s3]
          > open 2.2 m1 on d0 keep 4
+         resolve op6 m1
+         > resolved op6 v1 a=1 b:4 i@5/2
          > session 3 of 8
          > open 3.1 m1 on d0 keep 4
          3.1 opened l4 v1 on d0 hit [s1 s3]
          > open 2.3 m1 on d0 keep 5 by 50
+         resolve op7 m1
+         > resolved op7 v1 a=1 b:4 i@5/2
          at 60
          > tick
          2.3 refused over_share 5, 7 of 10 on d0
@@ -251,8 +327,8 @@ fn one_user_keeps_no_more_free_than_his_share() {
     expect_reserved(&script, 8, 13);
     script.run(
         "> open 2.4 m1 on d0 keep 11
-         resolve op6 m1
-         > resolved op6 v1 a=1 b:4 i@5/2
+         resolve op8 m1
+         > resolved op8 v1 a=1 b:4 i@5/2
          2.4 refused over_share 11, 0 of 10 on d0",
     );
 }
