@@ -1717,7 +1717,7 @@ int mrm_model_wait(mrm_model_ref model, uint64_t wait_ms);
 #endif  // __cplusplus
 
 /* The options of an open, with every member at its default. */
-#define MRM_OPEN_OPTIONS_INIT { sizeof(mrm_open_options_t), MRM_WAIT_DEFAULT, NULL, NULL, 0, 0, NULL, 0, 0 }
+#define MRM_OPEN_OPTIONS_INIT { sizeof(mrm_open_options_t), MRM_WAIT_DEFAULT, NULL, NULL, 0, 0, NULL, 0, 0, 0 }
 
 /* An empty mrm_model_info_t, to be filled. */
 #define MRM_MODEL_INFO_INIT { sizeof(mrm_model_info_t), { NULL, 0 }, 0, 0, 0, 0, 0, 0, 0, 0 }

@@ -92,9 +92,9 @@ org/zero  absent           -     -       0          -
     assert_eq!(fake.run(&["ls"]).stdout, expected);
     let show = fake.run(&["show", "org/bert"]).stdout;
     for part in [
-        "DEVICE                                    STATE            SIZE  LEASES\n",
-        "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab  resident      2.0 GiB       1\n",
-        "GPU-00000001-0000-0000-0000-000000000000  loading 50 %  2.0 GiB       0\n",
+        "DEVICE                                    STATE            SIZE  KEPT FREE  LEASES\n",
+        "GPU-5a3c1b2e-0f1d-4c9a-8a77-0123456789ab  resident      2.0 GiB        0 B       1\n",
+        "GPU-00000001-0000-0000-0000-000000000000  loading 50 %  2.0 GiB        0 B       0\n",
     ] {
         assert!(show.contains(part), "{part}: {show}");
     }
