@@ -411,7 +411,8 @@ fn many_restarts_leave_nothing_behind() {
     let (keeper, at_rest, memory) = baseline.unwrap();
     assert_eq!(family.keeper(), Some(keeper));
     eventually("descriptors are back at the baseline", || {
-        ((fds(keeper), fds(node.pid())) == at_rest).then_some(())
+        // No more: the baseline may have caught one that was about to be closed.
+        (fds(keeper) <= at_rest.0 && fds(node.pid()) <= at_rest.1).then_some(())
     });
     let grown = private_bytes(keeper).saturating_sub(memory);
     assert!(grown <= 256 << 10, "the keeper grew by {grown} bytes");
