@@ -171,9 +171,16 @@ pub fn segments(pid: u32) -> BTreeMap<u64, u64> {
     found
 }
 
-/// How many descriptors a process has open.
-pub fn fds(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+/// What the descriptors of a process stand for, in order.
+pub fn descriptors(pid: u32) -> Vec<PathBuf> {
+    let list = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    let mut all: Vec<_> = list
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .collect();
+    all.sort();
+    all
 }
 
 /// Memory of a process that it shares with nobody, in bytes.
