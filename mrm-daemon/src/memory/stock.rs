@@ -27,7 +27,7 @@ use crate::degraded::Degraded;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often the node's free memory is looked at while there is something to give up.
 const LOOK: Duration = Duration::from_secs(1);
@@ -344,13 +344,22 @@ impl Shared {
 
     /// What the maker's thread does.
     fn work(&self) {
+        let mut looked: Option<Instant> = None;
         loop {
-            let (free, wanted) = (
-                self.probe.free().bytes,
-                self.probe.limit().bytes / FREE_SHARE,
-            );
             let mut state = self.lock();
             let changes = state.changes;
+            // To ask the kernel takes dozens of calls: not at each beginning and end of a load.
+            let lately = looked.is_some_and(|at| at.elapsed() < LOOK);
+            let (free, wanted) = if state.loads > 0 && lately {
+                (u64::MAX, 0)
+            } else {
+                drop(state);
+                let limit = self.probe.limit().bytes;
+                let found = (self.probe.free().bytes, limit / FREE_SHARE);
+                looked = Some(Instant::now());
+                state = self.lock();
+                found
+            };
             match self.next(&mut state, free, wanted) {
                 Task::End => return,
                 Task::Drop(blanks) => {
