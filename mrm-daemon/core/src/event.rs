@@ -145,6 +145,14 @@ pub enum Event {
         /// What its holders, and those who wait for more of it, are told.
         fault: Fault,
     },
+    /// What a segment was loaded with is known. Its load named a content of its own until then, so that
+    /// it could be lent before it was hashed. Without effect unless it is resident.
+    Identified {
+        /// Which segment.
+        segment: SegmentId,
+        /// What it holds.
+        content: ContentId,
+    },
     /// Take no new leases from now on.
     Drain,
     /// `Resolve` ended.
@@ -181,7 +189,8 @@ pub enum Event {
     Loaded {
         /// Which effect.
         op: OpId,
-        /// What was read.
+        /// What was read; a content that nothing else has, if that is not known yet
+        /// ([`Event::Identified`]).
         outcome: Result<ContentId, LoadFailure>,
     },
     /// `Free` ended: the daemon holds nothing of the segment any more.

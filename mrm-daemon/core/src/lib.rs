@@ -326,6 +326,7 @@ impl Core {
             } => self.resume(turn, (session, request), &leases),
             Event::DeviceLost { device, fault } => self.device_lost(turn, device, &fault),
             Event::Damaged { segment, fault } => self.damaged(turn, segment, &fault),
+            Event::Identified { segment, content } => self.identified(segment, content),
             Event::Drain => self.drain(turn),
             Event::Resolved { op, outcome } => self.resolved(turn, op, outcome),
             Event::Took { op, took_us } => self.took(op, took_us),

@@ -69,6 +69,8 @@ pub enum Bug {
     KeepFailedLease,
     /// What turns out to be there twice is freed though it is lent.
     FreeTwin,
+    /// What turns out to be there twice once it is hashed stands for its content as the other does.
+    OverlookTwin,
     /// What a lease kept free on a device stays kept free after it.
     LeakReserve,
 }
@@ -81,7 +83,7 @@ thread_local! {
 #[cfg(feature = "planted")]
 impl Bug {
     /// Each of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::LeakCharge,
         Self::ForgetRefund,
         Self::ChargeAboveLimit,
@@ -106,6 +108,7 @@ impl Bug {
         Self::LendUnlaid,
         Self::KeepFailedLease,
         Self::FreeTwin,
+        Self::OverlookTwin,
         Self::LeakReserve,
     ];
 }

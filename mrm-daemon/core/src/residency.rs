@@ -159,6 +159,29 @@ impl Residency {
         self.index(id, now)
     }
 
+    /// Takes note of what a resident segment really holds. If another stands for that, it is a twin
+    /// from now on.
+    pub(crate) fn identify(&mut self, id: SegmentId, content: ContentId) -> Result<(), Violation> {
+        let segment = self.get_mut(id)?;
+        let tier = segment.tier;
+        let before = match &mut segment.state {
+            State::Resident(held) => std::mem::replace(held, content),
+            State::Loading(_) | State::Damaged | State::Evicting(_) => {
+                return Err(Violation::WrongState(id));
+            }
+        };
+        if !self.twins.contains(&id) {
+            self.contents.remove(&(tier, before));
+        }
+        if self.contents.contains_key(&(tier, content)) && !planted(Bug::OverlookTwin) {
+            self.twins.insert(id);
+        } else {
+            self.contents.insert((tier, content), id);
+            self.twins.remove(&id);
+        }
+        Ok(())
+    }
+
     /// Lets a twin stand for its content, which no other segment holds any more.
     pub(crate) fn stand_alone(&mut self, id: SegmentId) -> Result<(), Violation> {
         if let Some(content) = self.twin(id) {

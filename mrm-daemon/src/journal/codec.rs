@@ -78,6 +78,7 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
         } => put(out, 8, &[tier_number(*tier), budget.0, limit.0])?,
         Event::DeviceLost { device, fault } => put_loss(out, 9, device.0.into(), fault)?,
         Event::Damaged { segment, fault } => put_loss(out, 22, segment.0, fault)?,
+        Event::Identified { segment, content } => put(out, 32, &[segment.0, content.0])?,
         Event::Drain => put(out, 10, &[])?,
         Event::Resolved { op, outcome } => put_resolved(out, *op, outcome)?,
         Event::Loaded { op, outcome } => put_loaded(out, *op, outcome)?,
@@ -323,6 +324,10 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             took_us: from.u64()?,
         },
         kind @ (22 | 31) => get_loss(kind, from)?,
+        32 => Event::Identified {
+            segment: SegmentId(from.u64()?),
+            content: ContentId(from.u64()?),
+        },
         kind @ 23..=24 => get_ahead(kind, from)?,
         kind @ 25..=26 => get_recall(kind, from)?,
         kind => return Err(unknown("event", kind.into())),

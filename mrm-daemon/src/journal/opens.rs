@@ -166,6 +166,7 @@ impl Fold {
             | Event::Resume { .. }
             | Event::DeviceLost { .. }
             | Event::Damaged { .. }
+            | Event::Identified { .. }
             | Event::Drain
             | Event::Resolved { .. }
             | Event::Freed { .. }

@@ -283,6 +283,7 @@ impl Run {
             | Event::Resume { .. }
             | Event::DeviceLost { .. }
             | Event::Damaged { .. }
+            | Event::Identified { .. }
             | Event::Drain
             | Event::Resolved { .. }
             | Event::SetPolicy { .. }

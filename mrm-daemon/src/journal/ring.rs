@@ -102,6 +102,7 @@ impl Journal {
             | Event::Resume { .. }
             | Event::DeviceLost { .. }
             | Event::Damaged { .. }
+            | Event::Identified { .. }
             | Event::Drain
             | Event::SetPolicy { .. }
             | Event::Took { .. }

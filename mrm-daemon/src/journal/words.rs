@@ -73,6 +73,7 @@ pub(super) fn words(event: &Event) -> String {
         } => format!("{session} comes back with {} leases", leases.len()),
         Event::Laid { op } => format!("the memory of {op} is there"),
         Event::Unlaid { op, fault } => format!("{op} begins anew: {}", fault.message),
+        Event::Identified { segment, content } => format!("{segment} holds {content}"),
         Event::Took { op, took_us } => format!("{op} took {took_us} µs by itself"),
     }
 }

@@ -198,6 +198,7 @@ impl Books {
             | Event::Configure { .. }
             | Event::ModelChanged { .. }
             | Event::Adopt(_)
+            | Event::Identified { .. }
             | Event::Drain
             | Event::SetPolicy { .. }
             | Event::Took { .. }

@@ -47,6 +47,8 @@ pub(crate) enum Job {
     Read { op: OpId, segment: SegmentId },
     /// What was loaded arrives.
     Loaded { op: OpId, segment: SegmentId },
+    /// What was lent before it was hashed is known.
+    Identified(SegmentId),
     /// Memory is given back.
     Freed { op: OpId, segment: SegmentId },
     /// A device is looked at.

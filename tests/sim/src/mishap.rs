@@ -39,6 +39,8 @@ pub enum Mishap {
     FilesRemoved,
     /// Who was lent memory before it was filled keeps it from being sealed.
     PagesPinned,
+    /// What was loaded is lent before it is hashed.
+    HashedLater,
     /// The kernel has no memory.
     HostOutOfMemory,
     /// A device refuses memory although it has some.
@@ -69,7 +71,7 @@ pub enum Mishap {
 
 impl Mishap {
     /// Each, with the most times in a thousand that it happens where it may.
-    const ALL: [(Self, u64); 30] = [
+    const ALL: [(Self, u64); 31] = [
         (Self::ClientDies, 25),
         (Self::HalfFrame, 15),
         (Self::BreaksProtocol, 10),
@@ -87,6 +89,7 @@ impl Mishap {
         (Self::FileOverwritten, 150),
         (Self::FilesRemoved, 60),
         (Self::PagesPinned, 150),
+        (Self::HashedLater, 700),
         (Self::HostOutOfMemory, 150),
         (Self::DeviceOutOfMemory, 250),
         (Self::OthersTakeDevice, 200),

@@ -161,6 +161,22 @@ impl Core {
         self.evict(turn, segment)
     }
 
+    /// A segment that was lent before it was hashed is known for what it is. If that is there already,
+    /// it is merged with it as soon as nobody is lent it.
+    pub(crate) fn identified(
+        &mut self,
+        segment: SegmentId,
+        content: ContentId,
+    ) -> Result<(), Violation> {
+        if !self.residency.is_resident(segment) {
+            return Ok(());
+        }
+        self.residency.identify(segment, content)?;
+        let sources = self.residency.get(segment)?.sources.clone();
+        self.touched.extend(self.catalogue.users(&sources)?);
+        Ok(())
+    }
+
     pub(crate) fn freed(&mut self, turn: &mut Turn<'_>, op: OpId) -> Result<(), Violation> {
         let Op::Free { segment } = self.ops.end(op)? else {
             return Err(Violation::WrongCompletion(op));

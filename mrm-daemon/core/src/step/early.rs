@@ -4,7 +4,8 @@
 //! and all else is resident or has its memory. From then on the lease holds the copy like any other.
 //! If one of the loads fails, it is revoked. If one brings a content that is resident in another
 //! segment already, the new segment cannot be freed as it otherwise would be, for it is lent: it is
-//! kept as a *twin*, until no copy that has it is leased any more.
+//! kept as a *twin*, until no copy that has it is leased any more. So is one that was lent before it was
+//! known what it holds.
 
 use super::Turn;
 use crate::Core;

@@ -281,3 +281,87 @@ fn only_what_is_there_can_begin_anew() {
         assert!(right, "{violation}");
     }
 }
+
+#[test]
+fn what_is_hashed_after_it_was_lent_is_merged_with_what_was_there_already() {
+    // v2 names another file with the content of b, lent as c9 before that is known.
+    let lent_twice = "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 b:4
+         load op2 s1 b:4 v1
+         > loaded op2 c2
+         1.1 opened l1 v1 loaded [s1]
+         > open 1.2 m2
+         resolve op3 m2
+         > resolved op3 v2 d:4
+         load op4 s2 d:4 v2
+         > loaded op4 c9
+         1.2 opened l2 v2 loaded [s2]";
+    let mut lent = script(20, lent_twice);
+    lent.run(
+        "> identified s2 c2
+         > open 1.3 m2
+         1.3 opened l3 v2 hit [s2]
+         > close 1 l3
+         > close 1 l2
+         free op5 s2
+         > freed op5
+         > open 1.4 m2
+         1.4 opened l4 v2 hit [s1]",
+    );
+    let mut given_back = script(20, lent_twice);
+    given_back.run(
+        "> close 1 l2
+         > identified s2 c2
+         free op5 s2
+         > freed op5
+         > open 1.4 m2
+         1.4 opened l3 v2 hit [s1]",
+    );
+}
+
+#[test]
+fn what_is_hashed_later_stands_for_its_content_from_then_on() {
+    script(
+        20,
+        "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 b:4
+         load op2 s1 b:4 v1
+         > loaded op2 c9
+         1.1 opened l1 v1 loaded [s1]
+         > identified s1 c2
+         > open 1.2 m2
+         resolve op3 m2
+         > resolved op3 v2 d:4
+         load op4 s2 d:4 v2
+         > loaded op4 c2
+         free op5 s2
+         1.2 opened l2 v2 loaded [s1]",
+    );
+}
+
+#[test]
+fn what_is_gone_or_damaged_when_it_is_hashed_needs_nothing() {
+    script(
+        20,
+        "> session 1
+         > open 1.1 m1
+         resolve op1 m1
+         > resolved op1 v1 b:4
+         load op2 s1 b:4 v1
+         > loaded op2 c9
+         1.1 opened l1 v1 loaded [s1]
+         > damaged s1
+         taint 1 l1 604
+         > identified s1 c2
+         > close 1 l1
+         free op3 s1
+         forget v1
+         > identified s1 c2
+         > freed op3
+         > identified s1 c2",
+    );
+}

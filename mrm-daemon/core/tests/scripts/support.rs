@@ -375,6 +375,10 @@ fn parse_completion(line: &str, words: &[&str]) -> Event {
             segment: SegmentId(number(what, "s")),
             fault: fault(&["", "604"]),
         },
+        ["identified", what, content] => Event::Identified {
+            segment: SegmentId(number(what, "s")),
+            content: ContentId(number(content, "c")),
+        },
         ["laid", id] => Event::Laid { op: op(id) },
         ["unlaid", id] => Event::Unlaid {
             op: op(id),

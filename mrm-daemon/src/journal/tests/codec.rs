@@ -172,6 +172,10 @@ fn of_policies() -> impl Strategy<Value = Event> {
             model: ModelId(model),
             due: Time(due)
         }),
+        (id(), id()).prop_map(|(segment, content)| Event::Identified {
+            segment: SegmentId(segment),
+            content: ContentId(content)
+        }),
         (id(), id()).prop_map(|(op, took_us)| Event::Took {
             op: OpId(op),
             took_us

@@ -52,6 +52,8 @@ pub(crate) struct Daemon {
     left: BTreeMap<(SourceId, Tier), (AllocId, u64, u64)>,
     /// For which user alone, as far as it is for one.
     left_to: BTreeMap<AllocId, u32>,
+    /// What of that was not hashed.
+    left_unknown: BTreeSet<AllocId>,
     /// How many loads each segment is read for.
     feeding: BTreeMap<SegmentId, u64>,
     lost: BTreeSet<DeviceId>,
@@ -110,6 +112,7 @@ impl Daemon {
             found: BTreeMap::new(),
             left: BTreeMap::new(),
             left_to: BTreeMap::new(),
+            left_unknown: BTreeSet::new(),
             feeding: BTreeMap::new(),
             lost: BTreeSet::new(),
             budgets: settings
@@ -153,6 +156,7 @@ impl Daemon {
             Job::Allocate { op, segment } => self.allocate(env, op, segment)?,
             Job::Read { op, segment } => self.read(env, op, segment)?,
             Job::Loaded { op, segment } => self.loaded(env, op, segment)?,
+            Job::Identified(segment) => self.identified(env, segment)?,
             Job::Freed { op, segment } => self.freed(env, op, segment)?,
             Job::Health { device, again } => self.check_device(env, device, again)?,
             Job::Wake => self.wake(env)?,

@@ -84,6 +84,7 @@ pub(crate) struct Names {
     supplied: BTreeSet<VersionId>,
     content_ids: BTreeMap<ContentKey, (ContentId, usize)>,
     contents: BTreeMap<SegmentId, ContentKey>,
+    unknown: BTreeSet<SegmentId>,
 }
 
 impl Names {
@@ -298,11 +299,27 @@ impl Names {
 
     /// The id of a content, held until [`Names::forget_segment`].
     pub(crate) fn content(&mut self, segment: SegmentId, content: ContentKey) -> ContentId {
+        self.unknown.remove(&segment);
         self.contents.insert(segment, content);
         let fresh = ContentId(self.next());
         let (id, count) = self.content_ids.entry(content).or_insert((fresh, 0));
         *count += 1;
         *id
+    }
+
+    /// It is not known what a segment holds, until [`Names::content`].
+    pub(crate) fn unknown(&mut self, segment: SegmentId) {
+        self.unknown.insert(segment);
+    }
+
+    /// The id of a content that is not known.
+    pub(crate) fn unknown_content(&mut self) -> ContentId {
+        ContentId(self.next())
+    }
+
+    /// Whether it is not known what a segment holds.
+    pub(crate) fn is_unknown(&self, segment: SegmentId) -> bool {
+        self.unknown.contains(&segment)
     }
 
     /// The id of a content that is taken over.
@@ -317,6 +334,7 @@ impl Names {
     }
 
     pub(crate) fn forget_segment(&mut self, segment: SegmentId) {
+        self.unknown.remove(&segment);
         let Some(content) = self.contents.remove(&segment) else {
             return;
         };
@@ -336,6 +354,7 @@ impl Names {
             + self.sources.len()
             + self.versions.len()
             + self.contents.len()
+            + self.unknown.len()
             + self.content_ids.len()
     }
 }

@@ -30,8 +30,17 @@ struct LeftVersion {
     label: Option<usize>,
     owner: Option<u32>,
     found: Found,
-    /// Which of its parts, where, in what.
-    resident: Vec<(usize, Tier, AllocId)>,
+    resident: Vec<LeftPart>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct LeftPart {
+    /// Which of the version's parts.
+    at: usize,
+    tier: Tier,
+    alloc: AllocId,
+    /// It was not hashed yet.
+    unknown: bool,
 }
 
 impl Daemon {
@@ -39,7 +48,7 @@ impl Daemon {
     pub(crate) fn die(self, env: &mut Env) -> Checked<Left> {
         let left = self.leaves();
         let versions = left.versions.iter();
-        let allocs = versions.flat_map(|version| version.resident.iter().map(|part| part.2));
+        let allocs = versions.flat_map(|version| version.resident.iter().map(|part| part.alloc));
         env.memory.daemon_died(&allocs.collect());
         for link in self.of_link.into_keys() {
             env.end(link, Reader::Client);
@@ -62,7 +71,12 @@ impl Daemon {
                 let held = slot.segment.and_then(|segment| self.segments.get(&segment));
                 let at = sources.iter().position(|source| *source == slot.source);
                 if let (SegmentState::Resident, Some(held), Some(at)) = (slot.state, held, at) {
-                    resident.push((at, slot.tier, held.alloc));
+                    resident.push(LeftPart {
+                        at,
+                        tier: slot.tier,
+                        alloc: held.alloc,
+                        unknown: slot.segment.is_some_and(|id| self.names.is_unknown(id)),
+                    });
                 }
             }
             left.versions.push(LeftVersion {
@@ -82,7 +96,7 @@ impl Daemon {
         let until = env.time().after_ms(GRACE_MS);
         for version in &left.versions {
             // Without its table nothing is known of it.
-            let tables = version.resident.iter().filter(|(at, _, _)| *at == 0);
+            let tables = version.resident.iter().filter(|part| part.at == 0);
             if tables.count() == 0 {
                 continue;
             }
@@ -91,19 +105,27 @@ impl Daemon {
             self.names.adopt(id, found, !self.budgets.is_empty());
             let segments = self.facts(id);
             let mut resident = Vec::new();
-            for (at, tier, alloc) in &version.resident {
-                let Some(fact) = segments.get(*at).filter(|_| !env.memory.is_gone(*alloc)) else {
+            for part in &version.resident {
+                let (tier, alloc) = (part.tier, part.alloc);
+                let Some(fact) = segments.get(part.at).filter(|_| !env.memory.is_gone(alloc))
+                else {
                     continue;
                 };
-                let owner = version.owner.filter(|_| *tier != Tier::Host);
-                let content = (env.memory.read(*alloc)?, owner);
+                let owner = version.owner.filter(|_| tier != Tier::Host);
                 self.left
-                    .insert((fact.source, *tier), (*alloc, fact.charge.0, fact.pieces));
-                self.left_to.extend(owner.map(|owner| (*alloc, owner)));
+                    .insert((fact.source, tier), (alloc, fact.charge.0, fact.pieces));
+                self.left_to.extend(owner.map(|owner| (alloc, owner)));
+                let content = if part.unknown {
+                    self.left_unknown.insert(alloc);
+                    self.names.unknown_content()
+                } else {
+                    self.names.content_id((env.memory.read(alloc)?, owner))
+                };
+                let source = fact.source;
                 resident.push(AdoptedSegment {
-                    source: fact.source,
-                    tier: *tier,
-                    content: self.names.content_id(content),
+                    source,
+                    tier,
+                    content,
                 });
             }
             let name = version.label.filter(|name| env.disk.is_registered(*name));
@@ -128,6 +150,7 @@ impl Daemon {
         }
         self.left.clear();
         self.left_to.clear();
+        self.left_unknown.clear();
         self.names.drop_unused_contents();
         env.memory.drop_left();
         self.finish(env)
@@ -145,8 +168,12 @@ impl Daemon {
             return impossible("what is taken over is not there");
         };
         env.memory.take_over(alloc)?;
-        let content = (env.memory.read(alloc)?, self.left_to.remove(&alloc));
-        self.names.content(segment, content);
+        if self.left_unknown.remove(&alloc) {
+            self.hash_later(env, segment);
+        } else {
+            let content = (env.memory.read(alloc)?, self.left_to.remove(&alloc));
+            self.names.content(segment, content);
+        }
         let freeing = None;
         self.segments.insert(
             segment,

@@ -401,8 +401,14 @@ impl Daemon {
                         freeing,
                     },
                 );
-                let owner = self.owner_on(tier, load.version);
-                Ok(self.names.content(segment, (content, owner)))
+                let is_file = matches!(load.order, Order::File(_));
+                if is_file && env.strikes(Mishap::HashedLater) {
+                    self.hash_later(env, segment);
+                    Ok(self.names.unknown_content())
+                } else {
+                    let owner = self.owner_on(tier, load.version);
+                    Ok(self.names.content(segment, (content, owner)))
+                }
             }
             (Some(Err(failed)), None) => Err(match load.tier {
                 Tier::Host => LoadFailure::Fault(on_host(failed)),
@@ -418,6 +424,23 @@ impl Daemon {
         } else {
             Ok(())
         }
+    }
+
+    /// What a segment holds will be known in a while.
+    pub(super) fn hash_later(&mut self, env: &mut Env, segment: SegmentId) {
+        let us = env.work_us(READ_US);
+        self.plan(env, us, Job::Identified(segment));
+        self.names.unknown(segment);
+    }
+
+    /// What a segment holds is known, if it is still there.
+    pub(super) fn identified(&mut self, env: &mut Env, segment: SegmentId) -> Checked {
+        let Some(held) = self.segments.get(&segment) else {
+            return Ok(());
+        };
+        let read = env.memory.read(held.alloc)?;
+        let content = self.names.content(segment, (read, None));
+        self.step(env, Event::Identified { segment, content })
     }
 
     /// One load less is filled from a segment.
