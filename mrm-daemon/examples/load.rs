@@ -85,6 +85,7 @@ fn once(source: &FileSource, degraded: &Degraded) -> Result<(f64, u64)> {
         first: &[],
         turn: None,
         is_ahead: false,
+        hash_later: false,
     };
     let loaded = load(&order, degraded)?;
     Ok((loaded.took_us as f64 / 1e6, loaded.segment.huge_bytes()))

@@ -39,6 +39,8 @@ pub(crate) enum Point {
     BeforeGrant,
     /// It is sent, as far as the socket took it.
     AfterGrant,
+    /// What was lent before it was hashed is hashed, and nobody knows.
+    Hashed,
     /// Before the keeper is asked to let go.
     BeforeLetGo,
     /// The keeper has let go; the memory is still here.
@@ -70,6 +72,7 @@ impl Point {
             Self::AfterPut => "after-put",
             Self::BeforeGrant => "before-grant",
             Self::AfterGrant => "after-grant",
+            Self::Hashed => "hashed",
             Self::BeforeLetGo => "before-let-go",
             Self::BeforeFree => "before-free",
             Self::AfterFree => "after-free",

@@ -50,6 +50,123 @@ fn open(client: &Client, name: &str, origin: Origin) -> mrm_client::Model {
     model
 }
 
+/// Waits until it is known what a model holds: it may be lent before that.
+fn hashed(node: &Node, name: &str) -> String {
+    let path = format!("/v1/models/{name}");
+    eventually("it is hashed", || {
+        node.get(&path)["digest"].as_str().map(str::to_owned)
+    })
+}
+
+/// The digest that a model must have.
+fn digest(image: &[u8]) -> String {
+    blake3::hash(image).to_hex().to_string()
+}
+
+#[test]
+fn what_is_lent_before_it_is_hashed_has_its_digest_soon() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, image) = model::write(dir.path(), "m.safetensors", 33 * MIB, 9, 3);
+    let node = Node::start(&Setup::new().model("m", &path));
+    let client = node.client();
+    let held = open(&client, "m", Origin::Loaded);
+    assert_eq!(hashed(&node, "m"), digest(&image));
+    assert_eq!(held.segment(0).unwrap().bytes(), image);
+    assert_eq!(node.number("/integrity/waiting"), 0);
+    let stated = client.stat("m").unwrap();
+    assert_eq!(stated.digests.len(), 1);
+}
+
+#[test]
+fn of_one_length_what_comes_later_is_hashed_first_and_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, image) = model::write(dir.path(), "m.safetensors", 33 * MIB, 9, 3);
+    let copy = dir.path().join("copy.safetensors");
+    std::fs::write(&copy, &image).unwrap();
+    let node = Node::start(&Setup::new().model("m", &path).model("copy", &copy));
+    let client = node.client();
+    let first = open(&client, "m", Origin::Loaded);
+    hashed(&node, "m");
+    let charged = node.number("/host/charged_bytes");
+    let second = open(&client, "copy", Origin::Loaded);
+    // But for a table of its own, nothing is there twice.
+    eventually("what was loaded for it is freed", || {
+        (node.number("/host/charged_bytes") < charged + MIB).then_some(())
+    });
+    assert_eq!(hashed(&node, "copy"), digest(&image));
+    assert_eq!(second.segment(0).unwrap().bytes(), image);
+    drop(first);
+}
+
+#[test]
+fn copies_that_are_opened_at_once_are_there_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, image) = model::write(dir.path(), "m0.safetensors", 17 * MIB, 9, 3);
+    let names: Vec<String> = (0..4).map(|at| format!("m{at}")).collect();
+    let mut setup = Setup::new();
+    for name in &names {
+        let path = dir.path().join(format!("{name}.safetensors"));
+        std::fs::write(&path, &image).unwrap();
+        setup = setup.model(name, &path);
+    }
+    let node = Node::start(&setup);
+    let clients: Vec<Client> = names.iter().map(|_| node.client()).collect();
+    let together = std::sync::Barrier::new(names.len());
+    let held: Vec<mrm_client::Model> = std::thread::scope(|scope| {
+        let opens: Vec<_> = std::iter::zip(&names, &clients)
+            .map(|(name, client)| {
+                scope.spawn(|| {
+                    together.wait();
+                    client.open(name).unwrap()
+                })
+            })
+            .collect();
+        opens.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    for (name, model) in std::iter::zip(&names, &held) {
+        assert_eq!(hashed(&node, name), digest(&image));
+        assert_eq!(model.segment(0).unwrap().bytes(), image);
+    }
+    eventually("second copies are freed", || {
+        (node.number("/host/freeing_bytes") == 0).then_some(())
+    });
+    let resident = node.number("/host/resident_bytes");
+    assert!(resident < image.len() as u64 + MIB, "{resident}");
+}
+
+#[test]
+fn what_was_not_hashed_when_the_daemon_died_is_hashed_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let points = dir.path().join("points");
+    let (path, image) = model::write(dir.path(), "m.safetensors", 33 * MIB, 9, 3);
+    let setup = kept(Setup::new().model("m", &path));
+    let setup = with(setup, "MRM_FAILPOINTS", &points.display().to_string());
+    std::fs::create_dir_all(&points).unwrap();
+    std::fs::write(points.join("hashed"), "kill").unwrap();
+    let mut node = Node::start(&setup);
+    let _family = Family::of(node.dir.path());
+    let client = node.client();
+    let held = open(&client, "m", Origin::Loaded);
+    eventually("it was hashed, and died before it told", || {
+        (!points.join("hashed").exists()).then_some(())
+    });
+    node.kill();
+    node.restart(&setup);
+    let again = open(&node.client(), "m", Origin::Hit);
+    assert_eq!(hashed(&node, "m"), digest(&image));
+    assert_eq!(again.segment(0).unwrap().bytes(), image);
+    assert_eq!(held.segment(0).unwrap().bytes(), image);
+    let (code, found) = mrm_json(&node, &["verify", "m"]);
+    assert_eq!(code, Some(0), "{found}");
+    // The keeper was told: a third daemon need not hash it.
+    node.kill();
+    std::fs::write(points.join("hashed"), "kill").unwrap();
+    node.restart(&setup);
+    drop(open(&node.client(), "m", Origin::Hit));
+    assert_eq!(hashed(&node, "m"), digest(&image));
+    assert!(points.join("hashed").exists());
+}
+
 #[test]
 fn what_is_whole_is_found_intact() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,6 +281,7 @@ fn what_is_taken_over_is_served_at_once_and_checked_meanwhile() {
     damage_next(&points);
     let client = node.client();
     let held = open(&client, "m", Origin::Loaded);
+    hashed(&node, "m");
     let sound = open(&client, "fine", Origin::Loaded);
 
     node.kill();

@@ -59,17 +59,34 @@ pub fn check_host(
     done: &AtomicU64,
     go_on: &dyn Fn() -> bool,
 ) -> Verdict {
-    let mut hasher = blake3::Hasher::new();
-    let read = read_all(segment, done, go_on, |bytes| {
-        hasher.update(bytes);
-    });
-    match read {
+    match hash(segment, done, go_on) {
         Err(verdict) => verdict,
-        Ok(()) if hasher.finalize().as_bytes() == digest => Verdict::Intact,
-        Ok(()) => Verdict::Damaged {
-            found: *hasher.finalize().as_bytes(),
-        },
+        Ok(found) if found == *digest => Verdict::Intact,
+        Ok(found) => Verdict::Damaged { found },
     }
+}
+
+/// The BLAKE3 digest of a segment that came without one; `None` if it was freed, or cannot be read.
+/// `done` and `go_on` as for [`check_host`]. Blocks.
+#[must_use]
+pub fn digest_of(
+    segment: &Weak<HostSegment>,
+    done: &AtomicU64,
+    go_on: &dyn Fn() -> bool,
+) -> Option<[u8; 32]> {
+    hash(segment, done, go_on).ok()
+}
+
+fn hash(
+    segment: &Weak<HostSegment>,
+    done: &AtomicU64,
+    go_on: &dyn Fn() -> bool,
+) -> Result<[u8; 32], Verdict> {
+    let mut hasher = blake3::Hasher::new();
+    read_all(segment, done, go_on, |bytes| {
+        hasher.update(bytes);
+    })?;
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// The SHA-256 of a segment, by which lists know a file; `None` if it was freed, or cannot be read.

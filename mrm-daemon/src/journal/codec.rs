@@ -48,18 +48,12 @@ pub(super) fn put_event(out: &mut Out<'_>, event: &Event) -> Written {
             session,
             request,
             lease,
-        } => {
-            put(out, 3, &[session.0, lease.0])?;
-            put_option(out, request.map(|request| request.0))?;
-        }
+        } => put_answered(out, 3, [session.0, lease.0], *request)?,
         Event::Cancel {
             session,
             request,
             target,
-        } => {
-            put(out, 4, &[session.0, target.0])?;
-            put_option(out, request.map(|request| request.0))?;
-        }
+        } => put_answered(out, 4, [session.0, target.0], *request)?,
         Event::Evict {
             session,
             request,
@@ -109,6 +103,17 @@ fn put(out: &mut Out<'_>, kind: u8, numbers: &[u64]) -> Written {
         out.u64(*number)?;
     }
     Ok(())
+}
+
+/// The same, and the request that is answered, if any is.
+fn put_answered(
+    out: &mut Out<'_>,
+    kind: u8,
+    numbers: [u64; 2],
+    request: Option<RequestId>,
+) -> Written {
+    put(out, kind, &numbers)?;
+    put_option(out, request.map(|request| request.0))
 }
 
 const fn bits_of(wishes: Wishes) -> u64 {
@@ -316,21 +321,28 @@ pub(super) fn get_event(from: &mut Decoder<'_>) -> Read<Event> {
             leases: get_list(from, get_resumed)?,
         },
         19 => get_policy(from)?,
-        30 => Event::Laid {
-            op: OpId(from.u64()?),
-        },
         20 => Event::Took {
             op: OpId(from.u64()?),
             took_us: from.u64()?,
         },
         kind @ (22 | 31) => get_loss(kind, from)?,
-        32 => Event::Identified {
-            segment: SegmentId(from.u64()?),
-            content: ContentId(from.u64()?),
-        },
+        kind @ (30 | 32) => get_lent(kind, from)?,
         kind @ 23..=24 => get_ahead(kind, from)?,
         kind @ 25..=26 => get_recall(kind, from)?,
         kind => return Err(unknown("event", kind.into())),
+    })
+}
+
+/// What is told of segments that are lent before all is known of them.
+fn get_lent(kind: u8, from: &mut Decoder<'_>) -> Read<Event> {
+    let of = from.u64()?;
+    Ok(if kind == 30 {
+        Event::Laid { op: OpId(of) }
+    } else {
+        Event::Identified {
+            segment: SegmentId(of),
+            content: ContentId(from.u64()?),
+        }
     })
 }
 

@@ -1,7 +1,7 @@
 //! What comes back from a keeper is checked before anybody relies on it.
 //!
 //! A segment's digest is not computed here: that takes a second for a few GB, and nobody could
-//! have changed a sealed memfd. [`check_content`] does it, in the background, for who wants to know.
+//! have changed a sealed memfd. [`integrity`](crate::integrity) does it, in the background.
 //!
 //! ```
 //! use mrm_daemon::keeper::{Key, RawEntry, adopt, describe::{Description, Instance}};
@@ -24,9 +24,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixListener;
-
-/// How much of a segment is read at once.
-const CHUNK_BYTES: usize = 1 << 20;
 
 /// An entry that checked out.
 #[derive(Debug)]
@@ -198,33 +195,5 @@ fn check_listener(listener: &Listener, socket: &OwnedFd) -> Result<(), Refusal> 
         }
         Ok(_) => Err(Refusal::Listener("another file is at its path".into())),
         Err(error) => Err(Refusal::Listener(format!("at its path: {error}"))),
-    }
-}
-
-/// Compares the bytes of an adopted segment with their digest: `None` when `go_on` said no, which
-/// is asked with the number of bytes read so far, about every MiB. For a background thread: it
-/// reads all of the memory.
-///
-/// # Errors
-/// When the bytes cannot be read.
-pub fn check_content(
-    segment: &Segment,
-    memfd: impl AsFd,
-    mut go_on: impl FnMut(u64) -> bool,
-) -> io::Result<Option<bool>> {
-    let mut hasher = blake3::Hasher::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut done = 0;
-    loop {
-        if !go_on(done) {
-            return Ok(None);
-        }
-        let read = rustix::io::retry_on_intr(|| rustix::io::pread(&memfd, &mut chunk, done))?;
-        if read == 0 {
-            let same = *hasher.finalize().as_bytes() == segment.digest.0;
-            return Ok(Some(same && done == segment.bytes));
-        }
-        hasher.update(&chunk[..read]);
-        done += read as u64;
     }
 }

@@ -69,9 +69,9 @@ pub enum Description {
 /// A sealed memfd with the bytes of a file, or with a tensor table.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Segment {
-    /// Of its bytes.
+    /// Of its bytes; `None` while it is not hashed yet.
     #[n(0)]
-    pub digest: Digest,
+    pub digest: Option<Digest>,
     /// Its length.
     #[n(1)]
     pub bytes: u64,

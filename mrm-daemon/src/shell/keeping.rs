@@ -29,6 +29,8 @@ pub(super) struct Keeping {
     run: String,
     segments: HashMap<SegmentId, Key>,
     versions: HashMap<VersionId, Key>,
+    /// What it was told of segments that are not hashed yet.
+    unhashed: HashMap<SegmentId, Segment>,
     /// What the last daemon left, until the decider has given it a number.
     left: HashMap<(SourceId, Tier), Left>,
     /// How many times it was logged that leases were not taken up again.
@@ -41,7 +43,8 @@ const LOST_NOTED_MAX: u32 = 256;
 /// Memory that the last daemon left.
 struct Left {
     key: Key,
-    content: ContentKey,
+    /// `None` if it was not hashed yet.
+    content: Option<ContentKey>,
     memory: LeftMemory,
 }
 
@@ -57,6 +60,7 @@ impl Keeping {
             run: format!("{:016x}", instance.0),
             segments: HashMap::new(),
             versions: HashMap::new(),
+            unhashed: HashMap::new(),
             left: HashMap::new(),
             lost_noted: 0,
         }
@@ -114,7 +118,7 @@ impl State {
         &mut self,
         id: SegmentId,
         source: Option<SourceId>,
-        digest: [u8; 32],
+        digest: Option<[u8; 32]>,
         loaded: (OpId, ContentId),
     ) {
         let kept = self.kept(loaded);
@@ -129,18 +133,39 @@ impl State {
             SourceRef::Table(_) => SegmentKind::Table,
             SourceRef::File(_) => SegmentKind::File,
         };
-        let description = Description::Segment(Segment {
-            digest: Digest(digest),
+        let described = Segment {
+            digest: digest.map(Digest),
             bytes: held.segment.bytes(),
             charge_bytes: crate::memory::charge_for(held.segment.bytes()),
             kind,
             sources: vec![source],
             load_us: held.load_us,
-        });
+        };
         let memory: SharedFd = Arc::clone(&held.segment) as _;
+        if digest.is_none() {
+            self.keeping.unhashed.insert(id, described.clone());
+        }
+        let description = Description::Segment(described);
         self.keeping
             .put(&key, description, vec![memory], Some(kept));
         self.keeping.segments.insert(id, key);
+    }
+
+    /// Tells the keeper the digest of a segment that it was told of without one.
+    pub(super) fn keep_digest(&mut self, id: SegmentId, digest: [u8; 32]) {
+        let described = self.keeping.unhashed.remove(&id);
+        let (key, held) = (self.keeping.segments.get(&id), self.segments.get(&id));
+        // What is to be freed, or is damaged, the keeper is not to have any more.
+        let (Some(described), Some(key), Some(held)) = (described, key, held) else {
+            return;
+        };
+        let described = Segment {
+            digest: Some(Digest(digest)),
+            ..described
+        };
+        let memory: SharedFd = Arc::clone(&held.segment) as _;
+        let description = Description::Segment(described);
+        self.keeping.put(key, description, vec![memory], None);
     }
 
     /// Tells the decider that `loaded` is there. A keeper that cannot have it is reported as
@@ -258,6 +283,7 @@ impl State {
 
     /// The next daemon is not to find this segment, although it is not free yet.
     pub(super) fn forget_kept_segment(&mut self, segment: SegmentId) {
+        self.keeping.unhashed.remove(&segment);
         if let Some(key) = self.keeping.segments.remove(&segment) {
             self.keeping.keeper.remove(&key, None);
         }
@@ -266,6 +292,7 @@ impl State {
     /// Carries out `Effect::Free`: the keeper lets go first, for as long as it has the memory, it
     /// is not free.
     pub(super) fn let_go(&mut self, op: OpId, segment: SegmentId, tier: Tier) {
+        self.keeping.unhashed.remove(&segment);
         let Some(key) = self.keeping.segments.remove(&segment) else {
             return self.free_on(op, segment, tier);
         };

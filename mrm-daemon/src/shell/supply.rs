@@ -24,12 +24,17 @@ pub(super) struct LoadJob {
     pub(super) onlooker: Option<Box<dyn Onlooker + Send>>,
     /// Pieces that are needed before the others.
     pub(super) first: Arc<[u32]>,
+    /// It may be lent before it is hashed.
+    pub(super) hash_later: bool,
 }
 
 /// A segment, sealed.
 pub(crate) struct Filled {
-    pub(super) segment: HostSegment,
-    pub(super) digest: [u8; 32],
+    pub(super) segment: Arc<HostSegment>,
+    /// `None` if it is to be hashed later.
+    pub(super) digest: Option<[u8; 32]>,
+    /// What had to be hashed before it is lent was.
+    pub(super) compared: bool,
     /// How its file was read; `None` for a tensor table.
     pub(super) way: Option<ReadWay>,
     /// What it took by itself, without its turn in the lane.
@@ -54,8 +59,9 @@ pub(super) fn supply_segment(
             }
             let segment = HostSegment::holding(table, degraded).map_err(refuse)?;
             Ok(Filled {
-                segment,
-                digest: *blake3::hash(table).as_bytes(),
+                segment: Arc::new(segment),
+                digest: Some(*blake3::hash(table).as_bytes()),
+                compared: false,
                 way: None,
                 took_us: took_us(),
             })
@@ -81,6 +87,7 @@ pub(super) fn supply_segment(
                 first: &job.first,
                 turn: Some(turn),
                 is_ahead,
+                hash_later: job.hash_later,
             };
             let loaded = match stock {
                 Some(stock) => load_from(&order, stock, degraded),
@@ -92,12 +99,15 @@ pub(super) fn supply_segment(
                 way,
                 ..
             } = loaded.map_err(|e| fault(e.code(), &e))?;
-            if failpoint::damages() {
+            if let Some(digest) = &mut digest
+                && failpoint::damages()
+            {
                 digest[0] ^= 1;
             }
             Ok(Filled {
-                segment,
+                segment: Arc::new(segment),
                 digest,
+                compared: false,
                 way: Some(way),
                 took_us: took_us(),
             })

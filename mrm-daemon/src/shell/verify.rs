@@ -4,6 +4,7 @@
 //! it should is reported to the decider, which takes it from everybody but its holders, and to the
 //! operator; the models that it was of are loaded anew.
 
+mod digest;
 mod files;
 
 use super::State;
@@ -259,6 +260,10 @@ impl State {
                 VerifiedOutcome::Unchecked
             }
         };
+        self.tell_checked(segment, &about);
+    }
+
+    fn tell_checked(&mut self, segment: SegmentId, about: &VerifiedSegment) {
         for asked in &mut self.verifying.asked {
             if asked.left.remove(&segment) {
                 asked.found.push(about.clone());

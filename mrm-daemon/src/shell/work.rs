@@ -77,6 +77,11 @@ pub(crate) enum Completed {
         segment: SegmentId,
         verdict: Result<Verdict, Lost>,
     },
+    /// A segment that came without a digest was hashed; `None`: it was freed before that.
+    Identified {
+        segment: SegmentId,
+        digest: Result<Option<[u8; 32]>, Lost>,
+    },
     /// A file that a list names was compared with it, in memory.
     Summed {
         segment: SegmentId,
@@ -96,7 +101,11 @@ impl State {
                 op,
                 segment,
                 outcome,
-            } => self.loaded(op, segment, outcome),
+            } => {
+                if let Some(outcome) = self.hash_first((op, segment), outcome) {
+                    self.loaded(op, segment, outcome);
+                }
+            }
             Completed::Freed { op, segment, gone } => {
                 failpoint::pass(Point::AfterFree);
                 self.names.forget_segment(segment);
@@ -126,6 +135,7 @@ impl State {
             Completed::Checked { device, outcome } => self.checked(device, outcome),
             Completed::Scanned(scan) => self.listed(scan),
             Completed::Verified { segment, verdict } => self.verified(segment, verdict),
+            Completed::Identified { segment, digest } => self.identified(segment, digest),
             Completed::Summed {
                 segment,
                 listed,
@@ -135,7 +145,7 @@ impl State {
     }
 
     /// A completion that reports to the decider; lost work is a fault like any other.
-    fn report<T: 'static>(
+    pub(super) fn report<T: 'static>(
         &self,
         completed: impl FnOnce(Result<T, Fault>) -> Completed + Send + 'static,
     ) -> Completion<Result<T, Fault>> {
@@ -303,6 +313,7 @@ impl State {
         let watcher = watcher.and_then(|_| self.watcher((op, segment), bytes));
         let marks = watcher.as_ref().map(|watcher| Arc::clone(&watcher.marks));
         let job = LoadJob {
+            hash_later: self.may_hash_later(&supply, bytes),
             first: self.first_pieces(version, file),
             onlooker: watcher.map(|watcher| Box::new(watcher) as _),
             supply,
@@ -353,8 +364,11 @@ impl State {
                     self.step(Event::Took { op, took_us });
                 }
                 let digest = loaded.digest;
-                let content = self.names.content(segment, (digest, None));
-                let in_memory = Arc::new(loaded.segment);
+                let content = match digest {
+                    Some(digest) => self.names.content(segment, (digest, None)),
+                    None => self.names.unknown_content(),
+                };
+                let in_memory = loaded.segment;
                 if let Some(feed) = &feed {
                     feed.adopt(Arc::clone(&in_memory));
                 }
@@ -367,6 +381,9 @@ impl State {
                 };
                 self.segments.insert(segment, held);
                 self.sealed(segment);
+                if digest.is_none() {
+                    self.hash_later(segment);
+                }
                 if let Some(listed) = listed {
                     self.sum(segment, listed);
                 }
@@ -449,7 +466,7 @@ impl State {
 }
 
 /// Runs work in a lane; once the lanes are shut down, it is lost.
-fn run_in<T: 'static>(
+pub(super) fn run_in<T: 'static>(
     lanes: &Option<Lanes>,
     lane: Lane,
     completion: Completion<T>,

@@ -35,14 +35,15 @@ const SCRATCH_BYTES: usize = 256 << 10;
 const DIRECT_READERS: usize = 3;
 
 /// Fills the image of `bytes` bytes, which lies in `pages` as far as the gate lets through, and
-/// returns its digest.
+/// returns its digest, unless the order leaves that for later.
 pub(super) fn fill(
     order: &Order<'_>,
     way: Way,
     (pages, gate): (&mut [u8], &Passage<'_>),
     bytes: usize,
     degraded: &Degraded,
-) -> Result<[u8; 32], LoadError> {
+) -> Result<Option<[u8; 32]>, LoadError> {
+    let hashes = !order.hash_later || order.feed.is_some();
     let direct = |file: DirectFile| {
         move |piece: &mut Piece<'_>, _: &mut Vec<u8>, hash: Hash<'_>| {
             hashed(piece, hash, |piece| {
@@ -53,7 +54,7 @@ pub(super) fn fill(
     match way {
         Way::Buffered => {
             let mut reader = Buffered::new(order.source, order.cancel);
-            one_reader(order, &mut reader, (pages, gate), bytes)
+            one_reader(order, &mut reader, (pages, gate), bytes).map(Some)
         }
         Way::Cached => {
             let past_caches = bytes >= STREAM_BYTES;
@@ -63,13 +64,15 @@ pub(super) fn fill(
                     false => hashed(piece, hash, |piece| read_rest(order, piece, COPY_BYTES)),
                 };
             let threads = processors().min(COPIERS_MAX);
-            readers(order, &fetch, (pages, gate), bytes, threads)
+            readers(order, (&fetch, hashes), (pages, gate), bytes, threads)
         }
+        // A disk is slower than the hash beside it.
         Way::Direct(file, None) => {
-            readers(order, &direct(file), (pages, gate), bytes, DIRECT_READERS)
+            let fetch = (&direct(file) as &Fetch<'_>, true);
+            readers(order, fetch, (pages, gate), bytes, DIRECT_READERS)
         }
         Way::Direct(file, Some(ring)) => {
-            one_ring(order, (&file, *ring), (pages, gate), bytes, degraded)
+            one_ring(order, (&file, *ring), (pages, gate), bytes, degraded).map(Some)
         }
     }
 }
@@ -154,14 +157,14 @@ fn one_ring(
     })
 }
 
-/// Several threads read, each a piece at a time, which it hashes too.
+/// Several threads read, each a piece at a time, which it hashes too if it is told so.
 fn readers(
     order: &Order<'_>,
-    fetch: &Fetch<'_>,
+    (fetch, hashes): (&Fetch<'_>, bool),
     (pages, gate): (&mut [u8], &Passage<'_>),
     bytes: usize,
     threads: usize,
-) -> Result<[u8; 32], LoadError> {
+) -> Result<Option<[u8; 32]>, LoadError> {
     let chunks = bytes.div_ceil(CHUNK_BYTES);
     let filled = Filled::new(order, bytes);
     let pieces = Mutex::new(gate.pass(pieces_from(pages, bytes, order.first)));
@@ -170,11 +173,13 @@ fn readers(
         let mut whole = blake3::Hasher::new();
         for mut piece in pieces.into_inner().unwrap_or_else(PoisonError::into_inner) {
             fetch_all(order, fetch, &mut piece, &mut Vec::new(), &mut |bytes| {
-                whole.update(bytes);
+                if hashes {
+                    whole.update(bytes);
+                }
             })?;
             filled.add(piece.index, piece.range());
         }
-        return Ok(*whole.finalize().as_bytes());
+        return Ok(hashes.then(|| *whole.finalize().as_bytes()));
     }
     let work = || -> Result<Vec<Subtree>, LoadError> {
         let _stop = StopOthers(&stop);
@@ -183,11 +188,15 @@ fn readers(
             let Some(mut piece) = lock(&pieces).next() else {
                 break;
             };
-            let mut part = PartHash::of(piece.index);
-            let hash = &mut |bytes: &[u8]| part.update(bytes);
+            let mut part = hashes.then(|| PartHash::of(piece.index));
+            let hash = &mut |bytes: &[u8]| {
+                if let Some(part) = &mut part {
+                    part.update(bytes);
+                }
+            };
             fetch_all(order, fetch, &mut piece, &mut scratch, hash)?;
             filled.add(piece.index, piece.range());
-            own.push(part.finish());
+            own.extend(part.map(|part| part.finish()));
         }
         Ok(own)
     };
@@ -213,7 +222,13 @@ fn readers(
         }
         all
     })?;
-    digest(subtrees, chunks).ok_or_else(|| not_hashed(order, "a part was not hashed"))
+    if !hashes {
+        return Ok(None);
+    }
+    let digest = digest(subtrees, chunks);
+    Ok(Some(digest.ok_or_else(|| {
+        not_hashed(order, "a part was not hashed")
+    })?))
 }
 
 /// Tells the other readers that one of them failed. One that found nothing to do tells them what

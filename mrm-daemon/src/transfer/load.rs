@@ -11,6 +11,7 @@ use crate::format::HeaderCheck;
 use crate::memory::stock::Stock;
 use crate::memory::{HostSegment, MemoryError, Reserved, Unsealed};
 use crate::source::{Identity, Source};
+use mrm_proto::error::ErrorCode;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,6 +46,9 @@ pub struct Order<'a> {
     pub turn: Option<&'a Turn>,
     /// The page cache was asked to read it ahead: it is read from there.
     pub is_ahead: bool,
+    /// Hashing need not stand in the way: what comes from the page cache, as fast as memory can be
+    /// copied, comes without its digest. Not where something is fed from it, which needs that.
+    pub hash_later: bool,
 }
 
 /// Who looks on while a file is loaded. Called on the threads that read: it must not block.
@@ -66,7 +70,8 @@ pub struct Loaded {
     /// Its exact image.
     pub segment: HostSegment,
     /// The blake3 digest of the image: of what is in memory, not of what the disk was asked for.
-    pub digest: [u8; 32],
+    /// `None` if it was left for later.
+    pub digest: Option<[u8; 32]>,
     /// How many bytes were read.
     pub read_bytes: u64,
     /// How long it took, from the allocation to the seal.
@@ -106,7 +111,12 @@ pub(super) fn load_by(
     let outcome = load_and_feed(order, means, stock, degraded);
     if let Some(feed) = order.feed {
         match &outcome {
-            Ok(loaded) => feed.done(loaded.segment.fd(), loaded.digest),
+            Ok(Loaded {
+                segment,
+                digest: Some(digest),
+                ..
+            }) => feed.done(segment.fd(), *digest),
+            Ok(_) => feed.failed(ErrorCode::Internal, &"it was loaded without its digest"),
             Err(error) => feed.failed(error.code(), &error),
         }
     }
@@ -162,14 +172,14 @@ fn load_and_feed(
     })
 }
 
-/// Reads the source into memory that nothing but a seal is missing from; its digest, and how it was
-/// read.
+/// Reads the source into memory that nothing but a seal is missing from; its digest, if that was not
+/// left for later, and how it was read.
 fn fill_segment(
     order: &Order<'_>,
     means: &Means,
     stock: Option<&Stock>,
     degraded: &Degraded,
-) -> Result<(Unsealed, [u8; 32], ReadWay), LoadError> {
+) -> Result<(Unsealed, Option<[u8; 32]>, ReadWay), LoadError> {
     let bytes = order.identity.bytes;
     let memory = |cause| LoadError::Memory {
         name: order.source.label().to_owned(),

@@ -47,6 +47,7 @@
 //!     first: &[],
 //!     turn: None,
 //!     is_ahead: false,
+//!     hash_later: false,
 //! };
 //! let loaded = load(&order, &Degraded::new())?;
 //! assert_eq!(loaded.digest, *blake3::hash(b"weights").as_bytes());

@@ -2,7 +2,6 @@
 
 use super::support::*;
 use crate::degraded::Degraded;
-use crate::keeper::describe::Description;
 use crate::keeper::link;
 use crate::keeper::wire::{self, Packet, Received, Verb};
 use crate::keeper::{KeepError, Keeper};
@@ -266,22 +265,6 @@ fn what_was_tampered_with_is_dropped_by_name_and_reason() {
     list.sort();
     assert_eq!(list, [(key("good"), 2), (key("last"), 2)]);
     adopt_and_stop(dir.path());
-}
-
-#[test]
-fn content_is_compared_when_somebody_asks() {
-    let entry = segment("a");
-    let Description::Segment(mut segment) = entry.description().clone() else {
-        panic!("it is one")
-    };
-    let memory = (*entry.fds()[0]).as_fd();
-    let check = |segment: &_, go_on: bool| {
-        crate::keeper::adopt::check_content(segment, memory, |_| go_on).unwrap()
-    };
-    assert_eq!(check(&segment, true), Some(true));
-    assert_eq!(check(&segment, false), None);
-    segment.digest.0[0] ^= 1;
-    assert_eq!(check(&segment, true), Some(false));
 }
 
 #[test]

@@ -84,7 +84,7 @@ pub(super) fn memfd(bytes: &[u8]) -> HostSegment {
 pub(super) fn segment_of(bytes: &[u8]) -> Segment {
     let digest = Digest(*blake3::hash(bytes).as_bytes());
     Segment {
-        digest,
+        digest: Some(digest),
         bytes: bytes.len() as u64,
         charge_bytes: charge_for(bytes.len() as u64),
         kind: SegmentKind::Table,

@@ -98,6 +98,9 @@ impl State {
         } in entries
         {
             match description {
+                Description::Segment(segment) if !self.can_take_over(&segment) => {
+                    self.refuse_entry(&key, &"it was not hashed yet, and a device may need it");
+                }
                 Description::Segment(segment) => {
                     let memory = fds.pop().map(|fd| HostSegment::adopted(fd, segment.bytes));
                     match memory {
@@ -120,6 +123,12 @@ impl State {
             }
         }
         remains
+    }
+
+    /// What was not hashed yet stands for one file, and nothing can be fed from it.
+    fn can_take_over(&self, segment: &Segment) -> bool {
+        let alone = segment.kind == SegmentKind::File && segment.sources.len() == 1;
+        segment.digest.is_some() || alone && self.tier.devices.is_empty()
     }
 
     fn refuse_entry(&self, key: &Key, why: &dyn std::fmt::Display) {
@@ -260,7 +269,7 @@ impl State {
         if described.bytes != bytes {
             return None;
         }
-        let content = (described.digest.0, None);
+        let content = described.digest.map(|digest| (digest.0, None));
         let left = Left {
             key: key.clone(),
             content,
@@ -270,7 +279,10 @@ impl State {
         Some(AdoptedSegment {
             source,
             tier: Tier::Host,
-            content: self.names.content_of(content),
+            content: match content {
+                Some(content) => self.names.content_of(content),
+                None => self.names.unknown_content(),
+            },
         })
     }
 
@@ -299,7 +311,7 @@ impl State {
                     let content = (image.digest.0, image.owner);
                     let left = Left {
                         key,
-                        content,
+                        content: Some(content),
                         memory: LeftMemory::Image(image, Arc::new(memory)),
                     };
                     self.keeping.left.insert((source, tier), left);
@@ -343,13 +355,15 @@ impl State {
         let Some(left) = self.keeping.left.remove(&(source, tier)) else {
             return tracing::error!("what was taken over is not there");
         };
-        self.names.content(id, left.content);
+        if let Some(content) = left.content {
+            self.names.content(id, content);
+        }
         let label = self.names.label_of_source(source);
         let label = label.unwrap_or_else(|| Arc::from("?"));
         let (description, fds) = match left.memory {
             LeftMemory::Host(described, segment) => {
                 let shared: SharedFd = Arc::clone(&segment) as _;
-                self.hold_segment(id, &described, segment, left.content.0, label);
+                self.hold_segment(id, &described, segment, label);
                 (Description::Segment(described), vec![shared])
             }
             LeftMemory::Image(described, image) => {
@@ -370,7 +384,6 @@ impl State {
         id: SegmentId,
         described: &Segment,
         segment: Arc<HostSegment>,
-        digest: [u8; 32],
         label: Arc<str>,
     ) {
         let label = match described.kind {
@@ -382,7 +395,9 @@ impl State {
             self.note(event.bytes(segment.bytes()));
         }
         let fed = label.as_ref().filter(|_| !self.tier.devices.is_empty());
-        let feed = fed.map(|label| HostFeed::resident(label, Arc::clone(&segment), digest));
+        let feed = fed
+            .zip(described.digest)
+            .map(|(label, digest)| HostFeed::resident(label, Arc::clone(&segment), digest.0));
         let held = Held {
             segment,
             feed,
@@ -391,6 +406,10 @@ impl State {
             way: None,
         };
         self.segments.insert(id, held);
+        if described.digest.is_none() {
+            self.keeping.unhashed.insert(id, described.clone());
+            self.hash_later(id);
+        }
     }
 }
 

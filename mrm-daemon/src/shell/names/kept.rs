@@ -99,6 +99,11 @@ impl Names {
         self.content_ids.entry(key).or_insert((fresh, 0)).0
     }
 
+    /// The id of a content that is not known yet, and that nothing else has.
+    pub(in crate::shell) fn unknown_content(&mut self) -> ContentId {
+        ContentId(self.next())
+    }
+
     /// Forgets the digests for which no segment came.
     pub(in crate::shell) fn drop_unused_contents(&mut self) {
         self.content_ids.retain(|_, (_, count)| *count > 0);

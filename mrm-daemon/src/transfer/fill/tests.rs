@@ -9,6 +9,7 @@ use mrm_proto::error::ErrorCode;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 const MIB: usize = 1 << 20;
@@ -107,6 +108,7 @@ impl Odd {
             first: &[],
             turn: None,
             is_ahead: false,
+            hash_later: false,
         };
         let loaded = load_by(&order, means, None, &degraded);
         let told = degraded.list().into_iter().map(|path| path.id);
@@ -178,7 +180,7 @@ fn every_way_gives_the_exact_image_and_digest() {
             assert_eq!((loaded.way, &told), (way, &said), "{name}, {bytes}");
             assert_eq!(progress, bytes as u64, "{name}, {bytes}");
             let whole = *blake3::hash(&odd.content).as_bytes();
-            assert_eq!(loaded.digest, whole, "{name}, {bytes}");
+            assert_eq!(loaded.digest, Some(whole), "{name}, {bytes}");
             let fd = loaded
                 .segment
                 .fd()
@@ -240,11 +242,12 @@ fn an_onlooker_hears_of_each_piece_once_when_it_is_there_and_in_the_order_asked_
             first: &[5, 3],
             turn: None,
             is_ahead: false,
+            hash_later: false,
         };
         let loaded = load_by(&order, means, None, &degraded).expect("loads");
         assert_eq!(
             loaded.digest,
-            *blake3::hash(&odd.content).as_bytes(),
+            Some(*blake3::hash(&odd.content).as_bytes()),
             "{name}"
         );
         let mut told = std::mem::take(&mut *lock(&watcher.told));
@@ -282,10 +285,57 @@ fn memory_that_was_made_ready_is_filled_like_any() {
         first: &[],
         turn: None,
         is_ahead: false,
+        hash_later: false,
     };
     for _ in 0..3 {
         let loaded = super::super::load::load_from(&order, &stock, &degraded).expect("loaded");
-        assert_eq!(loaded.digest, *blake3::hash(&odd.content).as_bytes());
+        assert_eq!(loaded.digest, Some(*blake3::hash(&odd.content).as_bytes()));
+    }
+}
+
+#[test]
+fn what_comes_from_the_page_cache_can_be_hashed_later() {
+    for bytes in [MIB, 5 * CHUNK_BYTES + 12_345] {
+        let odd = odd(bytes);
+        for (name, means) in &WAYS {
+            let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
+            let order = Order {
+                source: &odd,
+                identity: odd.was,
+                charge_bytes: charge_for(odd.was.bytes),
+                header: None,
+                progress: &progress,
+                cancel: &cancel,
+                feed: None,
+                onlooker: None,
+                first: &[],
+                turn: None,
+                is_ahead: false,
+                hash_later: true,
+            };
+            let loaded = load_by(&order, means, None, &Degraded::new()).expect("loaded");
+            let whole = *blake3::hash(&odd.content).as_bytes();
+            let expected = (*name != "cached").then_some(whole);
+            assert_eq!(loaded.digest, expected, "{name}, {bytes}");
+            let (feed, writer) = crate::device::HostFeed::loading("weights", bytes as u64);
+            let fed = Order {
+                feed: Some(&writer),
+                ..order
+            };
+            let fed = load_by(&fed, means, None, &Degraded::new()).expect("loaded");
+            assert_eq!(
+                fed.digest,
+                Some(whole),
+                "{name}, {bytes}: what is fed from it needs it"
+            );
+            assert_eq!(feed.digest(&cancel), Ok(whole));
+            let memory = Arc::new(loaded.segment);
+            let digest = |go_on| {
+                let progress = AtomicU64::new(0);
+                crate::integrity::digest_of(&Arc::downgrade(&memory), &progress, &|| go_on)
+            };
+            assert_eq!((digest(true), digest(false)), (Some(whole), None));
+        }
     }
 }
 
@@ -297,7 +347,7 @@ fn small_files_are_read_as_they_come() {
             let (loaded, told, _) = odd.load(means);
             let loaded = loaded.expect("loaded");
             assert_eq!((loaded.way, told), (ReadWay::Buffered, vec![]), "{name}");
-            assert_eq!(loaded.digest, *blake3::hash(&odd.content).as_bytes());
+            assert_eq!(loaded.digest, Some(*blake3::hash(&odd.content).as_bytes()));
         }
     }
 }
@@ -365,6 +415,7 @@ fn what_direct_reads_refuse_is_read_through_the_page_cache() {
         first: &[],
         turn: None,
         is_ahead: false,
+        hash_later: false,
     };
     let own = odd
         .fd()
@@ -453,6 +504,7 @@ fn progress_has_no_gap_before_it() {
         first: &[],
         turn: None,
         is_ahead: false,
+        hash_later: false,
     };
     let bytes = 3 * CHUNK_BYTES + 5;
     let filled = Filled::new(&order, bytes);

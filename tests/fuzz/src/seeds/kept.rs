@@ -78,7 +78,7 @@ fn descriptions() -> Vec<(&'static str, Description)> {
         (
             "segment",
             Description::Segment(Segment {
-                digest: Digest([7; 32]),
+                digest: Some(Digest([7; 32])),
                 bytes: 3,
                 charge_bytes: 4096,
                 kind: SegmentKind::File,

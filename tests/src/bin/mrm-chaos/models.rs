@@ -16,7 +16,9 @@ pub(crate) fn write(dir: &Path, count: usize, seed: u64) -> u64 {
     let mut random = Random(seed);
     let mut total = 0;
     for at in 0..count {
-        let bytes = (256 << 10) << random.below(6);
+        // Those of one length are hashed before they are lent, and the others after that.
+        let odd = random.below(2) * random.below(256) * 64;
+        let bytes = ((256 << 10) << random.below(6)) + odd;
         let tensors = 1 + random.below(5);
         let file = format!("m{at:03}.safetensors");
         let (_, image) = model::write(dir, &file, bytes, tensors, random.next());
