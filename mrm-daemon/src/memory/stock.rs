@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 
 /// How often the node's free memory is looked at while there is something to give up.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long no load begins or ends before more is made.
+const REST: Duration = Duration::from_millis(5);
 /// The share of what this process may use that is left free: one in so many.
 const FREE_SHARE: u64 = 16;
 /// The sizes of blanks, and how many there are of each, if there is room.
@@ -344,19 +346,32 @@ impl Shared {
 
     /// What the maker's thread does.
     fn work(&self) {
-        let mut looked: Option<Instant> = None;
+        let mut beside_since: Option<Instant> = None;
+        let mut beside_a_load = false;
         loop {
             let mut state = self.lock();
             let changes = state.changes;
-            // To ask the kernel takes dozens of calls: not at each beginning and end of a load.
-            let lately = looked.is_some_and(|at| at.elapsed() < LOOK);
-            let (free, wanted) = if state.loads > 0 && lately {
+            let was_beside = std::mem::replace(&mut beside_a_load, state.loads > 0);
+            if was_beside && !beside_a_load && !state.closed {
+                // Whoever waits for what was just loaded is not to wait for this thread, too.
+                let rest = self.changed.wait_timeout_while(state, REST, |state| {
+                    state.changes == changes && !state.closed
+                });
+                state = rest.unwrap_or_else(PoisonError::into_inner).0;
+                if state.changes != changes {
+                    continue;
+                }
+            }
+            // To ask the kernel takes dozens of calls: not at each beginning of a load.
+            let is_lately = beside_since.is_none_or(|at| at.elapsed() < LOOK);
+            let (free, wanted) = if state.loads > 0 && is_lately {
+                beside_since.get_or_insert_with(Instant::now);
                 (u64::MAX, 0)
             } else {
                 drop(state);
                 let limit = self.probe.limit().bytes;
                 let found = (self.probe.free().bytes, limit / FREE_SHARE);
-                looked = Some(Instant::now());
+                beside_since = None;
                 state = self.lock();
                 found
             };
