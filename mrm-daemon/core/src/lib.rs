@@ -59,6 +59,7 @@ mod quarantine;
 mod reserves;
 mod residency;
 mod step;
+mod walk;
 
 pub use crate::ahead::Prefetch;
 

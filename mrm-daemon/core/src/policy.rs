@@ -42,10 +42,12 @@ mod mix;
 mod oracle;
 mod order;
 mod random;
+mod ranking;
 mod reload;
 mod s3fifo;
 mod shadow;
 mod sieve;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -66,6 +68,7 @@ pub use s3fifo::S3Fifo;
 pub use sieve::Sieve;
 
 pub(crate) use gittins::index;
+pub(crate) use ranking::Ranking;
 pub(crate) use reload::{Load, Reloads};
 
 use crate::id::{Bytes, ModelId, SegmentId, Time, VersionId};
@@ -135,7 +138,8 @@ pub struct Ranked {
 /// What was decided.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision<'a> {
-    /// All that could have gone, the least valuable first.
+    /// All that could have gone: the least valuable first, as far as anything goes of it. The order
+    /// of the others means nothing.
     pub ranked: &'a [Ranked],
     /// What goes of it.
     pub victims: &'a BTreeSet<VersionId>,
@@ -145,7 +149,8 @@ impl Decision<'_> {
     /// What goes, the least valuable first.
     pub fn gone(&self) -> impl Iterator<Item = &Candidate> {
         let candidates = self.ranked.iter().map(|ranked| &ranked.candidate);
-        candidates.filter(|candidate| self.victims.contains(&candidate.version))
+        let gone = candidates.filter(|candidate| self.victims.contains(&candidate.version));
+        gone.take(self.victims.len())
     }
 }
 
@@ -210,24 +215,10 @@ pub trait Policy: std::fmt::Debug + Send {
 }
 
 /// Puts candidates in the order in which they are to go. Equals go by their last use, then by their
-/// first segment.
+/// first segment, then by their version.
 #[must_use]
 pub fn rank(policy: &dyn Policy, facts: &Facts<'_>, candidates: Vec<Candidate>) -> Vec<Ranked> {
-    let mut scores = Vec::with_capacity(candidates.len());
-    policy.score(facts, &candidates, &mut scores);
-    scores.resize(candidates.len(), 0.0);
-    let mut ranked: Vec<Ranked> = candidates
-        .into_iter()
-        .zip(scores)
-        .map(|(candidate, score)| Ranked {
-            candidate,
-            utility: if score.is_nan() { 0.0 } else { score },
-        })
-        .collect();
-    ranked.sort_by(|a, b| {
-        let key = |ranked: &Ranked| (ranked.candidate.last_used, ranked.candidate.first);
-        let by_utility = a.utility.total_cmp(&b.utility);
-        by_utility.then_with(|| key(a).cmp(&key(b)))
-    });
-    ranked
+    let mut ranking = Ranking::of(policy, facts, &candidates);
+    ranking.sort_all();
+    ranking.into_all()
 }

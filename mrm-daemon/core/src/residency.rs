@@ -452,6 +452,11 @@ impl Residency {
         self.contents.len()
     }
 
+    /// How many segments of a tier can be evicted.
+    pub(crate) fn idle_len(&self, tier: Tier) -> usize {
+        self.idle.get(&tier).map_or(0, |idle| idle.index.len())
+    }
+
     /// The segments of a tier that can be evicted, the longest idle first.
     pub(crate) fn idle_index(&self, tier: Tier) -> impl Iterator<Item = (Time, SegmentId)> {
         let idle = self.idle.get(&tier).into_iter();

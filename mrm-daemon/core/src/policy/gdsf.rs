@@ -2,9 +2,9 @@
 //!
 //! Cherkasova 1998; with load seconds in FaasCache (Fuerst and Sharma, ASPLOS 2021).
 
+use super::table::Table;
 use super::{Candidate, Decision, Factor, Facts, Policy};
 use crate::id::VersionId;
-use std::collections::BTreeMap;
 
 /// `H = L + uses * reload seconds / bytes`, where `L` is the clock at the last use. The smallest `H`
 /// goes, and the clock goes on to it.
@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 pub struct Gdsf {
     clock: f64,
     /// The clock at the last use of each.
-    used_at: BTreeMap<VersionId, f64>,
+    used_at: Table<VersionId, f64>,
 }
 
 impl Gdsf {
     /// `H` of a candidate.
     fn value(&self, facts: &Facts<'_>, candidate: &Candidate) -> f64 {
-        let used_at = self.used_at.get(&candidate.version).copied();
+        let used_at = self.used_at.get(candidate.version).copied();
         used_at.unwrap_or(0.0) + worth(facts, candidate)
     }
 }
@@ -41,7 +41,7 @@ impl Policy for Gdsf {
 
     fn factors(&self, facts: &Facts<'_>, candidate: &Candidate) -> Vec<Factor> {
         let factor = |name, value| Factor { name, value };
-        let used_at = self.used_at.get(&candidate.version).copied();
+        let used_at = self.used_at.get(candidate.version).copied();
         vec![
             factor("clock", used_at.unwrap_or(0.0)),
             factor("uses", facts.history.uses(candidate.subject) as f64),
@@ -64,7 +64,7 @@ impl Policy for Gdsf {
     }
 
     fn dropped(&mut self, version: VersionId) {
-        self.used_at.remove(&version);
+        self.used_at.remove(version);
     }
 
     fn tracked(&self) -> usize {

@@ -35,26 +35,24 @@ fn seen(history: &History, model: Option<ModelId>, now: Time) -> f64 {
     let idle_s = subject.idle_us(now) as f64 / 1e6;
     let first = bucket_of(idle_s);
     let prior = CLASS_WEIGHT / (class.seen + class.waiting).max(1) as f64;
-    let mut own = subject.gaps.iter().peekable();
-    while own
-        .next_if(|(bucket, _)| usize::from(*bucket) < first)
-        .is_some()
-    {}
-    let mut counts = [0.0; BUCKETS];
-    let mut mass = NEVER + prior * class.waiting as f64;
-    for (bucket, count) in counts.iter_mut().enumerate().skip(first) {
-        *count = prior * class.gaps[bucket] as f64;
-        if let Some((_, times)) = own.next_if(|(of, _)| usize::from(*of) == bucket) {
-            *count += f64::from(*times);
+    // Of most buckets nothing is known: only the others are gone through, here and below.
+    let (mut counts, mut known) = ([0.0; BUCKETS], class.known >> first << first);
+    let own = subject.gaps.iter();
+    for (bucket, times) in own.map(|(bucket, times)| (usize::from(*bucket), *times)) {
+        if bucket >= first {
+            counts[bucket] = f64::from(times);
+            known |= 1 << bucket;
         }
+    }
+    let mut mass = NEVER + prior * class.waiting as f64;
+    for bucket in buckets(known) {
+        let count = &mut counts[bucket];
+        *count += prior * class.gaps[bucket] as f64;
         mass += *count;
     }
     let (mut best, mut uses, mut waited_s) = (0.0, 0.0, 0.0);
-    for (bucket, count) in counts.iter().enumerate().skip(first) {
-        // Waiting longer without a use in sight never makes it better.
-        if *count == 0.0 {
-            continue;
-        }
+    for bucket in buckets(known) {
+        let count = counts[bucket];
         let (begin, end) = bounds_s(bucket);
         let middle = f64::midpoint(begin.max(idle_s), end);
         let until_s = (middle - idle_s).max(SOONEST_S);
@@ -63,6 +61,15 @@ fn seen(history: &History, model: Option<ModelId>, now: Time) -> f64 {
         best = f64::max(best, uses / (waited_s + (mass - uses) * until_s));
     }
     best
+}
+
+/// The buckets of a set, in their order.
+fn buckets(mut set: u128) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bucket = (set != 0).then(|| set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(bucket)
+    })
 }
 
 /// The utility: the index, times reload seconds, by bytes.

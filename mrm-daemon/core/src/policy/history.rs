@@ -2,9 +2,9 @@
 
 use super::foresight::{Foresight, USES_MIN};
 use super::reload::{Route, Sum};
+use super::table::Table;
 use crate::id::{Bytes, ModelId, Time};
 use crate::ledger::Tier;
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 /// Most models whose uses are remembered; beyond that, those used least recently are forgotten.
@@ -54,8 +54,8 @@ pub(super) struct Subject {
     /// Time for which it was leased, and how often.
     pub(super) run_us: u64,
     pub(super) runs: u64,
-    /// What its loads took.
-    pub(super) loads: BTreeMap<Route, Sum>,
+    /// What its loads took, by route.
+    pub(super) loads: [Option<Sum>; Route::ALL.len()],
     /// Where it was used last.
     pub(super) tier: Tier,
 }
@@ -72,6 +72,8 @@ impl Subject {
 pub(super) struct Class {
     /// As [`Subject::gaps`], for all buckets.
     pub(super) gaps: [u64; BUCKETS],
+    /// The buckets in which there are any, each a bit.
+    pub(super) known: u128,
     /// Models of the kind now.
     pub(super) waiting: u64,
     /// The sum of `gaps`.
@@ -83,7 +85,7 @@ pub(super) struct Class {
 pub struct History {
     subjects_max: usize,
     pub(super) uses: u64,
-    subjects: BTreeMap<ModelId, Subject>,
+    subjects: Table<ModelId, Box<Subject>>,
     pub(super) classes: Vec<Class>,
     /// What may be loaded before it is asked for.
     pub(super) foresight: Foresight,
@@ -103,13 +105,14 @@ impl History {
     pub fn with_max(subjects_max: usize) -> Self {
         let class = Class {
             gaps: [0; BUCKETS],
+            known: 0,
             waiting: 0,
             seen: 0,
         };
         Self {
             subjects_max: subjects_max.max(1),
             uses: 0,
-            subjects: BTreeMap::new(),
+            subjects: Table::default(),
             classes: vec![class; CLASSES],
             foresight: Foresight::default(),
             forgotten: Vec::new(),
@@ -125,7 +128,7 @@ impl History {
     pub(crate) fn used_on(&mut self, model: ModelId, tier: Tier, now: Time) {
         self.uses += 1;
         self.foresight.came(model);
-        let known = self.subjects.get_mut(&model);
+        let known = self.subjects.get_mut(model);
         let Some(known) = known.filter(|known| known.uses > 0) else {
             let known = self.known(model, now);
             (known.uses, known.last, known.tier) = (1, now, tier);
@@ -136,6 +139,7 @@ impl History {
         let bucket = bucket_of(gap_s);
         let class = &mut self.classes[known.class];
         class.gaps[bucket] += 1;
+        class.known |= 1 << bucket;
         class.seen += 1;
         class.waiting -= 1;
         let key = u8::try_from(bucket).unwrap_or(u8::MAX);
@@ -154,31 +158,33 @@ impl History {
 
     /// What is remembered of a model, which is nothing yet if it is new.
     pub(super) fn known(&mut self, model: ModelId, now: Time) -> &mut Subject {
-        let new = !self.subjects.contains_key(&model);
+        let new = !self.subjects.contains(model);
         if new && self.subjects.len() >= self.subjects_max {
             self.forget_oldest();
         }
-        self.subjects.entry(model).or_insert_with(|| Subject {
-            uses: 0,
-            last: now,
-            before_us: 0,
-            class: 0,
-            gaps: Vec::new(),
-            run_us: 0,
-            runs: 0,
-            loads: BTreeMap::new(),
-            tier: Tier::Host,
+        self.subjects.entry(model, || {
+            Box::new(Subject {
+                uses: 0,
+                last: now,
+                before_us: 0,
+                class: 0,
+                gaps: Vec::new(),
+                run_us: 0,
+                runs: 0,
+                loads: [None; Route::ALL.len()],
+                tier: Tier::Host,
+            })
         })
     }
 
     /// Makes room: an eighth at once, so that it is seldom gone through.
     fn forget_oldest(&mut self) {
         let known = self.subjects.iter();
-        let mut by_age: Vec<(Time, ModelId)> = known.map(|(id, known)| (known.last, *id)).collect();
+        let mut by_age: Vec<(Time, ModelId)> = known.map(|(id, known)| (known.last, id)).collect();
         by_age.sort_unstable();
         by_age.truncate((self.subjects_max / 8).max(1));
         for (_, model) in by_age {
-            if let Some(gone) = self.subjects.remove(&model) {
+            if let Some(gone) = self.subjects.remove(model) {
                 self.classes[gone.class].waiting -= u64::from(gone.uses > 0);
                 self.foresight.forget(model);
                 self.note_forgotten(model);
@@ -195,7 +201,7 @@ impl History {
 
     /// Notes that a lease on it ended after so long.
     pub(crate) fn ran(&mut self, model: ModelId, took_us: u64) {
-        if let Some(known) = self.subjects.get_mut(&model) {
+        if let Some(known) = self.subjects.get_mut(model) {
             known.run_us = known.run_us.saturating_add(took_us);
             known.runs += 1;
         }
@@ -210,12 +216,13 @@ impl History {
         now: Time,
     ) {
         let known = self.known(model, now);
-        known.loads.entry(route).or_default().add(bytes, took_us);
+        let load = known.loads[route as usize].get_or_insert_default();
+        load.add(bytes, took_us);
     }
 
     /// What loads of this model by this route took, if it was loaded so.
     pub(crate) fn load(&self, model: ModelId, route: Route) -> Option<Sum> {
-        self.subjects.get(&model)?.loads.get(&route).copied()
+        self.subjects.get(model)?.loads[route as usize]
     }
 
     /// How often a model was used.
@@ -240,7 +247,7 @@ impl History {
     /// Whether anything is remembered of a model.
     #[must_use]
     pub fn remembers(&self, model: ModelId) -> bool {
-        self.subjects.contains_key(&model) || self.foresight.hint(model).is_some()
+        self.subjects.contains(model) || self.foresight.hint(model).is_some()
     }
 
     /// How many models are remembered.
@@ -263,7 +270,8 @@ impl History {
 
     /// What is remembered of a model that was used.
     pub(super) fn get(&self, model: Option<ModelId>) -> Option<&Subject> {
-        self.subjects.get(&model?).filter(|known| known.uses > 0)
+        let known = self.subjects.get(model?)?;
+        (known.uses > 0).then_some(&**known)
     }
 
     pub(super) fn class(&self, of: &Subject) -> &Class {

@@ -56,7 +56,8 @@ impl History {
     pub(crate) fn memory(&self, model: ModelId, now: Time) -> Option<Memory> {
         let known = self.get(Some(model))?;
         let gate = self.foresight.gate(model);
-        let loads = known.loads.iter().map(|(route, sum)| sum.memory(*route));
+        let loads = Route::ALL.iter().zip(known.loads);
+        let loads = loads.filter_map(|(route, sum)| Some(sum?.memory(*route)));
         Some(Memory {
             uses: known.uses,
             idle_us: known.idle_us(now),
@@ -90,7 +91,10 @@ impl History {
         let gaps: BTreeMap<u8, u32> = memory.gaps.iter().copied().collect();
         let gaps = gaps.into_iter();
         let gaps = gaps.filter(|(bucket, count)| usize::from(*bucket) < BUCKETS && *count > 0);
-        let loads = memory.loads.iter().filter(|load| load.bytes > 0);
+        let mut loads = [None; Route::ALL.len()];
+        for load in memory.loads.iter().filter(|load| load.bytes > 0) {
+            loads[load.route as usize] = Some(Sum::recalled(load));
+        }
         let recalled = Subject {
             uses: memory.uses,
             last: now,
@@ -99,9 +103,7 @@ impl History {
             gaps: gaps.collect(),
             run_us: memory.run_us,
             runs: memory.runs,
-            loads: loads
-                .map(|load| (load.route, Sum::recalled(load)))
-                .collect(),
+            loads,
             tier: Tier::Host,
         };
         *self.known(model, now) = recalled;
@@ -124,6 +126,7 @@ impl History {
             let count = (*count).min(u64::from(u32::MAX));
             if let Some(of) = class.gaps.get_mut(usize::from(*bucket)) {
                 *of = of.saturating_add(count);
+                class.known |= u128::from(count > 0) << bucket;
                 class.seen = class.seen.saturating_add(count);
             }
         }

@@ -1,14 +1,15 @@
 //! Versions in the order in which they came to a tier.
 
+use super::table::Table;
 use crate::id::VersionId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The oldest first, each with something about it.
 #[derive(Debug, Clone)]
 pub(super) struct Order<T> {
     came: u64,
     queue: BTreeMap<u64, (VersionId, T)>,
-    places: BTreeMap<VersionId, u64>,
+    places: Table<VersionId, u64>,
 }
 
 impl<T> Default for Order<T> {
@@ -16,14 +17,14 @@ impl<T> Default for Order<T> {
         Self {
             came: 0,
             queue: BTreeMap::new(),
-            places: BTreeMap::new(),
+            places: Table::default(),
         }
     }
 }
 
 impl<T> Order<T> {
     pub(super) fn contains(&self, version: VersionId) -> bool {
-        self.places.contains_key(&version)
+        self.places.contains(version)
     }
 
     /// Puts a version that is not there behind all others.
@@ -39,39 +40,34 @@ impl<T> Order<T> {
         self.places.insert(version, place);
     }
 
-    /// Takes out those of `versions`, in their places.
-    pub(super) fn split(&mut self, versions: &BTreeSet<VersionId>) -> Self {
-        let mut taken = Self {
-            came: self.came,
-            ..Self::default()
-        };
-        for version in versions {
-            if let Some((place, about)) = self.remove(*version) {
-                taken.restore(place, *version, about);
-            }
-        }
-        taken
-    }
-
-    /// Puts back what was split off.
-    pub(super) fn join(&mut self, other: Self) {
-        self.came = self.came.max(other.came);
-        self.queue.extend(other.queue);
-        self.places.extend(other.places);
+    /// The oldest of those at or behind a place that may be taken.
+    pub(super) fn first_from(
+        &self,
+        place: u64,
+        may: impl Fn(VersionId) -> bool,
+    ) -> Option<(u64, VersionId, &T)> {
+        let mut queue = self.queue.range(place..);
+        let (place, (version, about)) = queue.find(|(_, (version, _))| may(*version))?;
+        Some((*place, *version, about))
     }
 
     pub(super) fn remove(&mut self, version: VersionId) -> Option<(u64, T)> {
-        let place = self.places.remove(&version)?;
+        let place = self.places.remove(version)?;
         let (_, about) = self.queue.remove(&place)?;
         Some((place, about))
     }
 
     pub(super) fn place(&self, version: VersionId) -> Option<u64> {
-        self.places.get(&version).copied()
+        self.places.get(version).copied()
+    }
+
+    pub(super) fn get(&self, version: VersionId) -> Option<(u64, &T)> {
+        let place = self.place(version)?;
+        self.queue.get(&place).map(|(_, about)| (place, about))
     }
 
     pub(super) fn get_mut(&mut self, version: VersionId) -> Option<&mut T> {
-        let place = self.places.get(&version)?;
+        let place = self.places.get(version)?;
         self.queue.get_mut(place).map(|(_, about)| about)
     }
 

@@ -22,6 +22,9 @@ pub enum Route {
 }
 
 impl Route {
+    /// All of them, in their order.
+    pub(super) const ALL: [Self; 4] = [Self::ToHost, Self::ToDevice, Self::Up, Self::Across];
+
     /// What is taken for true before anything was measured: a start in microseconds, and bytes in a
     /// microsecond.
     const fn guess(self) -> (f64, f64) {

@@ -4,9 +4,10 @@
 //! Here by bytes, and what may not go is passed over.
 
 use super::order::Order;
+use super::table::Table;
 use super::{Candidate, Decision, Facts, Policy};
 use crate::id::{ModelId, VersionId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Uses are counted to this.
 const USES_MAX: u8 = 3;
@@ -57,6 +58,89 @@ impl Ghosts {
     }
 }
 
+/// What becomes of the first of the two queues that may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The first of the small queue goes.
+    LeaveSmall,
+    /// The first of the small queue was used: it comes into the main one.
+    ToMain,
+    /// The first of the main queue goes.
+    LeaveMain,
+    /// The first of the main queue was used: it goes round once more.
+    Again,
+    /// Both are empty.
+    End,
+}
+
+/// The next step, of what is first in each queue, and how many bytes both have.
+fn step(small: Option<Entry>, main: Option<Entry>, (small_bytes, main_bytes): (u64, u64)) -> Step {
+    let all = small_bytes.saturating_add(main_bytes);
+    let full = small_bytes >= all / SMALL_SHARE;
+    match (small, main) {
+        (Some(entry), other) if full || other.is_none() => match entry.uses {
+            0 | 1 => Step::LeaveSmall,
+            _ => Step::ToMain,
+        },
+        (_, Some(entry)) => match entry.uses {
+            0 => Step::LeaveMain,
+            _ => Step::Again,
+        },
+        (_, None) => Step::End,
+    }
+}
+
+/// The queues as numbers: in which order all that may go would, if nothing else happened.
+#[derive(Debug, Default)]
+struct Foretold {
+    /// Who it is among the candidates.
+    small: VecDeque<(usize, Entry)>,
+    main: VecDeque<(usize, Entry)>,
+    /// The bytes of all, also of those that may not go.
+    small_bytes: u64,
+    main_bytes: u64,
+}
+
+impl Foretold {
+    fn of(queues: &Queues, may: &Table<VersionId, usize>) -> Self {
+        let line = |order: &Order<Entry>| {
+            let all = order.iter();
+            let all = all.filter_map(|(_, version, entry)| Some((*may.get(version)?, *entry)));
+            all.collect()
+        };
+        Self {
+            small: line(&queues.small),
+            main: line(&queues.main),
+            small_bytes: queues.small_bytes,
+            main_bytes: queues.main_bytes,
+        }
+    }
+
+    /// The next to go.
+    fn next(&mut self) -> Option<usize> {
+        loop {
+            let first = |line: &VecDeque<(usize, Entry)>| line.front().map(|(_, entry)| *entry);
+            let bytes = (self.small_bytes, self.main_bytes);
+            let step = step(first(&self.small), first(&self.main), bytes);
+            let small = matches!(step, Step::LeaveSmall | Step::ToMain);
+            let (line, bytes) = match small {
+                true => (&mut self.small, &mut self.small_bytes),
+                false => (&mut self.main, &mut self.main_bytes),
+            };
+            let (who, mut entry) = line.pop_front()?;
+            *bytes = bytes.saturating_sub(entry.bytes);
+            match step {
+                Step::LeaveSmall | Step::LeaveMain => return Some(who),
+                Step::ToMain => entry.uses = 0,
+                Step::Again => entry.uses -= 1,
+                Step::End => return None,
+            }
+            self.main_bytes = self.main_bytes.saturating_add(entry.bytes);
+            self.main.push_back((who, entry));
+        }
+    }
+}
+
 /// The queues.
 #[derive(Debug, Clone, Default)]
 struct Queues {
@@ -67,52 +151,47 @@ struct Queues {
 }
 
 impl Queues {
-    /// Splits off those that may go. The bytes of all still count.
-    fn split(&mut self, may: &BTreeSet<VersionId>) -> Self {
-        Self {
-            small: self.small.split(may),
-            main: self.main.split(may),
-            small_bytes: self.small_bytes,
-            main_bytes: self.main_bytes,
-        }
-    }
-
-    fn join(&mut self, other: Self) {
-        self.small.join(other.small);
-        self.main.join(other.main);
-        (self.small_bytes, self.main_bytes) = (other.small_bytes, other.main_bytes);
-    }
-
-    /// The next to go, taken out. `true`: it leaves from the small queue.
-    fn take(&mut self) -> Option<(VersionId, u64, Entry, bool)> {
+    /// The next to go of those that may, taken out. `true`: it leaves from the small queue. `from`:
+    /// nobody before these places in the two queues may go.
+    fn take(
+        &mut self,
+        may: &Table<VersionId, usize>,
+        from: &mut (u64, u64),
+    ) -> Option<(VersionId, u64, Entry, bool)> {
         loop {
-            let first = |order: &Order<Entry>| {
-                let first = order.iter().next();
-                first.map(|(_, version, entry)| (version, *entry))
+            let first = |order: &Order<Entry>, from: &mut u64| {
+                let (place, version, entry) =
+                    order.first_from(*from, |version| may.contains(version))?;
+                *from = place;
+                Some((version, *entry))
             };
-            let all = self.small_bytes.saturating_add(self.main_bytes);
-            let full = self.small_bytes >= all / SMALL_SHARE;
-            let (of_small, of_main) = (first(&self.small), first(&self.main));
-            match (of_small, of_main) {
-                (Some((version, mut entry)), other) if full || other.is_none() => {
+            let of_small = first(&self.small, &mut from.0);
+            let of_main = first(&self.main, &mut from.1);
+            let entry = |of: Option<(VersionId, Entry)>| of.map(|(_, entry)| entry);
+            let bytes = (self.small_bytes, self.main_bytes);
+            let step = step(entry(of_small), entry(of_main), bytes);
+            match step {
+                Step::LeaveSmall | Step::ToMain => {
+                    let (version, mut entry) = of_small?;
                     let (place, _) = self.small.remove(version)?;
                     self.small_bytes = self.small_bytes.saturating_sub(entry.bytes);
-                    if entry.uses <= 1 {
+                    if step == Step::LeaveSmall {
                         return Some((version, place, entry, true));
                     }
                     entry.uses = 0;
                     self.push_main(version, entry);
                 }
-                (_, Some((version, mut entry))) => {
+                Step::LeaveMain | Step::Again => {
+                    let (version, mut entry) = of_main?;
                     let (place, _) = self.main.remove(version)?;
                     self.main_bytes = self.main_bytes.saturating_sub(entry.bytes);
-                    if entry.uses == 0 {
+                    if step == Step::LeaveMain {
                         return Some((version, place, entry, false));
                     }
                     entry.uses -= 1;
                     self.push_main(version, entry);
                 }
-                (_, None) => return None,
+                Step::End => return None,
             }
         }
     }
@@ -153,8 +232,13 @@ pub struct S3Fifo {
     ghosts: Ghosts,
 }
 
-fn versions<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> BTreeSet<VersionId> {
-    candidates.map(|candidate| candidate.version).collect()
+/// Who may go, and the place of each.
+fn places<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> Table<VersionId, usize> {
+    let mut places = Table::default();
+    for (place, candidate) in candidates.enumerate() {
+        places.insert(candidate.version, place);
+    }
+    places
 }
 
 impl Policy for S3Fifo {
@@ -163,14 +247,14 @@ impl Policy for S3Fifo {
     }
 
     fn score(&self, _facts: &Facts<'_>, candidates: &[Candidate], scores: &mut Vec<f64>) {
-        let may = versions(candidates.iter());
-        let mut queues = self.queues.clone().split(&may);
-        let mut turns = BTreeMap::new();
-        while let Some((version, ..)) = queues.take() {
-            turns.insert(version, turns.len() + 1);
+        let mut foretold = Foretold::of(&self.queues, &places(candidates.iter()));
+        let before = scores.len();
+        scores.resize(before + candidates.len(), 0.0);
+        let mut turn = 0.0;
+        while let Some(next) = foretold.next() {
+            turn += 1.0;
+            scores[before + next] = turn;
         }
-        let turn = |candidate: &Candidate| turns.get(&candidate.version).copied().unwrap_or(0);
-        scores.extend(candidates.iter().map(|candidate| turn(candidate) as f64));
     }
 
     fn used(&mut self, _facts: &Facts<'_>, used: &Candidate) {
@@ -194,15 +278,15 @@ impl Policy for S3Fifo {
     }
 
     fn decided(&mut self, _facts: &Facts<'_>, decision: &Decision<'_>) {
-        let may = versions(decision.ranked.iter().map(|ranked| &ranked.candidate));
+        let may = places(decision.ranked.iter().map(|ranked| &ranked.candidate));
         let tracked = |version: &&VersionId| {
             self.queues.small.contains(**version) || self.queues.main.contains(**version)
         };
         let mut left = decision.victims.iter().filter(tracked).count();
-        let mut queues = self.queues.split(&may);
+        let (queues, mut from) = (&mut self.queues, (0, 0));
         let mut spared = Vec::new();
         while left > 0 {
-            let Some(taken) = queues.take() else {
+            let Some(taken) = queues.take(&may, &mut from) else {
                 break;
             };
             let (version, _, entry, small) = taken;
@@ -221,7 +305,6 @@ impl Policy for S3Fifo {
         for taken in spared {
             queues.put_back(taken);
         }
-        self.queues.join(queues);
     }
 
     fn dropped(&mut self, version: VersionId) {

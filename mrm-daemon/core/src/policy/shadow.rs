@@ -1,15 +1,16 @@
 //! A cache of nothing but numbers: what a policy would have had to load.
 
-use super::{Candidate, Facts, GiveBack, Policy, rank};
+use super::table::Table;
+use super::{Candidate, Decision, Facts, GiveBack, Policy, Ranking};
 use crate::id::{ModelId, SegmentId, VersionId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// What a policy alone would keep of what is used on a tier. Nothing in it is ever held.
 #[derive(Debug)]
 pub(super) struct Shadow {
     policy: Box<dyn Policy>,
     /// By model: a version that is forgotten and comes back is the same here.
-    residents: BTreeMap<ModelId, Candidate>,
+    residents: Table<ModelId, Candidate>,
     bytes: u64,
     arrived: u64,
 }
@@ -18,7 +19,7 @@ impl Shadow {
     pub(super) fn new(policy: Box<dyn Policy>) -> Self {
         Self {
             policy,
-            residents: BTreeMap::new(),
+            residents: Table::default(),
             bytes: 0,
             arrived: 0,
         }
@@ -26,7 +27,7 @@ impl Shadow {
 
     /// A use; returns whether it would have been a miss.
     pub(super) fn used(&mut self, facts: &Facts<'_>, model: ModelId, used: &Candidate) -> bool {
-        let before = self.residents.get(&model).copied();
+        let before = self.residents.get(model).copied();
         let first = before.map_or_else(
             || {
                 self.arrived += 1;
@@ -59,16 +60,15 @@ impl Shadow {
     }
 
     fn make_room(&mut self, facts: &Facts<'_>, keep: ModelId, short: u64) {
-        let others = self.residents.iter().filter(|(model, _)| **model != keep);
-        let others = others.map(|(_, candidate)| *candidate).collect();
-        let ranked = rank(&*self.policy, facts, others);
+        let others = self.residents.iter().filter(|(model, _)| *model != keep);
+        let others: Vec<Candidate> = others.map(|(_, candidate)| *candidate).collect();
+        let mut ranking = Ranking::of(&*self.policy, facts, &others);
         let (mut chosen, mut sum) = (Vec::new(), 0u64);
-        for next in ranked.iter().map(|ranked| ranked.candidate) {
-            if sum >= short {
-                break;
-            }
-            sum = sum.saturating_add(next.bytes.0);
-            chosen.push(next);
+        while sum < short
+            && let Some(next) = ranking.nth(chosen.len())
+        {
+            sum = sum.saturating_add(next.candidate.bytes.0);
+            chosen.push(next.candidate);
         }
         debug_assert_eq!(self.policy.give_back(), GiveBack::BestFirst);
         for at in (0..chosen.len()).rev() {
@@ -79,8 +79,8 @@ impl Shadow {
             }
         }
         let victims: BTreeSet<VersionId> = chosen.iter().map(|gone| gone.version).collect();
-        let decision = super::Decision {
-            ranked: &ranked,
+        let decision = Decision {
+            ranked: ranking.all(),
             victims: &victims,
         };
         self.policy.decided(facts, &decision);
@@ -91,7 +91,7 @@ impl Shadow {
     }
 
     fn remove(&mut self, model: ModelId) {
-        self.residents.remove(&model);
+        self.residents.remove(model);
         self.policy.dropped(VersionId(model.0));
     }
 }

@@ -3,9 +3,9 @@
 //! Zhang, Yang, Yue, Vigfusson, Rashmi: "SIEVE is simpler than LRU", NSDI 2024.
 
 use super::order::Order;
+use super::table::Table;
 use super::{Candidate, Decision, Facts, Policy};
 use crate::id::VersionId;
-use std::collections::BTreeMap;
 
 /// A queue by arrival with a hand that goes from the oldest to the newest and begins again. It
 /// takes what was not used since it last passed, and forgets the use of what it spares.
@@ -18,17 +18,26 @@ pub struct Sieve {
 }
 
 impl Sieve {
-    /// Each place's turn: what was not used, from the hand on; then the rest likewise.
-    fn turns(&self) -> BTreeMap<VersionId, u32> {
-        let round = |used: bool, passed: bool| {
-            let order = self.order.iter();
-            order.filter(move |(place, _, was)| **was == used && (*place < self.hand) == passed)
+    /// Which comes sooner: what was not used, from the hand on; then the rest likewise.
+    const fn turn(&self, place: u64, used: bool) -> (bool, bool, u64) {
+        (used, place < self.hand, place)
+    }
+
+    /// Each place's turn.
+    fn turns(&self) -> Table<VersionId, u32> {
+        let order = self.order.iter();
+        let turn = |(place, version, used): (u64, VersionId, &bool)| {
+            let (used, passed, _) = self.turn(place, *used);
+            (used, passed, version)
         };
-        let all = round(false, false)
-            .chain(round(false, true))
-            .chain(round(true, false))
-            .chain(round(true, true));
-        all.map(|(_, version, _)| version).zip(1..).collect()
+        // As they come they are in order of their places.
+        let mut all: Vec<(bool, bool, VersionId)> = order.map(turn).collect();
+        all.sort_by_key(|(used, passed, _)| (*used, *passed));
+        let mut turns = Table::default();
+        for ((_, _, version), turn) in all.into_iter().zip(1..) {
+            turns.insert(version, turn);
+        }
+        turns
     }
 }
 
@@ -39,7 +48,7 @@ impl Policy for Sieve {
 
     fn score(&self, _facts: &Facts<'_>, candidates: &[Candidate], scores: &mut Vec<f64>) {
         let turns = self.turns();
-        let turn = |candidate: &Candidate| turns.get(&candidate.version).copied().unwrap_or(0);
+        let turn = |candidate: &Candidate| turns.get(candidate.version).copied().unwrap_or(0);
         scores.extend(
             candidates
                 .iter()
@@ -55,17 +64,11 @@ impl Policy for Sieve {
     }
 
     fn decided(&mut self, _facts: &Facts<'_>, decision: &Decision<'_>) {
-        let turns = self.turns();
-        let turn = |version: &VersionId| turns.get(version).copied();
-        let last = decision
-            .victims
-            .iter()
-            .filter_map(|version| Some((turn(version)?, *version)));
-        let Some((_, last)) = last.max() else {
-            return;
+        let turn = |version: &VersionId| {
+            let (place, used) = self.order.get(*version)?;
+            Some(self.turn(place, *used))
         };
-        let (Some(stop), Some(used)) = (self.order.place(last), self.order.get_mut(last).copied())
-        else {
+        let Some((used, _, stop)) = decision.victims.iter().filter_map(turn).max() else {
             return;
         };
         let hand = self.hand;

@@ -5,7 +5,7 @@ use crate::Core;
 use crate::event::Part;
 use crate::id::{CopyId, SegmentId, Time, VersionId};
 use crate::ledger::{Amount, Tier};
-use crate::policy::{Decision, GiveBack, Ranked, rank};
+use crate::policy::{Candidate, Decision, GiveBack, Ranked, Ranking};
 use crate::view::Explained;
 use crate::violation::Violation;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,10 +18,11 @@ struct Turned {
     segment: SegmentId,
 }
 
-/// What is to go, and in which order all that could was.
+/// What is to go, and in which order what could was.
 #[derive(Debug)]
 pub(super) struct Chosen {
-    ranked: Vec<Ranked>,
+    ranking: Ranking,
+    /// What was taken before some of it was given back.
     turns: Vec<Turned>,
     segments: Vec<SegmentId>,
     /// What these bring.
@@ -41,7 +42,7 @@ impl Chosen {
     pub(super) fn going(&self) -> impl Iterator<Item = &Ranked> {
         self.ranks()
             .into_iter()
-            .filter_map(|rank| self.ranked.get(rank))
+            .filter_map(|rank| self.ranking.all().get(rank))
     }
 }
 
@@ -55,8 +56,8 @@ impl Core {
         short: Amount,
         kept: &BTreeSet<SegmentId>,
     ) -> Result<Vec<SegmentId>, Violation> {
-        let chosen = self.choose_victims(now, tier, short, kept)?;
-        self.decide_on(now, tier, &chosen)?;
+        let mut chosen = self.choose_victims(now, tier, short, kept)?;
+        self.decide_on(now, tier, &mut chosen)?;
         Ok(chosen.segments)
     }
 
@@ -71,34 +72,30 @@ impl Core {
         let idle = self.idle(tier, kept)?;
         let candidates = self.candidates(tier, &idle)?;
         let policy = self.policies.policy(tier)?;
-        let mut ranked = rank(policy, &self.facts(tier, now), candidates);
-        let above = self.above(tier, &ranked)?;
-        ranked.sort_by_key(|of| !above.contains(&of.candidate.version));
-        let give_back = policy.give_back();
-        let mut turns = turns(&idle, &ranked);
-        self.tables_last(&mut turns, &ranked, &above)?;
-        let (mut chosen, mut sum) = (Vec::new(), Amount::ZERO);
-        for turn in &turns {
-            if short.fits(sum) {
-                break;
+        let mut ranking = Ranking::of(policy, &self.facts(tier, now), &candidates);
+        let above = self.above(tier, &candidates)?;
+        let (turns, sum) = match above.is_empty() {
+            true => self.first_to_go(&idle, &mut ranking, short)?,
+            false => {
+                ranking.sort_late(|of| !above.contains(&of.candidate.version));
+                let mut turns = turns(&idle, ranking.all());
+                self.tables_last(&mut turns, ranking.all(), &above)?;
+                self.take(&mut turns.into_iter(), short)?
             }
-            chosen.push(turn.segment);
-            sum = sum.plus(self.residency.get(turn.segment)?.charge);
-        }
+        };
+        let give_back = policy.give_back();
+        let mut chosen = turns.iter().map(|turn| turn.segment).collect();
         match give_back {
             _ if !self.policies.choice(tier)?.give_back => {}
             GiveBack::BestFirst => self.give_back(tier, &mut chosen, sum, short)?,
-            GiveBack::KeepLargest => {
-                let taken = turns.get(..chosen.len()).unwrap_or(&turns);
-                chosen = self.largest(taken, short)?;
-            }
+            GiveBack::KeepLargest => chosen = self.largest(&turns, short)?,
         }
         let mut amount = Amount::ZERO;
         for segment in &chosen {
             amount = amount.plus(self.residency.get(*segment)?.charge);
         }
         Ok(Chosen {
-            ranked,
+            ranking,
             turns,
             segments: chosen,
             amount,
@@ -106,19 +103,78 @@ impl Core {
     }
 
     /// Of what could go from host memory, those that are on a device which has them alone.
-    fn above(&self, tier: Tier, ranked: &[Ranked]) -> Result<BTreeSet<VersionId>, Violation> {
+    fn above(
+        &self,
+        tier: Tier,
+        candidates: &[Candidate],
+    ) -> Result<BTreeSet<VersionId>, Violation> {
         let mut above = BTreeSet::new();
         for (device, _) in self.devices.all().filter(|_| tier == Tier::Host) {
             if !self.policies.choice(Tier::Device(device))?.exclusive {
                 continue;
             }
-            for version in ranked.iter().map(|ranked| ranked.candidate.version) {
+            for version in candidates.iter().map(|candidate| candidate.version) {
                 if self.is_there(CopyId::device(version, device), Part::Image)? {
                     above.insert(version);
                 }
             }
         }
         Ok(above)
+    }
+
+    /// Takes segments in their turns until they bring `short` together: those, and what they bring.
+    fn take(
+        &self,
+        turns: &mut dyn Iterator<Item = Turned>,
+        short: Amount,
+    ) -> Result<(Vec<Turned>, Amount), Violation> {
+        let (mut taken, mut sum) = (Vec::new(), Amount::ZERO);
+        while !short.fits(sum)
+            && let Some(turn) = turns.next()
+        {
+            sum = sum.plus(self.residency.get(turn.segment)?.charge);
+            taken.push(turn);
+        }
+        Ok((taken, sum))
+    }
+
+    /// The first of all [`turns`] that bring `short` together, or all; no more is put in order than
+    /// that takes.
+    fn first_to_go(
+        &self,
+        idle: &[Idle],
+        ranking: &mut Ranking,
+        short: Amount,
+    ) -> Result<(Vec<Turned>, Amount), Violation> {
+        // What several use comes with the last of them.
+        let mut users: BTreeMap<SegmentId, usize> = BTreeMap::new();
+        let mut last = |part: &Idle| {
+            let seen = users.entry(part.segment).or_default();
+            *seen += 1;
+            *seen == part.users
+        };
+        let none: &[Idle] = &[];
+        let (mut rank, mut parts) = (0, none.iter());
+        let mut turns = std::iter::from_fn(|| {
+            loop {
+                for part in parts.by_ref() {
+                    let (since, segment) = (part.since, part.segment);
+                    if part.users == 1 || last(part) {
+                        return Some(Turned {
+                            rank: rank - 1,
+                            since,
+                            segment,
+                        });
+                    }
+                }
+                let version = ranking.nth(rank)?.candidate.version;
+                let from = idle.partition_point(|part| part.version < version);
+                let own = idle.get(from..)?;
+                let to = own.partition_point(|part| part.version == version);
+                (rank, parts) = (rank + 1, own.get(..to)?.iter());
+            }
+        });
+        self.take(&mut turns, short)
     }
 
     /// What is on a device needs its table there: that goes last.
@@ -168,15 +224,13 @@ impl Core {
     }
 
     /// Tells the policy what goes, and writes down why.
-    fn decide_on(&mut self, now: Time, tier: Tier, chosen: &Chosen) -> Result<(), Violation> {
-        let (ranked, going) = (&chosen.ranked, chosen.ranks());
+    fn decide_on(&mut self, now: Time, tier: Tier, chosen: &mut Chosen) -> Result<(), Violation> {
+        let going = chosen.ranks();
+        let spared = chosen.ranking.first_but(going.iter().copied());
+        let spared = spared.map(|ranked| (ranked.candidate.version, ranked.utility));
+        let ranked = chosen.ranking.all();
         let version = |rank: &usize| ranked.get(*rank).map(|ranked| ranked.candidate.version);
         let victims: BTreeSet<VersionId> = going.iter().filter_map(version).collect();
-        let spared = ranked
-            .iter()
-            .zip(0..)
-            .find(|(_, rank)| !going.contains(rank));
-        let spared = spared.map(|(ranked, _)| (ranked.candidate.version, ranked.utility));
         let policy = self.policies.policy(tier)?;
         let facts = self.facts(tier, now);
         let chosen_segments: BTreeSet<SegmentId> = chosen.segments.iter().copied().collect();

@@ -1,11 +1,14 @@
 //! What the policies are told: uses, what loads took, and what could be evicted.
 
 use crate::Core;
+use crate::catalogue::{Model, Version};
 use crate::event::Part;
 use crate::id::{Bytes, CopyId, ModelId, SegmentId, Time, VersionId};
 use crate::ledger::Tier;
 use crate::policy::{Candidate, Facts, Route};
-use crate::violation::Violation;
+use crate::residency::Segment;
+use crate::violation::{Record, Violation};
+use crate::walk::Walk;
 
 /// Something idle, once for each version that uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,6 +17,8 @@ pub(super) struct Idle {
     pub(super) since: Time,
     pub(super) segment: SegmentId,
     pub(super) bytes: Bytes,
+    /// How many versions use it.
+    pub(super) users: usize,
 }
 
 impl Core {
@@ -22,13 +27,7 @@ impl Core {
     /// nobody knows any more still counts: passed files have a new one for each open.
     pub(crate) fn subject(&self, id: VersionId) -> Option<ModelId> {
         let version = self.catalogue.versions.get(&id)?;
-        let still = |model: &ModelId| {
-            let known = self.catalogue.models.get(model);
-            let current = known.and_then(|known| known.current);
-            current.is_none_or(|current| current.version == id)
-        };
-        let first = version.subject.filter(still);
-        first.or_else(|| version.models.first().copied())
+        subject(id, version, |model| self.catalogue.models.get(&model))
     }
 
     /// Takes note of a grant.
@@ -143,21 +142,22 @@ impl Core {
         tier: Tier,
         kept: &std::collections::BTreeSet<SegmentId>,
     ) -> Result<Vec<Idle>, Violation> {
-        let mut idle = Vec::new();
-        for (since, segment) in self.residency.idle_index(tier) {
+        let mut idle = Vec::with_capacity(self.residency.idle_len(tier));
+        let mut sources = Walk::of(&self.catalogue.sources);
+        let mut add = |segment: SegmentId, there: &Segment, since: Time| {
             if kept.contains(&segment) {
-                continue;
+                return Ok(());
             }
-            let there = self.residency.get(segment)?;
-            let bytes = there.charge.bytes;
             let from = idle.len();
             for source in &there.sources {
-                let versions = self.catalogue.source(*source)?.versions.iter();
-                idle.extend(versions.map(|version| Idle {
+                let known = sources.get(*source);
+                let known = known.ok_or(Violation::Missing(Record::Source(*source)))?;
+                idle.extend(known.versions.iter().map(|version| Idle {
                     version: *version,
                     since,
                     segment,
-                    bytes,
+                    bytes: there.charge.bytes,
+                    users: 1,
                 }));
             }
             // A version that names two sources of one content has it once.
@@ -165,7 +165,22 @@ impl Core {
                 let mut new = idle.split_off(from);
                 new.sort_unstable();
                 new.dedup();
-                idle.append(&mut new);
+                let users = new.len();
+                idle.extend(new.into_iter().map(|one| Idle { users, ..one }));
+            }
+            Ok(())
+        };
+        // Where most can go, all are gone through: that is faster than to look each of them up.
+        if self.residency.idle_len(tier) * 4 >= self.residency.len() {
+            for (segment, there) in self.residency.all() {
+                match there.idle_since {
+                    Some(since) if there.tier == tier => add(segment, there, since)?,
+                    Some(_) | None => {}
+                }
+            }
+        } else {
+            for (since, segment) in self.residency.idle_index(tier) {
+                add(segment, self.residency.get(segment)?, since)?;
             }
         }
         idle.sort_unstable();
@@ -178,7 +193,9 @@ impl Core {
         tier: Tier,
         idle: &[Idle],
     ) -> Result<Vec<Candidate>, Violation> {
-        let mut candidates = Vec::new();
+        let mut candidates = Vec::with_capacity(idle.len());
+        let mut versions = Walk::of(&self.catalogue.versions);
+        let mut models = Walk::of(&self.catalogue.models);
         for parts in idle.chunk_by(|a, b| a.version == b.version) {
             let (Some(one), Some(last_used), Some(first)) = (
                 parts.first(),
@@ -188,13 +205,17 @@ impl Core {
                 continue;
             };
             let (version, bytes) = (one.version, parts.iter().map(|part| part.bytes).sum());
+            let known = versions.get(version);
+            let subject = known.and_then(|known| subject(version, known, |id| models.get(id)));
+            let way = (tier, self.route_back(CopyId { version, tier })?);
+            let reloads = &self.policies.reloads;
             candidates.push(Candidate {
                 version,
-                subject: self.subject(version),
+                subject,
                 first,
                 bytes,
                 last_used,
-                reload_us: self.reload_us(CopyId { version, tier }, bytes)?,
+                reload_us: reloads.estimate_us(&self.policies.history, (subject, bytes), way),
             });
         }
         Ok(candidates)
@@ -226,6 +247,7 @@ impl Core {
                     since,
                     segment,
                     bytes,
+                    users: 1,
                 });
             }
         }
@@ -237,4 +259,18 @@ impl Core {
         let idle = self.idle(tier, &std::collections::BTreeSet::new())?;
         self.candidates(tier, &idle)
     }
+}
+
+/// As [`Core::subject`], of a version that was looked up.
+fn subject<'a>(
+    id: VersionId,
+    version: &Version,
+    mut model: impl FnMut(ModelId) -> Option<&'a Model>,
+) -> Option<ModelId> {
+    let still = |of: &ModelId| {
+        let current = model(*of).and_then(|known| known.current);
+        current.is_none_or(|current| current.version == id)
+    };
+    let first = version.subject.filter(still);
+    first.or_else(|| version.models.first().copied())
 }
