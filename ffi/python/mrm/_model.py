@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 from . import _ffi
 from ._copy import Copy
-from ._dtypes import DTYPES, as_array
+from ._dtypes import DTYPES, array_over, as_array, as_bytes
 from ._ffi import lib, wait_ms
+from ._layouts import Layouts
 from ._tensor import Tensor
 
 _KINDS = {0: "opaque", 1: "safetensors"}
 _NO_SUCH_ITEM = 903
+#: After so many tensors, one by one, what all are is read at once.
+_SINGLES_MAX = 4
 _ORIGINS = {0: "hit", 1: "loaded", 2: "joined", 3: "promoted"}
 
 
@@ -69,8 +72,12 @@ class Model(Mapping[str, Any]):
         self._early = early
         self._details: _ffi.ModelInfo | None = None
         self._images: dict[int, memoryview] = {}
-        self._names: list[str] | None = None
-        self._arrays: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        # As `_images`, as arrays; and what lies where in them, once that was read.
+        self._bases: dict[int, Any] = {}
+        self._layouts: Layouts | None = None
+        self._singles = 0
+        # What was given out, as long as it lives.
+        self._arrays: dict[str, weakref.ref[Any]] = {}
 
     # What it is.
 
@@ -167,17 +174,17 @@ class Model(Mapping[str, Any]):
     # Tensors.
 
     def __getitem__(self, name: str) -> Any:
-        array = self._arrays.get(name)
+        given = self._arrays.get(name)
+        array = None if given is None else given()
         if array is None:
-            array = self._arrays[name] = self.tensor(name)
+            array = self.tensor(name)
+            self._arrays[name] = weakref.ref(array)
         elif self._hold is None:
             raise self._closed()
         return array
 
     def __iter__(self) -> Iterator[str]:
-        if self._names is None:
-            self._names = [str(tensor.name) for tensor in self._all()]
-        return iter(self._names)
+        return iter(self._all().places)
 
     def __len__(self) -> int:
         return int(self._info().tensors)
@@ -204,6 +211,10 @@ class Model(Mapping[str, Any]):
         On a device it is a :class:`mrm.Tensor`, and there is no ``raw``.
         """
         early = self._is_early()
+        if not (raw or early):
+            array = self._array(name)
+            if array is not None:
+                return array
         found = self._find(name)
         if found.device >= 0:
             if raw:
@@ -254,7 +265,12 @@ class Model(Mapping[str, Any]):
 
     def infos(self) -> list[TensorInfo]:
         """What all tensors are, in the order of the files."""
-        return [_describe(tensor) for tensor in self._all()]
+        self.hold()  # Of a closed model it would else depend on what was asked before.
+        names = {code: dtype.name for code, dtype in DTYPES.items()}
+        all_ = self._all()
+        dtypes = [names.get(code) or f"unknown-{code}" for code in all_.codes]
+        columns = (all_.places, dtypes, all_.shapes, all_.sizes, all_.segments, all_.offsets)
+        return [TensorInfo(*row) for row in zip(*columns, strict=True)]
 
     # Files.
 
@@ -295,6 +311,7 @@ class Model(Mapping[str, Any]):
         """Gives up this object's hold. Arrays that were given out keep the memory."""
         self._hold = None
         self._images = {}
+        self._bases = {}
 
     def __enter__(self) -> Model:
         if self._hold is None:
@@ -376,11 +393,28 @@ class Model(Mapping[str, Any]):
         )
         return layout
 
-    def _all(self) -> Any:
-        count = self._info().tensors
-        layouts = (_ffi.Tensor * count)()
-        lib.check(lib.model_layouts(self._handle(), 0, count, layouts))
-        return layouts
+    def _all(self) -> Layouts:
+        if self._layouts is None:
+            hold = self.hold()  # Another thread's `close` must not end it meanwhile.
+            self._layouts = Layouts(hold.handle, self._info().tensors)
+        return self._layouts
+
+    def _array(self, name: str) -> Any:
+        # An array in host memory, if all layouts were read or it is time to read them.
+        all_ = self._layouts
+        if all_ is None:
+            self._singles += 1
+            if self._singles <= _SINGLES_MAX:
+                return None
+            all_ = self._all()
+        place = all_.places.get(name)
+        if place is None or all_.devices[place] >= 0:
+            return None
+        segment = all_.segments[place]
+        base = self._bases.get(segment)
+        if base is None:
+            base = self._bases[segment] = as_bytes(self.raw(segment))
+        return array_over(base, all_.codes[place], all_.shapes[place], all_.offsets[place])
 
     def _segment(self, index: int) -> _ffi.Segment:
         if index < 0:

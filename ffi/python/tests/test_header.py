@@ -79,6 +79,13 @@ def test_structs_have_the_members_of_the_header(name: str) -> None:
         assert fits(declared.strip(), used), (name, member)
 
 
+def test_a_tensor_is_made_of_whole_numbers() -> None:
+    # So that one member of all can be read as numbers at equal distances.
+    for name in ("dtype", "rank", "shape_ptr", "bytes", "segment", "offset", "device"):
+        member = getattr(_ffi.Tensor, name)
+        assert member.offset % member.size == ctypes.sizeof(_ffi.Tensor) % member.size == 0
+
+
 def test_element_types_are_those_of_the_library() -> None:
     numbers = [int(n) for n in re.findall(r"MRM_DTYPE_E_\w+ = (\d+)", BARE)]
     assert sorted(_dtypes.DTYPES) == numbers

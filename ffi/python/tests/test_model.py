@@ -105,6 +105,26 @@ def test_arrays_are_read_only_views_of_the_image(client: mrm.Client) -> None:
         assert model["floats"] is array
 
 
+@pytest.mark.parametrize("name", ["small", "sharded"])
+def test_tensors_are_the_same_one_by_one_and_all_at_once(client: mrm.Client, name: str) -> None:
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    with client.open(name) as model:
+        assert len(model.infos()) == len(model)
+        for tensor, array in model.items():
+            with client.open(name) as fresh:
+                alone = fresh[tensor]
+                assert fresh.info(tensor) == model.info(tensor)
+            assert array.__array_interface__ == alone.__array_interface__
+            assert (array.dtype, array.tobytes()) == (alone.dtype, alone.tobytes())
+            for one in (array, alone, array.base):
+                with pytest.raises(ValueError):
+                    one.flags.writeable = True
+            assert model[tensor] is array
+        assert model.get("nobody") is None
+    with pytest.raises(ValueError, match="closed"):
+        model.infos()
+
+
 def test_types_that_numpy_lacks(client: mrm.Client) -> None:
     with client.open("small") as model:
         assert model.tensor("brain", raw=True).tobytes() == payload("brain", 8)
@@ -128,9 +148,14 @@ def test_without_ml_dtypes_the_error_names_it(
     numpy_dtype.cache_clear()
 
 
-def test_arrays_outlive_the_model_and_keep_its_lease(client: mrm.Client) -> None:
+@pytest.mark.parametrize("all_at_once", [False, True])
+def test_arrays_outlive_the_model_and_keep_its_lease(
+    client: mrm.Client, all_at_once: bool
+) -> None:
     before = leases(client, "large")
     model = client.open("large")
+    if all_at_once:
+        assert list(model) == ["part.0"]
     array = model["part.0"]
     view = array[10:20]
     model.close()
