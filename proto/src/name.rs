@@ -10,10 +10,12 @@ use crate::limits::{FILE_NAME_BYTES_MAX, MODEL_NAME_BYTES_MAX};
 use minicbor::{Decode, Encode, Encoder, decode, encode};
 use std::borrow::Borrow;
 use std::fmt;
+use std::sync::Arc;
 
-/// A model's name: a relative, normalised, `/`-separated path of printable characters.
+/// A model's name: a relative, normalised, `/`-separated path of printable characters. Its clones
+/// share the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ModelName(String);
+pub struct ModelName(Arc<str>);
 
 /// The name of one file of a model, without any directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,7 +51,7 @@ impl ModelName {
     ///
     /// # Errors
     /// Says which rule `name` breaks.
-    pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
+    pub fn new(name: impl Into<Arc<str>>) -> Result<Self, NameError> {
         let name = name.into();
         check_text(&name, MODEL_NAME_BYTES_MAX)?;
         if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
@@ -62,6 +64,12 @@ impl ModelName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name as text that is not copied.
+    #[must_use]
+    pub fn to_shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 }
 

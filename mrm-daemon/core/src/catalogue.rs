@@ -2,6 +2,7 @@
 //! source where.
 
 use crate::event::{Part, Resolution, SegmentFact, Wishes};
+use crate::few::{FewMap, FewSet};
 use crate::id::{Bytes, CopyId, DeviceId, ModelId, OpId, SegmentId, SourceId, Time, VersionId};
 use crate::ledger::Tier;
 use crate::planted::{Bug, planted};
@@ -36,13 +37,11 @@ pub(crate) struct Resolving {
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) slots: Box<[SegmentFact]>,
-    /// Which parts these are.
-    parts: BTreeSet<Part>,
     /// Its copies, whether anything of them is in memory or not: the host's, and one for each
     /// device if it has an image.
-    pub(crate) copies: BTreeMap<Tier, Copy>,
+    pub(crate) copies: FewMap<Tier, Copy>,
     /// Models that stand for it now.
-    pub(crate) models: BTreeSet<ModelId>,
+    pub(crate) models: FewSet<ModelId>,
     /// How many of these are pinned.
     pub(crate) pins: usize,
     /// The last model that stood for it wished for eager eviction.
@@ -78,7 +77,7 @@ pub(crate) struct Copy {
 
 impl Version {
     pub(crate) fn has(&self, part: Part) -> bool {
-        self.parts.contains(&part)
+        self.slots.iter().any(|slot| slot.part == part)
     }
 
     /// Whether the segments of a copy may not be evicted.
@@ -98,9 +97,9 @@ pub(crate) struct Source {
     pub(crate) part: Part,
     /// Where its bytes are or are being loaded to, on each tier; never a segment that is being
     /// freed.
-    pub(crate) segments: BTreeMap<Tier, SegmentId>,
+    pub(crate) segments: FewMap<Tier, SegmentId>,
     /// Versions that name it.
-    pub(crate) versions: BTreeSet<VersionId>,
+    pub(crate) versions: FewSet<VersionId>,
 }
 
 /// One place in a copy: what belongs there, where, and what is there.
@@ -110,7 +109,8 @@ pub(crate) type Place = (SegmentFact, Tier, Option<SegmentId>);
 #[derive(Debug, Default)]
 pub(crate) struct Catalogue {
     pub(crate) models: BTreeMap<ModelId, Model>,
-    pub(crate) versions: BTreeMap<VersionId, Version>,
+    /// Boxed, like what else is large: a tree that grows at its end is half empty.
+    pub(crate) versions: BTreeMap<VersionId, Box<Version>>,
     pub(crate) sources: BTreeMap<SourceId, Source>,
 }
 
@@ -124,12 +124,14 @@ impl Catalogue {
     pub(crate) fn version(&self, id: VersionId) -> Result<&Version, Violation> {
         self.versions
             .get(&id)
+            .map(|version| &**version)
             .ok_or(Violation::Missing(Record::Version(id)))
     }
 
     pub(crate) fn version_mut(&mut self, id: VersionId) -> Result<&mut Version, Violation> {
         self.versions
             .get_mut(&id)
+            .map(|version| &mut **version)
             .ok_or(Violation::Missing(Record::Version(id)))
     }
 
@@ -170,7 +172,7 @@ impl Catalogue {
         match segment {
             Some(segment) => segments.insert(tier, segment),
             None => segments.remove(&tier),
-        };
+        }
         Ok(())
     }
 
@@ -205,8 +207,8 @@ impl Catalogue {
         for slot in &resolution.segments {
             let source = self.sources.entry(slot.source).or_insert_with(|| Source {
                 part: slot.part,
-                segments: BTreeMap::new(),
-                versions: BTreeSet::new(),
+                segments: FewMap::default(),
+                versions: FewSet::default(),
             });
             if source.part != slot.part {
                 return Err(Violation::PartChanged(id, slot.source));
@@ -217,24 +219,23 @@ impl Catalogue {
         }
         let mut version = Version {
             slots: resolution.segments.as_slice().into(),
-            parts: resolution.segments.iter().map(|slot| slot.part).collect(),
-            copies: BTreeMap::from([(Tier::Host, Copy::default())]),
-            models: BTreeSet::new(),
+            copies: FewMap::Few(Some((Tier::Host, Copy::default()))),
+            models: FewSet::default(),
             pins: 0,
             orphan_eager: false,
             subject: None,
             evicting: BTreeSet::new(),
         };
         if version.has(Part::Image) {
-            version.copies.extend(devices.map(|(device, lost)| {
+            for (device, lost) in devices {
                 let copy = Copy {
                     lost,
                     ..Copy::default()
                 };
-                (Tier::Device(device), copy)
-            }));
+                version.copies.insert(Tier::Device(device), copy);
+            }
         }
-        self.versions.insert(id, version);
+        self.versions.insert(id, Box::new(version));
         Ok(())
     }
 
@@ -251,7 +252,7 @@ impl Catalogue {
                 self.sources.remove(&slot.source);
             }
         }
-        for model in version.models {
+        for &model in version.models.iter() {
             self.model_mut(model)?.current = None;
             self.tidy_model(model);
         }
@@ -296,6 +297,14 @@ impl Catalogue {
             .collect())
     }
 
+    /// Whether any copy of a version has a segment.
+    pub(crate) fn has_segments(&self, version: &Version) -> bool {
+        version.slots.iter().any(|slot| {
+            let source = self.sources.get(&slot.source);
+            source.is_some_and(|source| !source.segments.is_empty())
+        })
+    }
+
     /// Whether there is a segment in every place of a copy, filled or on its way.
     pub(crate) fn lacks_nothing(&self, copy: CopyId) -> Result<bool, Violation> {
         Ok(self.places(copy)?.all(|(_, _, segment)| segment.is_some()))
@@ -320,7 +329,7 @@ impl Catalogue {
         let mut users = Vec::new();
         for source in sources {
             let source = self.source(*source)?;
-            for version in &source.versions {
+            for version in source.versions.iter() {
                 let tiers = self.version(*version)?.copies.keys();
                 let tiers = tiers.filter(|of| source.part.tier(**of) == Some(tier));
                 users.extend(tiers.map(|tier| CopyId {

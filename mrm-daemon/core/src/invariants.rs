@@ -397,7 +397,7 @@ fn i8_wants_are_waited_for(core: &Core) -> Result<(), Violation> {
 
 fn i9_sources_and_contents_agree(core: &Core) -> Result<(), Violation> {
     for (id, source) in &core.catalogue.sources {
-        for (tier, segment) in &source.segments {
+        for (tier, segment) in source.segments.iter() {
             let there = core.residency.get(*segment)?;
             let right = there.sources.contains(id) && there.tier == *tier;
             ensure(right, 9, || format!("{segment} does not stand for {id}"))?;
@@ -406,7 +406,7 @@ fn i9_sources_and_contents_agree(core: &Core) -> Result<(), Violation> {
                 format!("{id} is on {tier}")
             })?;
         }
-        for version in &source.versions {
+        for version in source.versions.iter() {
             let slots = &core.catalogue.version(*version)?.slots;
             let same = |slot: &SegmentFact| slot.source == *id && slot.part == source.part;
             let there = slots.iter().any(same);
@@ -453,7 +453,7 @@ fn i10_models_and_versions_agree(core: &Core) -> Result<(), Violation> {
     }
     for (id, version) in &core.catalogue.versions {
         let mut pins = 0;
-        for model in &version.models {
+        for model in version.models.iter() {
             let known = core.catalogue.models.get(model);
             let current = known
                 .and_then(|model| model.current)
@@ -566,7 +566,7 @@ fn i19_policies_remember_what_is_there(core: &Core) -> Result<(), Violation> {
         let mut there: BTreeSet<VersionId> = BTreeSet::new();
         for source in core.catalogue.sources.values() {
             if source.segments.contains_key(&tier) {
-                there.extend(&source.versions);
+                there.extend(source.versions.iter());
             }
         }
         let tracked = core.policies.policy(tier)?.tracked();

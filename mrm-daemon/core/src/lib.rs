@@ -50,6 +50,7 @@ mod ahead;
 mod catalogue;
 mod devices;
 mod evictions;
+mod few;
 mod lease;
 mod ops;
 #[cfg(not(feature = "planted"))]
@@ -65,6 +66,7 @@ pub use crate::ahead::Prefetch;
 
 use crate::effect::Effect;
 use crate::event::Event;
+use crate::few::FewSet;
 use crate::id::{Bytes, ContentId, CopyId, DeviceId, ModelId, Time, VersionId};
 use crate::ledger::{Amount, Amounts, Ledger, Tier};
 use crate::policy::{Choice, Policy};
@@ -167,7 +169,7 @@ pub struct Core {
     /// What was taken over since anything else happened.
     taken_over: BTreeSet<(Tier, ContentId)>,
     /// Versions that this event concerned, to be looked at before it is done with.
-    touched: BTreeSet<VersionId>,
+    touched: FewSet<VersionId>,
     /// Something happened that may let a want in the queue proceed.
     room_changed: bool,
     /// What wants in the queue have a claim on, since the queue was last gone through.
@@ -204,7 +206,7 @@ impl Core {
             ops: ops::Ops::default(),
             expected: BTreeSet::new(),
             taken_over: BTreeSet::new(),
-            touched: BTreeSet::new(),
+            touched: FewSet::default(),
             room_changed: false,
             claimed: Amounts::default(),
         }

@@ -38,7 +38,7 @@ pub(crate) struct Segment {
     /// Its memory is there: it may be lent while it is filled.
     pub(crate) laid: bool,
     /// What it is being filled from is damaged: by which segments, and what to say of it.
-    pub(crate) spoilt: Option<Spoilt>,
+    pub(crate) spoilt: Option<Box<Spoilt>>,
     /// How many pairs of a source of it and a held copy that has it there are, and how many leases
     /// on damaged copies and loads that it spoils keep it.
     pub(crate) held: u64,
@@ -59,7 +59,7 @@ pub(crate) struct Spoilt {
 #[derive(Debug, Default)]
 pub(crate) struct Residency {
     created: u64,
-    segments: BTreeMap<SegmentId, Segment>,
+    segments: BTreeMap<SegmentId, Box<Segment>>,
     contents: BTreeMap<(Tier, ContentId), SegmentId>,
     idle: BTreeMap<Tier, Idle>,
     /// Resident segments that do not stand for their content.
@@ -78,12 +78,14 @@ impl Residency {
     pub(crate) fn get(&self, id: SegmentId) -> Result<&Segment, Violation> {
         self.segments
             .get(&id)
+            .map(|segment| &**segment)
             .ok_or(Violation::Missing(Record::Segment(id)))
     }
 
     fn get_mut(&mut self, id: SegmentId) -> Result<&mut Segment, Violation> {
         self.segments
             .get_mut(&id)
+            .map(|segment| &mut **segment)
             .ok_or(Violation::Missing(Record::Segment(id)))
     }
 
@@ -206,7 +208,7 @@ impl Residency {
 
     /// Absent to Loading.
     pub(crate) fn start(&mut self, id: SegmentId, segment: Segment) {
-        self.segments.insert(id, segment);
+        self.segments.insert(id, Box::new(segment));
     }
 
     /// Absent to Resident: what the last daemon left.
@@ -218,7 +220,7 @@ impl Residency {
         now: Time,
     ) -> Result<(), Violation> {
         let key = (segment.tier, content);
-        self.segments.insert(id, segment);
+        self.segments.insert(id, Box::new(segment));
         self.contents.insert(key, id);
         self.index(id, now)
     }
@@ -352,16 +354,18 @@ impl Residency {
         by: SegmentId,
         fault: &Fault,
     ) -> Result<bool, Violation> {
-        let spoilt = self.get_mut(id)?.spoilt.get_or_insert_with(|| Spoilt {
-            by: BTreeSet::new(),
-            fault: fault.clone(),
+        let spoilt = self.get_mut(id)?.spoilt.get_or_insert_with(|| {
+            Box::new(Spoilt {
+                by: BTreeSet::new(),
+                fault: fault.clone(),
+            })
         });
         Ok(spoilt.by.insert(by))
     }
 
     /// Takes note that a load has ended: what spoilt it is of no concern to it any more.
     pub(crate) fn end_spoilt(&mut self, id: SegmentId) -> Result<Option<Spoilt>, Violation> {
-        Ok(self.get_mut(id)?.spoilt.take())
+        Ok(self.get_mut(id)?.spoilt.take().map(|spoilt| *spoilt))
     }
 
     /// Whether a segment is damaged, and nobody keeps it.
@@ -375,6 +379,7 @@ impl Residency {
     pub(crate) fn end(&mut self, id: SegmentId) -> Result<Segment, Violation> {
         self.segments
             .remove(&id)
+            .map(|segment| *segment)
             .ok_or(Violation::Missing(Record::Segment(id)))
     }
 
@@ -441,7 +446,7 @@ impl Residency {
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
-        self.segments.iter().map(|(id, segment)| (*id, segment))
+        self.segments.iter().map(|(id, segment)| (*id, &**segment))
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -240,7 +240,7 @@ impl State {
         let record = self.names.version_of(version)?;
         let image = record.image.as_ref()?.as_ref().ok()?;
         let (table, files) = record.parts.split_first()?;
-        let Some(Supply::Table(table)) = &table.supply else {
+        let Some(Supply::Table(table)) = table.supply.as_deref() else {
             return None;
         };
         let feed = match feed {
@@ -249,7 +249,7 @@ impl State {
                 Feed::Host(feeds.collect::<Option<_>>()?)
             }
             CoreFeed::Source => {
-                let files = files.iter().map(|part| file_feed(part.supply.as_ref()));
+                let files = files.iter().map(|part| file_feed(part.supply.as_deref()));
                 Feed::Files(files.collect::<Option<_>>()?)
             }
             CoreFeed::Peer(segment) => Feed::Peer(Arc::clone(&self.images.get(segment)?.image)),

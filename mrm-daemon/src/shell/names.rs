@@ -83,7 +83,7 @@ pub(super) struct VersionRecord {
     pub(super) kind: ModelKind,
     pub(super) tensors: u64,
     /// The table first, then each file.
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Box<[Part]>,
     /// Whether its files were passed by a client: they are read in a lane of their own.
     pub(super) foreign: bool,
     pub(super) path: Option<String>,
@@ -93,7 +93,7 @@ pub(super) struct VersionRecord {
     pub(super) owner: Option<u32>,
     /// The users who passed its files.
     passed_by: BTreeSet<u32>,
-    key: Box<[SourceId]>,
+    key: Arc<[SourceId]>,
 }
 
 /// What devices get of a version.
@@ -114,7 +114,7 @@ pub(super) struct Part {
     pub(super) name: Arc<str>,
     pub(super) bytes: u64,
     /// How to get the bytes; dropped when nobody waits for them any more.
-    pub(super) supply: Option<Supply>,
+    pub(super) supply: Option<Box<Supply>>,
 }
 
 /// How to get the bytes of a part.
@@ -132,23 +132,25 @@ pub(super) enum Supply {
 }
 
 /// The tables.
-#[derive(Default)]
 pub(super) struct Names {
     next: u64,
+    /// What people call each table.
+    table_name: Arc<str>,
     by_name: BTreeMap<ModelName, ModelId>,
     by_owner: BTreeMap<(ModelName, u32), ModelId>,
-    models: HashMap<ModelId, ModelRecord>,
-    sources: HashMap<SourceKey, (SourceId, usize)>,
-    source_keys: HashMap<SourceId, SourceKey>,
-    version_ids: HashMap<Box<[SourceId]>, VersionId>,
-    versions: HashMap<VersionId, VersionRecord>,
+    // What is large is boxed: of a table's places up to half are empty.
+    models: HashMap<ModelId, Box<ModelRecord>>,
+    sources: HashMap<Arc<SourceKey>, (SourceId, usize)>,
+    source_keys: HashMap<SourceId, Arc<SourceKey>>,
+    version_ids: HashMap<Arc<[SourceId]>, VersionId>,
+    versions: HashMap<VersionId, Box<VersionRecord>>,
     by_label: BTreeSet<(Arc<str>, VersionId)>,
     /// Versions with opened files, and how many these are in all.
     supplied: BTreeSet<VersionId>,
     /// Versions that other users may have been lent than was the case when they were made.
     news: BTreeSet<VersionId>,
-    content_ids: HashMap<ContentKey, (ContentId, usize)>,
-    contents: HashMap<SegmentId, ContentKey>,
+    content_ids: HashMap<Arc<ContentKey>, (ContentId, usize)>,
+    contents: HashMap<SegmentId, Arc<ContentKey>>,
     files_waiting: usize,
     /// Supplies that nobody needs: closing a file may take time.
     dropped: Vec<Dropped>,
@@ -164,6 +166,29 @@ pub(super) struct Dropped {
     pub(super) supplies: Vec<Supply>,
 }
 
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            table_name: Arc::from("tensor table"),
+            by_name: BTreeMap::new(),
+            by_owner: BTreeMap::new(),
+            models: HashMap::new(),
+            sources: HashMap::new(),
+            source_keys: HashMap::new(),
+            version_ids: HashMap::new(),
+            versions: HashMap::new(),
+            by_label: BTreeSet::new(),
+            supplied: BTreeSet::new(),
+            news: BTreeSet::new(),
+            content_ids: HashMap::new(),
+            contents: HashMap::new(),
+            files_waiting: 0,
+            dropped: Vec::new(),
+        }
+    }
+}
+
 impl Names {
     fn next(&mut self) -> u64 {
         self.next += 1;
@@ -177,7 +202,7 @@ impl Names {
         }
         let model = ModelId(self.next());
         self.by_name.insert(name.clone(), model);
-        let text = Arc::from(name.as_str());
+        let text = name.to_shared();
         let record = ModelRecord {
             name: name.clone(),
             text,
@@ -186,7 +211,7 @@ impl Names {
             passed_by: None,
             no_image: None,
         };
-        self.models.insert(model, record);
+        self.models.insert(model, Box::new(record));
         model
     }
 
@@ -196,11 +221,11 @@ impl Names {
     }
 
     pub(super) fn model(&self, model: ModelId) -> Option<&ModelRecord> {
-        self.models.get(&model)
+        self.models.get(&model).map(|record| &**record)
     }
 
     pub(super) fn model_mut(&mut self, model: ModelId) -> Option<&mut ModelRecord> {
-        self.models.get_mut(&model)
+        self.models.get_mut(&model).map(|record| &mut **record)
     }
 
     /// Whether a model is found by its name, and not by descriptors that are gone.
@@ -254,43 +279,43 @@ impl Names {
         let table_bytes = table.len() as u64;
         let mut parts = vec![Part {
             source: self.source(SourceKey::Table(digest)),
-            name: Arc::from("tensor table"),
+            name: Arc::clone(&self.table_name),
             bytes: table_bytes,
-            supply: Some(Supply::Table(Arc::from(table))),
+            supply: Some(Box::new(Supply::Table(Arc::from(table)))),
         }];
         for file in files {
             parts.push(Part {
                 source: self.source(SourceKey::File(file.identity)),
                 name: Arc::from(file.name.as_str()),
                 bytes: file.identity.bytes,
-                supply: Some(Supply::File {
+                supply: Some(Box::new(Supply::File {
                     source: file.source,
                     identity: file.identity,
                     check: file.check,
                     expected: file.expected,
-                }),
+                })),
             });
         }
         let image = self.image_of(image, (&parts, owner), charge);
         let sources = parts.iter().map(|part| part.source);
-        let key: Box<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
+        let key: Arc<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
         self.files_waiting += files_in(&parts);
         if let Some(&version) = self.version_ids.get(&key) {
             self.renew(version, parts, label, foreign, path);
             return version;
         }
         let version = VersionId(self.next());
-        for source in &key {
+        for source in key.iter() {
             self.retain_source(*source);
         }
-        self.version_ids.insert(key.clone(), version);
+        self.version_ids.insert(Arc::clone(&key), version);
         self.by_label.insert((Arc::clone(label), version));
         self.supplied.insert(version);
         let record = VersionRecord {
             label: Arc::clone(label),
             kind,
             tensors,
-            parts,
+            parts: parts.into_boxed_slice(),
             foreign,
             path,
             image,
@@ -298,7 +323,7 @@ impl Names {
             passed_by: BTreeSet::new(),
             key,
         };
-        self.versions.insert(version, record);
+        self.versions.insert(version, Box::new(record));
         version
     }
 
@@ -338,7 +363,7 @@ impl Names {
         self.drop_supplies(version);
         if let Some(record) = self.versions.get_mut(&version) {
             self.supplied.insert(version);
-            record.parts = parts;
+            record.parts = parts.into_boxed_slice();
             if !foreign {
                 if record.foreign {
                     self.news.insert(version);
@@ -357,7 +382,8 @@ impl Names {
             return source;
         }
         let source = SourceId(self.next());
-        self.sources.insert(key, (source, 0));
+        let key = Arc::new(key);
+        self.sources.insert(Arc::clone(&key), (source, 0));
         self.source_keys.insert(source, key);
         source
     }
@@ -371,20 +397,20 @@ impl Names {
     }
 
     fn release_source(&mut self, source: SourceId) {
-        let Some(key) = self.source_keys.get(&source).copied() else {
+        let Some(key) = self.source_keys.get(&source) else {
             return;
         };
-        if let Some((_, count)) = self.sources.get_mut(&key) {
+        if let Some((_, count)) = self.sources.get_mut(key) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.sources.remove(&key);
+                self.sources.remove(key);
                 self.source_keys.remove(&source);
             }
         }
     }
 
     pub(super) fn version_of(&self, version: VersionId) -> Option<&VersionRecord> {
-        self.versions.get(&version)
+        self.versions.get(&version).map(|record| &**record)
     }
 
     /// The versions by what they are called, from `first` on, in order.
@@ -409,7 +435,10 @@ impl Names {
             let parts = record.parts.iter_mut();
             self.dropped.push(Dropped {
                 foreign: record.foreign,
-                supplies: parts.filter_map(|part| part.supply.take()).collect(),
+                supplies: parts
+                    .filter_map(|part| part.supply.take())
+                    .map(|one| *one)
+                    .collect(),
             });
         }
     }
@@ -436,7 +465,7 @@ impl Names {
         if let Some(record) = self.versions.remove(&version) {
             self.by_label.remove(&(Arc::clone(&record.label), version));
             self.version_ids.remove(&record.key);
-            for &source in &record.key {
+            for &source in record.key.iter() {
                 self.release_source(source);
             }
         }
@@ -444,15 +473,18 @@ impl Names {
 
     /// The id of a digest, held until [`Names::forget_segment`].
     pub(super) fn content(&mut self, segment: SegmentId, key: ContentKey) -> ContentId {
-        self.contents.insert(segment, key);
-        let fresh = ContentId(self.next());
-        let (content, count) = self.content_ids.entry(key).or_insert((fresh, 0));
-        *count += 1;
-        *content
+        let content = self.content_of(key);
+        if let Some((shared, _)) = self.content_ids.get_key_value(&key) {
+            self.contents.insert(segment, Arc::clone(shared));
+        }
+        if let Some((_, count)) = self.content_ids.get_mut(&key) {
+            *count += 1;
+        }
+        content
     }
 
     pub(super) fn digest_of(&self, segment: SegmentId) -> Option<[u8; 32]> {
-        self.contents.get(&segment).map(|(digest, _)| *digest)
+        self.contents.get(&segment).map(|content| content.0)
     }
 
     pub(super) fn forget_segment(&mut self, segment: SegmentId) {
@@ -493,7 +525,7 @@ fn image_key(parts: &[Part], owner: Option<u32>, granularity: Granularity) -> So
 fn files_in(parts: &[Part]) -> usize {
     parts
         .iter()
-        .filter(|part| matches!(part.supply, Some(Supply::File { .. })))
+        .filter(|part| matches!(part.supply.as_deref(), Some(Supply::File { .. })))
         .count()
 }
 

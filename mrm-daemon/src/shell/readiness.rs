@@ -308,7 +308,7 @@ impl State {
             return none();
         }
         let table = self.names.version_of(version).and_then(|record| {
-            let supply = record.parts.first()?.supply.as_ref()?;
+            let supply = record.parts.first()?.supply.as_deref()?;
             match supply {
                 super::names::Supply::Table(table) => Some(Arc::clone(table)),
                 super::names::Supply::File { .. } => None,

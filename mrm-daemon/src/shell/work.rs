@@ -244,7 +244,7 @@ impl State {
     pub(super) fn facts_of(&self, version: VersionId) -> Option<Vec<SegmentFact>> {
         let record = self.names.version_of(version)?;
         let mut segments: Vec<SegmentFact> = Vec::with_capacity(record.parts.len());
-        for part in &record.parts {
+        for part in record.parts.iter() {
             if segments.iter().any(|fact| fact.source == part.source) {
                 return None;
             }
@@ -290,7 +290,7 @@ impl State {
             let part = record.parts.get(at)?;
             Some((
                 at.saturating_sub(1),
-                part.supply.clone()?,
+                part.supply.as_deref()?.clone(),
                 part.bytes,
                 Arc::clone(&record.label),
                 record.foreign,

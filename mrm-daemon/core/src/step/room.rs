@@ -7,6 +7,7 @@ use crate::admission::{Stage, Target};
 use crate::catalogue::Copy;
 use crate::effect::{Effect, Feed, Origin, Refusal, Reply};
 use crate::event::{Part, SegmentFact};
+use crate::few::FewSet;
 use crate::id::{CopyId, SegmentId, VersionId};
 use crate::ledger::{Amount, Amounts, Tier};
 use crate::ops::Op;
@@ -31,14 +32,14 @@ impl Core {
         if self.touched.is_empty() && !self.room_changed {
             return Ok(());
         }
-        let mut done = BTreeSet::new();
+        let mut done = FewSet::default();
         self.settle_queue(turn, &mut done)?;
         self.go_ahead(turn)?;
         // That may have given something up, or started loads.
         self.settle_queue(turn, &mut done)?;
-        done.append(&mut self.touched);
-        for version in done {
-            self.forget_if_unused(turn, version)?;
+        done.extend(std::mem::take(&mut self.touched).iter().copied());
+        for version in done.iter() {
+            self.forget_if_unused(turn, *version)?;
         }
         Ok(())
     }
@@ -47,7 +48,7 @@ impl Core {
     fn settle_queue(
         &mut self,
         turn: &mut Turn<'_>,
-        done: &mut BTreeSet<VersionId>,
+        done: &mut FewSet<VersionId>,
     ) -> Result<(), Violation> {
         loop {
             while let Some(version) = self.touched.pop_first() {
@@ -324,6 +325,6 @@ impl Core {
             && version.evicting.is_empty()
             && self.admission.wants_of(id).next().is_none()
             && !self.ahead.makes_room_for(id)
-            && self.catalogue.all_segments(id)?.is_empty())
+            && !self.catalogue.has_segments(version))
     }
 }

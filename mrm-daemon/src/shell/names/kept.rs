@@ -31,22 +31,22 @@ impl Names {
         let parts: Vec<Part> = parts.collect();
         let image = self.image_of(image, (&parts, known.owner), charge);
         let sources = parts.iter().map(|part| part.source);
-        let key: Box<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
+        let key: Arc<[SourceId]> = sources.chain(image_source(image.as_ref())).collect();
         let version = VersionId(known.version.0);
         if self.versions.contains_key(&version) || self.version_ids.contains_key(&key) {
             return None;
         }
         let label: Arc<str> = Arc::from(known.label.as_str());
-        for source in &key {
+        for source in key.iter() {
             self.retain_source(*source);
         }
-        self.version_ids.insert(key.clone(), version);
+        self.version_ids.insert(Arc::clone(&key), version);
         self.by_label.insert((Arc::clone(&label), version));
         let record = VersionRecord {
             label,
             kind,
             tensors: known.tensors,
-            parts,
+            parts: parts.into_boxed_slice(),
             foreign: known.foreign,
             path: known.path.clone(),
             image,
@@ -54,7 +54,7 @@ impl Names {
             passed_by: known.passed_by.iter().flatten().copied().collect(),
             key,
         };
-        self.versions.insert(version, record);
+        self.versions.insert(version, Box::new(record));
         Some(version)
     }
 
@@ -86,7 +86,7 @@ impl Names {
 
     /// A source in words that another daemon understands; `None` for an image.
     pub(in crate::shell) fn source_ref(&self, source: SourceId) -> Option<SourceRef> {
-        match self.source_keys.get(&source)? {
+        match &**self.source_keys.get(&source)? {
             SourceKey::File(identity) => Some(SourceRef::File((*identity).into())),
             SourceKey::Table(digest) => Some(SourceRef::Table(Digest(*digest))),
             SourceKey::Image(_) => None,
@@ -96,7 +96,8 @@ impl Names {
     /// The id of a digest, for a segment that is about to be known.
     pub(in crate::shell) fn content_of(&mut self, key: ContentKey) -> ContentId {
         let fresh = ContentId(self.next());
-        self.content_ids.entry(key).or_insert((fresh, 0)).0
+        let known = self.content_ids.entry(Arc::new(key));
+        known.or_insert((fresh, 0)).0
     }
 
     /// The id of a content that is not known yet, and that nothing else has.

@@ -26,7 +26,7 @@ impl Names {
             passed_by: None,
             no_image: None,
         };
-        self.models.insert(model, record);
+        self.models.insert(model, Box::new(record));
         model
     }
 
@@ -42,7 +42,7 @@ impl Names {
         let model = ModelId(self.next());
         let text = match owner {
             Some(uid) => label_of(label.as_str(), uid),
-            None => Arc::from(label.as_str()),
+            None => label.to_shared(),
         };
         let record = ModelRecord {
             name: label,
@@ -52,7 +52,7 @@ impl Names {
             passed_by: Some(uid),
             no_image: None,
         };
-        self.models.insert(model, record);
+        self.models.insert(model, Box::new(record));
         model
     }
 
