@@ -102,7 +102,16 @@ pub fn run(config: Config, runtime_dir: RuntimeDir, embedding: Embedding) -> Res
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, serve(config, runtime_dir, embedding))
+    let tasks = LocalSet::new();
+    // A task like the others: what a set itself blocks on is polled whenever one of them is.
+    let served = tasks.spawn_local(serve(config, runtime_dir, embedding));
+    match tasks.block_on(&runtime, served) {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(RunError::Loop(io::Error::other(error))),
+        },
+    }
 }
 
 async fn serve(

@@ -316,14 +316,14 @@ impl Task {
             if self.said_hello {
                 deadline = self.deadline(deadline, partial, patience.stall);
             }
-            let at = deadline.map_or_else(Instant::now, |deadline| deadline.at);
+            let at = deadline.map(|deadline| deadline.at);
             if let Err(error) = self.watched.want_room(stalled) {
                 return Ended::Io(error);
             }
             let (io, reader, watched) = (&self.io, &mut self.reader, &self.watched);
             tokio::select! {
                 biased;
-                read = watched.when(Interest::READABLE, || reader.fill(&io.socket)), if !full => {
+                read = watched.read(|| reader.fill_from(&io.socket)), if !full => {
                     match read {
                         Ok(0) => return Ended::Closed,
                         Ok(_) => {}
@@ -337,11 +337,11 @@ impl Task {
                     }
                 }
                 () = exited(pidfd.as_ref()), if pidfd.is_some() => return Ended::PeerExited,
-                () = tokio::time::sleep_until(at), if deadline.is_some() => {
+                () = until(at), if at.is_some() => {
                     if self.said_hello {
                         deadline = self.deadline(deadline, partial, patience.stall);
                     }
-                    if let Some(Deadline { code, .. }) = deadline.filter(|d| d.at == at) {
+                    if let Some(Deadline { code, .. }) = deadline.filter(|d| Some(d.at) == at) {
                         return self.refuse(late(code, self.said_hello));
                     }
                 }
@@ -442,6 +442,13 @@ impl Task {
             Vec::new(),
         );
         Ended::Protocol(error)
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,8 +7,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
 
 /// Watches `fd` for `interest`, from here on, on the current tokio runtime.
 ///
@@ -58,6 +58,37 @@ impl Watched {
         Ok(())
     }
 
+    /// Reads with `io` as soon as something has come. `io` says besides whether it took all that was
+    /// there: if so, nothing is tried again before the kernel tells of more, which saves a read that
+    /// finds nothing with each request.
+    ///
+    /// # Errors
+    /// As [`when`](Self::when).
+    pub(crate) async fn read<T>(
+        &self,
+        mut io: impl FnMut() -> io::Result<(T, bool)>,
+    ) -> io::Result<T> {
+        let Some(watching) = &self.watching else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        loop {
+            let mut ready = watching.ready(Interest::READABLE).await?;
+            match io() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready_matching(Ready::READABLE);
+                }
+                Err(error) => return Err(error),
+                Ok((read, drained)) => {
+                    if drained {
+                        // The end of the stream is not cleared by this.
+                        ready.clear_ready_matching(Ready::READABLE);
+                    }
+                    return Ok(read);
+                }
+            }
+        }
+    }
+
     /// Tries `io` whenever there is something of `interest`, until it would not block.
     ///
     /// # Errors
@@ -84,6 +115,7 @@ fn register(socket: &Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<O
 mod tests {
     use super::*;
     use rustix::net::{RecvFlags, SendFlags, recv, send};
+    use std::cell::Cell;
     use std::os::unix::net::UnixStream;
 
     fn fill(socket: &OwnedFd) -> usize {
@@ -125,10 +157,44 @@ mod tests {
         watched.want_room(false).expect("watches");
         send(&theirs, &[2], flags).expect("sends");
         let mut buffer = [0; 8];
-        let read = || Ok(recv(&socket, &mut buffer, RecvFlags::DONTWAIT)?.1);
-        assert_eq!(
-            watched.when(Interest::READABLE, read).await.expect("one"),
-            1
-        );
+        let read = || Ok((recv(&socket, &mut buffer, RecvFlags::DONTWAIT)?.1, true));
+        assert_eq!(watched.read(read).await.expect("one"), 1);
+    }
+
+    #[tokio::test]
+    async fn who_took_all_reads_no_more_until_more_comes_or_it_ends() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let socket = Rc::new(OwnedFd::from(ours));
+        let watched = Watched::new(Rc::clone(&socket)).expect("watches");
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let tried = Cell::new(0);
+        let read = |most: usize| {
+            let (socket, tried) = (&socket, &tried);
+            move || {
+                tried.set(tried.get() + 1);
+                let mut buffer = [0; 8];
+                let got = recv(socket, &mut buffer[..most], RecvFlags::DONTWAIT)?.1;
+                Ok((got, got < most))
+            }
+        };
+        for sent in [&[1_u8; 3][..], &[2; 1]] {
+            send(&theirs, sent, flags).expect("sends");
+            assert_eq!(watched.read(read(8)).await.expect("all"), sent.len());
+            let before = tried.get();
+            tokio::select! {
+                biased;
+                _ = watched.read(read(8)) => panic!("there is nothing"),
+                () = tokio::task::yield_now() => {}
+            }
+            assert_eq!(tried.get(), before);
+        }
+        // What is left of what one read did not take all of is told again, and so is the end.
+        send(&theirs, &[3; 5], flags).expect("sends");
+        drop(theirs);
+        let mut got = Vec::new();
+        while got.last() != Some(&0) {
+            got.push(watched.read(read(4)).await.expect("reads"));
+        }
+        assert_eq!(got, [4, 1, 0]);
     }
 }

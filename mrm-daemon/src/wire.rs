@@ -106,7 +106,13 @@ impl FrameReader {
     /// # Errors
     /// `WouldBlock` when nothing is there, and what the kernel says.
     pub fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        Ok(self.fill_from(socket)?.0)
+    }
+
+    /// As [`fill`](Self::fill); says besides whether that was all that was there, as far as is known.
+    pub(crate) fn fill_from(&mut self, socket: impl AsFd) -> io::Result<(usize, bool)> {
         self.make_room();
+        let room = self.buffer.len() - self.end;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_FRAME_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
@@ -117,7 +123,10 @@ impl FrameReader {
         if got.flags.contains(ReturnFlags::CTRUNC) {
             self.fds_lost = true;
         }
+        // A read ends behind descriptors, whatever comes after them.
+        let mut drained = got.bytes < room;
         for message in ancillary.drain() {
+            drained = false;
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 self.fds
                     .extend(fds.map(|fd| PassedFd::new(fd, &self.closer)));
@@ -125,7 +134,7 @@ impl FrameReader {
             }
         }
         self.end += got.bytes;
-        Ok(got.bytes)
+        Ok((got.bytes, drained))
     }
 
     /// Whether nothing has come that was not taken.

@@ -189,13 +189,14 @@ impl State {
                 version: ids::VersionId(granted.version.0),
                 origin: wire_origin(granted.origin),
                 table_bytes: table.bytes(),
-                segments_bytes: Vec::new(),
+                segments_bytes: Vec::with_capacity(weights.len()),
                 took_us,
                 device: None,
                 filling: None,
             },
-            fds: vec![lend(table)],
+            fds: Vec::with_capacity(segments.len()),
         };
+        lent.fds.push(lend(table));
         let handed = match granted.tier {
             Tier::Host => {
                 let mut filling = Vec::new();

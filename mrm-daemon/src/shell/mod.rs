@@ -9,6 +9,7 @@ mod device_views;
 mod devices;
 mod forecast;
 mod grant;
+mod id_map;
 mod keeping;
 mod listing;
 mod loading;
@@ -43,6 +44,7 @@ use crate::status::metrics::Metrics;
 use crate::transfer::{Lanes, ReadWay};
 use crate::turns::Turns;
 use devices::{FillEffect, FillRecord, HeldImage};
+use id_map::IdMap;
 use keeping::Keeping;
 use listing::Listing;
 use loading::{Loading, Underlying};
@@ -143,18 +145,18 @@ struct State {
     closer: Closer,
     turns: Turns,
     next_session: u64,
-    sessions: HashMap<SessionId, Session>,
+    sessions: IdMap<SessionId, Session>,
     sessions_of_uid: HashMap<u32, usize>,
-    segments: HashMap<SegmentId, Held>,
-    loads: HashMap<SegmentId, LoadRecord>,
+    segments: IdMap<SegmentId, Held>,
+    loads: IdMap<SegmentId, LoadRecord>,
     loading: Loading,
     /// Leases that were granted before all was filled.
     early: readiness::EarlyLeases,
     orders: orders::Orders,
     keeping: Keeping,
     tier: DeviceTier,
-    images: HashMap<SegmentId, HeldImage>,
-    fills: HashMap<SegmentId, FillRecord>,
+    images: IdMap<SegmentId, HeldImage>,
+    fills: IdMap<SegmentId, FillRecord>,
     /// When the devices are asked how they are; `None` without devices.
     health_at: Option<Instant>,
     verifying: verify::Verifying,
@@ -264,15 +266,15 @@ impl Shell {
             closer: parts.closer,
             turns: Turns::default(),
             next_session: 0,
-            sessions: HashMap::new(),
+            sessions: IdMap::default(),
             sessions_of_uid: HashMap::new(),
-            segments: HashMap::new(),
-            loads: HashMap::new(),
+            segments: IdMap::default(),
+            loads: IdMap::default(),
             loading: Loading::new(parts.stock),
             early: readiness::EarlyLeases::default(),
             orders: orders::Orders::default(),
-            images: HashMap::new(),
-            fills: HashMap::new(),
+            images: IdMap::default(),
+            fills: IdMap::default(),
             health_at: (!parts.tier.devices.is_empty()).then(|| Instant::now() + HEALTH_EVERY),
             verifying: verify::Verifying::default(),
             lists,

@@ -6,6 +6,7 @@
 mod kept;
 pub(super) mod private;
 
+use super::id_map::IdMap;
 use crate::format::HeaderCheck;
 use crate::integrity::manifest::Expected;
 use crate::source::{Identity, PassedFd, Source};
@@ -139,18 +140,18 @@ pub(super) struct Names {
     by_name: BTreeMap<ModelName, ModelId>,
     by_owner: BTreeMap<(ModelName, u32), ModelId>,
     // What is large is boxed: of a table's places up to half are empty.
-    models: HashMap<ModelId, Box<ModelRecord>>,
+    models: IdMap<ModelId, Box<ModelRecord>>,
     sources: HashMap<Arc<SourceKey>, (SourceId, usize)>,
-    source_keys: HashMap<SourceId, Arc<SourceKey>>,
+    source_keys: IdMap<SourceId, Arc<SourceKey>>,
     version_ids: HashMap<Arc<[SourceId]>, VersionId>,
-    versions: HashMap<VersionId, Box<VersionRecord>>,
+    versions: IdMap<VersionId, Box<VersionRecord>>,
     by_label: BTreeSet<(Arc<str>, VersionId)>,
     /// Versions with opened files, and how many these are in all.
     supplied: BTreeSet<VersionId>,
     /// Versions that other users may have been lent than was the case when they were made.
     news: BTreeSet<VersionId>,
     content_ids: HashMap<Arc<ContentKey>, (ContentId, usize)>,
-    contents: HashMap<SegmentId, Arc<ContentKey>>,
+    contents: IdMap<SegmentId, Arc<ContentKey>>,
     files_waiting: usize,
     /// Supplies that nobody needs: closing a file may take time.
     dropped: Vec<Dropped>,
@@ -173,16 +174,16 @@ impl Default for Names {
             table_name: Arc::from("tensor table"),
             by_name: BTreeMap::new(),
             by_owner: BTreeMap::new(),
-            models: HashMap::new(),
+            models: IdMap::default(),
             sources: HashMap::new(),
-            source_keys: HashMap::new(),
+            source_keys: IdMap::default(),
             version_ids: HashMap::new(),
-            versions: HashMap::new(),
+            versions: IdMap::default(),
             by_label: BTreeSet::new(),
             supplied: BTreeSet::new(),
             news: BTreeSet::new(),
             content_ids: HashMap::new(),
-            contents: HashMap::new(),
+            contents: IdMap::default(),
             files_waiting: 0,
             dropped: Vec::new(),
         }
