@@ -19,6 +19,7 @@ mod operator;
 mod orders;
 mod policy;
 mod readiness;
+mod records;
 mod refusal;
 mod remembering;
 mod requests;
@@ -30,40 +31,37 @@ mod work;
 use crate::catalogue::Catalogue;
 use crate::config::IntegrityConfig;
 use crate::degraded::Degraded;
-use crate::device::HostFeed;
-use crate::integrity::{Listed, Lists};
+use crate::integrity::Lists;
 use crate::journal::{self, Journal};
 use crate::keeper::Keeper;
-use crate::memory::HostSegment;
 use crate::memory::stock::Stock;
 use crate::peer::Peer;
 use crate::session::{Ended, SessionIo};
 use crate::source::Closer;
 use crate::status::events::{Event as LogEvent, EventKind, EventLog};
 use crate::status::metrics::Metrics;
-use crate::transfer::{Lanes, ReadWay};
+use crate::transfer::Lanes;
 use crate::turns::Turns;
 use devices::{FillEffect, FillRecord, HeldImage};
 use id_map::IdMap;
 use keeping::Keeping;
 use listing::Listing;
-use loading::{Loading, Underlying};
+use loading::Loading;
 use mrm_core::Core;
 use mrm_core::effect::Effect;
 use mrm_core::event::Event;
-use mrm_core::id::{RequestId, SegmentId, SessionId, SourceId, Time};
+use mrm_core::id::{SegmentId, SessionId, Time};
 use mrm_core::ledger::Tier;
 use mrm_proto::error::{ErrorCode, ErrorReply};
 use mrm_proto::ids::InstanceId;
 use mrm_proto::name::ModelName;
 use names::Names;
-use operator::Waiting;
+use records::{Held, LoadRecord, Pending, Session, Who};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, mpsc, watch};
 use work::Completed;
@@ -181,66 +179,6 @@ struct State {
     last_wake: Option<Instant>,
     /// When those who asked for progress hear the next.
     report_at: Instant,
-}
-
-/// A segment in host memory.
-struct Held {
-    segment: Arc<HostSegment>,
-    /// For devices to be filled from; absent if there are none, and for a tensor table.
-    feed: Option<Arc<HostFeed>>,
-    load_us: u64,
-    /// The model that it was loaded for; `None` for a tensor table, which is not worth a mention.
-    label: Option<Arc<str>>,
-    /// How its file was read; `None` for a tensor table, and for what was taken over.
-    way: Option<ReadWay>,
-}
-
-/// A segment on its way into host memory.
-struct LoadRecord {
-    source: SourceId,
-    /// What is there of it, for those who are lent it before it is filled.
-    marks: Option<Arc<marks::Marks>>,
-    feed: Option<Arc<HostFeed>>,
-    loaded_bytes: Arc<AtomicU64>,
-    bytes: u64,
-    began: Instant,
-    /// `None` for a tensor table, which is not worth a mention.
-    label: Option<Arc<str>>,
-    place: Underlying,
-    /// What it should be, if a list says.
-    listed: Option<Listed>,
-}
-
-/// One session, as the shell knows it.
-struct Session {
-    who: Who,
-    pending: HashMap<RequestId, Pending>,
-}
-
-/// Who is answered.
-enum Who {
-    /// A client.
-    Client {
-        io: Rc<SessionIo>,
-        peer: Peer,
-        name: Arc<str>,
-        since: Instant,
-        said_hello: bool,
-        /// The features that both know.
-        features: u64,
-    },
-    /// The status socket: one session for each verb that waits.
-    Operator(Option<Waiting>),
-}
-
-/// An open that awaits its answer.
-struct Pending {
-    model: mrm_core::id::ModelId,
-    label: Arc<str>,
-    began: Instant,
-    progress: bool,
-    /// The model is a set of passed files: its id is not needed after the answer.
-    passed: bool,
 }
 
 impl Shell {
