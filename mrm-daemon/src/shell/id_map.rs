@@ -29,3 +29,25 @@ impl Hasher for IdHasher {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::IdHasher;
+    use mrm_core::id::SegmentId;
+    use std::collections::BTreeSet;
+    use std::hash::{BuildHasher, BuildHasherDefault};
+
+    /// A table takes the place from the low bits, and tells neighbours in it apart by the high ones.
+    #[test]
+    fn numbers_that_count_up_come_to_as_many_places() {
+        let hasher = BuildHasherDefault::<IdHasher>::default();
+        for first in [0, 1 << 20, 1 << 40] {
+            let hashes = (first..first + 4096).map(|id| hasher.hash_one(SegmentId(id)));
+            let hashes: Vec<u64> = hashes.collect();
+            let low: BTreeSet<u64> = hashes.iter().map(|hash| hash % 4096).collect();
+            assert_eq!(low.len(), 4096);
+            let high: BTreeSet<u64> = hashes.iter().map(|hash| hash >> 57).collect();
+            assert_eq!(high.len(), 128);
+        }
+    }
+}
