@@ -74,6 +74,7 @@ fn show_has_files_and_holders() {
     for part in [
         "tensors     103",
         "load        45.2 ms",
+        "kept free   3.0 GiB on devices, at most, of late\n",
         "model.safetensors  resident  86.7 MiB",
         "0123456789abcdef\n",
         "trainer",

@@ -4,11 +4,12 @@
 //! "MRMSTATS"  8 bytes
 //! format      u32, little-endian: 1
 //! body        CBOR: the experience, the number of models, then name and memory of each; the number
-//!             of orders, then of each the table's digest and, for each file, a list of pieces
+//!             of orders, then of each the table's digest and, for each file, a list of pieces; the
+//!             number of models that had memory of devices kept free, then name and bytes of each
 //! digest      BLAKE3 of all before, 32 bytes
 //! ```
-//! It is replaced as a whole, and believed as a whole or not at all. Releases before the orders came
-//! end after the models; they read what follows as little as this one misses it.
+//! It is replaced as a whole, and believed as a whole or not at all. Earlier releases end after the
+//! models, or after the orders; they read what follows as little as this one misses it.
 //!
 //! ```
 //! use mrm_core::policy::Experience;
@@ -26,7 +27,9 @@
 
 use crate::journal::memories;
 use minicbor::{Decoder, Encoder};
+use mrm_core::id::Bytes;
 use mrm_core::policy::{Experience, Memory};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -112,6 +115,12 @@ impl Statistics {
                 }
             }
         }
+        let reserves = self.models.iter().map(|(name, of)| (name, of.reserve));
+        let reserves = reserves.filter(|(_, reserve)| *reserve > Bytes::ZERO);
+        out.u64(reserves.clone().count() as u64)?;
+        for (name, reserve) in reserves {
+            out.str(name)?.u64(reserve.0)?;
+        }
         Ok(())
     }
 
@@ -157,6 +166,16 @@ impl Statistics {
         if from.position() < from.input().len() {
             for _ in 0..from.u64()? {
                 orders.push(get_order(from)?);
+            }
+        }
+        if from.position() < from.input().len() {
+            let mut reserves = BTreeMap::new();
+            for _ in 0..from.u64()? {
+                reserves.insert(from.str()?, Bytes(from.u64()?));
+            }
+            for (name, memory) in &mut models {
+                let reserve = reserves.get(name.as_str());
+                memory.reserve = reserve.copied().unwrap_or_default();
             }
         }
         Ok(Self {
@@ -224,7 +243,6 @@ fn get_order(from: &mut Decoder<'_>) -> Result<Order, minicbor::decode::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mrm_core::id::Bytes;
     use mrm_core::policy::{LoadMemory, Route};
 
     fn statistics() -> Statistics {
@@ -243,12 +261,17 @@ mod tests {
             }],
             tries_thousandths: 1900,
             hits_thousandths: 900,
+            reserve: Bytes::ZERO,
+        };
+        let working = Memory {
+            reserve: Bytes(3 << 30),
+            ..memory.clone()
         };
         Statistics {
             experience: Experience {
                 gaps: vec![(0, 3, 9), (11, 70, 1)],
             },
-            models: vec![("org/a".into(), memory.clone()), ("b".into(), memory)],
+            models: vec![("org/a".into(), memory), ("b".into(), working)],
             orders: vec![Order {
                 table: [7; 32],
                 files: vec![vec![3, 0, 70_000], vec![]],
@@ -282,15 +305,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_before_there_were_orders_is_read() {
+    fn what_earlier_releases_wrote_is_read() {
         let mut all = statistics();
-        all.orders.clear();
-        let mut bytes = all.encode();
-        // Without the number of orders, which is 0, in one byte.
-        bytes.truncate(bytes.len() - DIGEST_BYTES - 1);
-        let digest = blake3::hash(&bytes);
-        bytes.extend_from_slice(digest.as_bytes());
-        assert_eq!(Statistics::decode(&bytes).unwrap(), all);
+        all.models[1].1.reserve = Bytes::ZERO;
+        // Without the number of reserves, which is 0, in one byte; then without that of orders.
+        for _ in 0..2 {
+            let mut bytes = all.encode();
+            let cut = 1 + usize::from(all.orders.is_empty());
+            bytes.truncate(bytes.len() - DIGEST_BYTES - cut);
+            let digest = blake3::hash(&bytes);
+            bytes.extend_from_slice(digest.as_bytes());
+            assert_eq!(Statistics::decode(&bytes).unwrap(), all);
+            all.orders.clear();
+        }
     }
 
     #[test]

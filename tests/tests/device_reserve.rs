@@ -164,3 +164,84 @@ fn who_comes_back_to_the_next_daemon_has_it_kept_free_again() {
     client.close("m");
     until_books(&node, (0, 10));
 }
+
+fn mrm(node: &Node, args: &[&str]) -> String {
+    let mut run = std::process::Command::new(program("mrm"));
+    run.args(args).env("MRM_RUNTIME_DIR", node.runtime_dir());
+    let output = run.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What is known of a model's opens on devices, in MiB.
+fn lately(node: &Node, name: &str) -> u64 {
+    let model = node.get(&format!("/v1/models/{name}"));
+    model["reserve_lately_bytes"].as_u64().unwrap() / MIB
+}
+
+fn on_device(node: &Node, name: &str) -> bool {
+    let model = node.get(&format!("/v1/models/{name}"));
+    model["devices"][0]["state"] == "resident"
+}
+
+/// Opens a model on the device, however long its load takes.
+fn patient(holder: &mut Holder, name: &str, keep_mib: u64) {
+    let opened = holder.ask(&json!([
+        "open-on",
+        name,
+        name,
+        "cuda:0",
+        30_000,
+        keep_mib * MIB
+    ]));
+    assert_eq!(opened["ok"], true, "{opened}");
+}
+
+#[test]
+fn what_was_kept_free_of_late_counts_when_a_model_is_loaded_ahead_also_after_a_restart() {
+    let (_dir, path) = written("m.safetensors", 7);
+    let (_other_dir, other) = written("o.safetensors", 8);
+    let (_small_dir, small) = written("p.safetensors", 9);
+    let gpus = Gpus::new(1, 256 * MIB);
+    let lines = "enabled = \"yes\"\nbudget_bytes = \"40MiB\"\nuser_reserve_percent = 100";
+    let setup = gpus.setup_of("", lines);
+    let setup = setup
+        .model("m", &path)
+        .model("o", &other)
+        .model("p", &small);
+    let mut node = Node::start(&setup);
+    let mut client = gpus.holder(&node);
+    patient(&mut client, "m", 26);
+    client.close("m");
+    patient(&mut client, "p", 0);
+    client.close("p");
+    assert_eq!((lately(&node, "m"), lately(&node, "p")), (26, 0));
+    let shown = mrm(&node, &["show", "m"]);
+    assert!(shown.contains("26.0 MiB on devices"), "{shown}");
+    drop(client);
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(node.wait().success());
+    node.restart(&setup);
+    assert_eq!((lately(&node, "m"), lately(&node, "p")), (26, 0));
+
+    // What is loaded ahead comes to where it was used last, since the start.
+    let mut client = gpus.holder(&node);
+    for name in ["m", "p"] {
+        patient(&mut client, name, 0);
+        client.close(name);
+        mrm(&node, &["evict", name]);
+    }
+    // While `o` is held there is room for the weights of `m`, and not for its work.
+    open_on(&mut client, "o", "o", "cuda:0");
+    mrm(&node, &["hint", "m", "--in", "60s"]);
+    mrm(&node, &["hint", "p", "--in", "60s"]);
+    eventually("the one that needs no room to work", || {
+        on_device(&node, "p").then_some(())
+    });
+    assert!(!on_device(&node, "m"));
+    client.close("o");
+    mrm(&node, &["evict", "o"]);
+    mrm(&node, &["evict", "p"]);
+    eventually("the other", || on_device(&node, "m").then_some(()));
+    assert_eq!(books(&node).0, 0, "it is not kept free before it is opened");
+}

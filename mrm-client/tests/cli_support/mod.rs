@@ -235,6 +235,7 @@ fn detail() -> String {
     let mut models: Value = serde_json::from_str(MODELS).unwrap();
     let mut model = models["models"][0].take();
     model["tensors"] = 103.into();
+    model["reserve_lately_bytes"] = (3_u64 << 30).into();
     model["segments"] = serde_json::json!([{
         "name": "model.safetensors", "bytes": 90_868_376, "state": "resident",
         "huge_bytes": 90_177_536, "digest": "0123456789abcdef0123", "leases": 2,

@@ -140,6 +140,10 @@ impl Core {
         let CopyId { version, tier } = lease.copy;
         let (copy, reserve) = (lease.copy, lease.reserve);
         self.note_use(copy, lease.model, turn.now)?;
+        if tier != Tier::Host {
+            let subject = self.subject(version).unwrap_or(lease.model);
+            self.policies.history.reserved(subject, reserve);
+        }
         let lease = self.leases.grant(key.0, lease)?;
         self.change_copy(copy, turn.now, |copy| {
             copy.leases += 1;

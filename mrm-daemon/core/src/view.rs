@@ -298,6 +298,15 @@ impl<'a> View<'a> {
         self.core.policies.history.all_uses()
     }
 
+    /// The most that opens of what a model stands for, on devices, kept free there of late.
+    #[must_use]
+    pub fn reserve_of(&self, model: ModelId) -> Bytes {
+        let known = self.core.catalogue.models.get(&model);
+        let current = known.and_then(|known| known.current);
+        let subject = current.and_then(|current| self.core.subject(current.version));
+        self.core.policies.history.reserve(subject.unwrap_or(model))
+    }
+
     /// What is remembered of a model that was used, for the next daemon.
     #[must_use]
     pub fn memory(&self, model: ModelId, now: Time) -> Option<Memory> {

@@ -121,7 +121,7 @@ const fn bits_of(wishes: Wishes) -> u64 {
 }
 
 fn put_recall(out: &mut Out<'_>, model: ModelId, memory: &Memory) -> Written {
-    put(out, 25, &[model.0])?;
+    put(out, 25, &[model.0, memory.reserve.0])?;
     memories::put_memory(out, memory)
 }
 
@@ -359,10 +359,10 @@ fn get_loss(kind: u8, from: &mut Decoder<'_>) -> Read<Event> {
 
 fn get_recall(kind: u8, from: &mut Decoder<'_>) -> Read<Event> {
     Ok(if kind == 25 {
-        Event::Recall {
-            model: ModelId(from.u64()?),
-            memory: Box::new(memories::get_memory(from)?),
-        }
+        let (model, reserve) = (ModelId(from.u64()?), Bytes(from.u64()?));
+        let memory = memories::get_memory(from)?;
+        let memory = Box::new(Memory { reserve, ..memory });
+        Event::Recall { model, memory }
     } else {
         Event::RecallAll(Box::new(memories::get_experience(from)?))
     })

@@ -21,7 +21,7 @@ use super::record::{Frame, get_frame, get_record};
 use mrm_core::id::Time;
 
 /// Version of the format. A journal of another is refused.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 const MAGIC: [u8; 8] = *b"MRMJRNL\n";
 const PREFIX_BYTES: usize = 48;
 const HEADER_BYTES_MAX: usize = 1 << 20;

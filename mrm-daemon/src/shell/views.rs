@@ -8,7 +8,7 @@ use crate::status::view::{
     SegmentStateView, SegmentView, SessionView, SessionsView, StatusView,
 };
 use crate::transfer::ReadWay;
-use mrm_core::id::{SegmentId, SessionId, VersionId};
+use mrm_core::id::{Bytes, SegmentId, SessionId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_core::view::{Presence, SegmentState, SlotView, VersionView};
 use mrm_proto::ids::Digest;
@@ -279,7 +279,14 @@ impl State {
             tensors,
             holders,
             worth: version.map_or_else(Vec::new, |version| self.worth_of(version)),
+            reserve_lately_bytes: self.reserve_lately(name).0,
         })
+    }
+
+    /// The most that opens of a model on devices kept free there of late.
+    fn reserve_lately(&self, name: &ModelName) -> Bytes {
+        let (model, view) = (self.names.find(name), self.core.view());
+        model.map_or(Bytes::ZERO, |model| view.reserve_of(model))
     }
 
     /// The segment in each place of a version.

@@ -246,6 +246,8 @@ pub struct ModelDetailView {
     pub holders: Vec<HolderView>,
     /// How much it is worth keeping, on each tier that has something of it.
     pub worth: Vec<WorthView>,
+    /// The most that opens of it on devices kept free there of late, in bytes.
+    pub reserve_lately_bytes: u64,
 }
 
 /// One file of a model.

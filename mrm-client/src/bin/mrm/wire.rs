@@ -183,6 +183,7 @@ pub(crate) struct ModelDetail {
     pub(crate) model: Model,
     pub(crate) segments: Vec<Segment>,
     pub(crate) tensors: Option<u64>,
+    pub(crate) reserve_lately_bytes: u64,
     pub(crate) holders: Vec<Holder>,
     pub(crate) worth: Vec<Worth>,
 }

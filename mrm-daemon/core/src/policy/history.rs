@@ -5,6 +5,7 @@ use super::reload::{Route, Sum};
 use super::table::Table;
 use crate::id::{Bytes, ModelId, Time};
 use crate::ledger::Tier;
+use crate::reserves::Lately;
 use std::sync::LazyLock;
 
 /// Most models whose uses are remembered; beyond that, those used least recently are forgotten.
@@ -58,6 +59,8 @@ pub(super) struct Subject {
     pub(super) loads: [Option<Sum>; Route::ALL.len()],
     /// Where it was used last.
     pub(super) tier: Tier,
+    /// What its grants on devices kept free.
+    pub(super) reserves: Lately,
 }
 
 impl Subject {
@@ -173,6 +176,7 @@ impl History {
                 runs: 0,
                 loads: [None; Route::ALL.len()],
                 tier: Tier::Host,
+                reserves: Lately::default(),
             })
         })
     }
@@ -197,6 +201,19 @@ impl History {
         if self.forgotten.len() < self.subjects_max {
             self.forgotten.push(model);
         }
+    }
+
+    /// Notes what a grant on a device keeps free there.
+    pub(crate) fn reserved(&mut self, model: ModelId, reserve: Bytes) {
+        if let Some(known) = self.subjects.get_mut(model) {
+            known.reserves.granted(reserve);
+        }
+    }
+
+    /// The most that grants of a model on devices kept free of late.
+    pub(crate) fn reserve(&self, model: ModelId) -> Bytes {
+        let known = self.get(Some(model));
+        known.map_or(Bytes::ZERO, |known| known.reserves.most())
     }
 
     /// Notes that a lease on it ended after so long.

@@ -5,6 +5,7 @@ use super::history::{BUCKETS, CLASSES, History, Subject};
 use super::reload::{Route, Sum};
 use crate::id::{Bytes, ModelId, Time};
 use crate::ledger::Tier;
+use crate::reserves::Lately;
 use std::collections::BTreeMap;
 
 /// What loads that way took: later ones count for more.
@@ -41,6 +42,8 @@ pub struct Memory {
     pub tries_thousandths: u32,
     /// How often it was used after that, likewise.
     pub hits_thousandths: u32,
+    /// The most that its opens on devices kept free there of late.
+    pub reserve: Bytes,
 }
 
 /// What is remembered of all models together: of each kind, how often they were used again after
@@ -68,6 +71,7 @@ impl History {
             loads: loads.collect(),
             tries_thousandths: thousandths(gate.tries),
             hits_thousandths: thousandths(gate.hits),
+            reserve: known.reserves.most(),
         })
     }
 
@@ -105,6 +109,7 @@ impl History {
             runs: memory.runs,
             loads,
             tier: Tier::Host,
+            reserves: Lately::recalled(memory.reserve),
         };
         *self.known(model, now) = recalled;
         self.uses = self.uses.saturating_add(memory.uses);
@@ -150,6 +155,7 @@ mod tests {
         history.used(ModelId(2), Time(5));
         history.loaded(ModelId(1), Route::ToHost, (Bytes(4096), 700), Time(9));
         history.ran(ModelId(1), 50);
+        history.reserved(ModelId(1), Bytes(70));
         history
     }
 

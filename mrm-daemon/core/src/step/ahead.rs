@@ -164,13 +164,23 @@ impl Core {
         Ok(CopyId { version, tier })
     }
 
+    /// What whoever opens a model on a device is likely to want kept free beside it: the most that
+    /// was granted of late, and no more than one user may have.
+    fn expected_reserve(&self, model: ModelId, tier: Tier) -> Bytes {
+        // No tier but the host lacks a share, and nothing is kept free there.
+        let max = self.user_reserve_max(tier).unwrap_or_default();
+        self.policies.history.reserve(model).min(max)
+    }
+
     /// Whether what would have to go for it is worth less, as far as can be said before it is
     /// known what it takes.
     fn is_worth_it(&self, now: Time, prospect: &Prospect) -> bool {
         let Some(bytes) = prospect.bytes else {
             return true;
         };
-        let short = Amount::segment(bytes).minus(self.ledger.account(prospect.tier).coming());
+        let reserve = self.expected_reserve(prospect.model, prospect.tier);
+        let wanted = Amount::segment(bytes).plus(Amount::bytes(reserve));
+        let short = wanted.minus(self.ledger.account(prospect.tier).coming());
         let way = (prospect.tier, prospect.said);
         let displaced = self.displaced(now, way, short, &BTreeSet::new());
         displaced.is_ok_and(|displaced| displaced.is_some_and(|gone| gone.is_less(prospect.worth)))
@@ -215,7 +225,7 @@ impl Core {
         if !idle || !wanted || self.devices.tier_is_lost(copy.tier) {
             return Ok(());
         }
-        for plan in self.plans(copy, Bytes::ZERO)? {
+        for plan in self.plans(copy, self.expected_reserve(model, copy.tier))? {
             if self.exceeds(&plan).is_some() {
                 continue;
             }
@@ -266,6 +276,7 @@ impl Core {
         }
         let history = &self.policies.history;
         let bytes = plan.missing.get(copy.tier).bytes;
+        let bytes = bytes.saturating_sub(plan.reserve);
         let way = (copy.tier, plan.route(copy.tier));
         let reloads = &self.policies.reloads;
         let reload_s = reloads.estimate_us(history, (Some(model), bytes), way) as f64 / 1e6;
@@ -339,7 +350,7 @@ impl Core {
             || self.admission.stage(copy).is_some()
             || self.catalogue.lacks_nothing(copy)?;
         if !given_up {
-            for plan in self.plans(copy, Bytes::ZERO)? {
+            for plan in self.plans(copy, self.expected_reserve(model, copy.tier))? {
                 if self.fits_now(&plan, &Claims::default()) && self.exceeds(&plan).is_none() {
                     return self.load_ahead(turn, (model, copy), &plan);
                 }

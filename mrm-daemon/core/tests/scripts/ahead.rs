@@ -1,7 +1,8 @@
 //! What is loaded before it is asked for, and what is not.
 
-use crate::support::{Script, config, script, with_devices};
+use crate::support::{ON_BOTH, ON_HOST, Script, config, script, with_devices};
 use mrm_core::id::*;
+use mrm_core::ledger::Tier;
 use mrm_core::view::AheadView;
 
 /// Budget 10: m1 = a:4, which took a second to load, opened every 10 seconds for a minute; then m2 = b:8
@@ -280,4 +281,64 @@ fn a_model_comes_back_to_the_device_that_it_was_used_on() {
          1.3 opened l2 v1 on d0 hit [s1 s4]",
     );
     assert_eq!((counts(&script).begun, counts(&script).used), (1, 1));
+}
+
+/// A device of 10, all of which one user may keep free. m1 had so much free beside its image of 5,
+/// and is in host memory again; m2's image of 3 is held.
+fn worked(keep: u64) -> Script {
+    let mut config = with_devices(20, &[10]);
+    config.devices[0].user_reserve_percent = 100;
+    let mut script = Script::new(config);
+    script.run(ON_HOST).run(ON_BOTH).run(&format!(
+        "> open 1.3 m1 on d0 keep {keep}
+         1.3 opened l3 v1 on d0 hit [s1 s3]
+         > close 1 l3
+         > close 1 l2
+         > evict 1.4 v1 on d0
+         free op6 s3 on d0
+         > freed op6
+         1.4 evicted 5
+         > open 1.5 m2 on d0
+         resolve op7 m2
+         > resolved op7 v2 d:4 e@3
+         load op8 s4 d:4 v2
+         load op9 s5 e:3 v2 on d0 from [s4]
+         > loaded op8 c7
+         > loaded op9 c8
+         1.5 opened l4 v2 on d0 loaded [s5]"
+    ));
+    let view = script.core.view();
+    assert_eq!(view.reserve_of(ModelId(1)), Bytes(keep));
+    assert_eq!(view.reserve_of(ModelId(2)), Bytes::ZERO);
+    script
+}
+
+const LOADS_M1: &str = "
+    > hint m1 1000000
+    resolve op10 m1
+    > resolved op10 v1 a=1 b:4 i@5/2
+    load op11 s6 i:5 v1 on d0 from [s2]
+";
+
+#[test]
+fn there_must_be_room_for_what_was_kept_free_of_late_too() {
+    worked(2).run(LOADS_M1);
+    // 5 and 3 do not fit beside the 3 that are held.
+    let mut script = worked(3);
+    script.run("> hint m1 1000000");
+    assert_eq!(counts(&script).begun, 0);
+    // Once they are not, they go for it.
+    script.run(
+        "> close 1 l4
+         at 1000000
+         > tick
+         resolve op10 m1
+         > resolved op10 v1 a=1 b:4 i@5/2
+         free op11 s5 on d0
+         > freed op11
+         load op12 s6 i:5 v1 on d0 from [s2]",
+    );
+    // It is looked for, and not kept.
+    let device = Tier::Device(DeviceId(0));
+    assert_eq!(script.core.view().ledger(device).reserved, Bytes::ZERO);
 }

@@ -5,6 +5,7 @@ use minicbor::Decoder;
 use mrm_core::id::Bytes;
 use mrm_core::policy::{Experience, LoadMemory, Memory, Route};
 
+/// All but what is kept free on devices, which came later: whoever writes it down puts that elsewhere.
 pub(crate) fn put_memory(out: &mut Out<'_>, memory: &Memory) -> Written {
     out.u64(memory.uses)?.u64(memory.idle_us)?;
     out.u8(memory.class)?.u64(memory.gaps.len() as u64)?;
@@ -30,6 +31,7 @@ pub(crate) fn put_experience(out: &mut Out<'_>, experience: &Experience) -> Writ
     Ok(())
 }
 
+/// What [`put_memory`] wrote.
 pub(crate) fn get_memory(from: &mut Decoder<'_>) -> Read<Memory> {
     Ok(Memory {
         uses: from.u64()?,
@@ -48,6 +50,7 @@ pub(crate) fn get_memory(from: &mut Decoder<'_>) -> Read<Memory> {
         })?,
         tries_thousandths: from.u32()?,
         hits_thousandths: from.u32()?,
+        reserve: Bytes::ZERO,
     })
 }
 

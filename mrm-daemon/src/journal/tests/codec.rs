@@ -66,14 +66,14 @@ fn memories() -> impl Strategy<Value = Memory> {
     });
     let gaps = vec((any::<u8>(), any::<u32>()), 0..5);
     (
-        any::<[u64; 4]>(),
+        any::<[u64; 5]>(),
         any::<u8>(),
         gaps,
         vec(loads, 0..3),
         any::<[u32; 2]>(),
     )
         .prop_map(
-            |([uses, idle_us, run_us, runs], class, gaps, loads, [tries, hits])| Memory {
+            |([uses, idle_us, run_us, runs, reserve], class, gaps, loads, [tries, hits])| Memory {
                 uses,
                 idle_us,
                 class,
@@ -83,6 +83,7 @@ fn memories() -> impl Strategy<Value = Memory> {
                 loads,
                 tries_thousandths: tries,
                 hits_thousandths: hits,
+                reserve: Bytes(reserve),
             },
         )
 }

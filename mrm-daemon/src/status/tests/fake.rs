@@ -434,6 +434,7 @@ fn detail(name: &str) -> Result<ModelDetailView, ErrorReply> {
             tier: "host".into(),
             leases: 2,
         }],
+        reserve_lately_bytes: 21,
         worth: vec![WorthView {
             tier: "host".into(),
             policy: "gdsf".into(),

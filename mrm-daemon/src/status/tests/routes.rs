@@ -104,6 +104,7 @@ fn a_model_has_its_row_and_its_parts_at_one_level() {
             "leases": 2}]);
     expected["worth"] = json!([{"tier": "host", "policy": "gdsf", "worth": 0.5, "factors": {"uses": 2.0},
         "rank": 1, "candidates": 4}]);
+    expected["reserve_lately_bytes"] = json!(21);
     assert_eq!(rig.get("/v1/models/org/bert").json(), expected);
     assert_eq!(rig.get("/v1/models/org%2Fbert").json(), expected);
 }

@@ -81,6 +81,13 @@ fn facts(detail: &ModelDetail) -> Table {
         units::count(model.sessions, "session"),
     );
     fact("held", format!("{leases} of {sessions}").into());
+    if detail.reserve_lately_bytes > 0 {
+        let lately = units::bytes(detail.reserve_lately_bytes);
+        fact(
+            "kept free",
+            format!("{lately} on devices, at most, of late").into(),
+        );
+    }
     fact("pinned", yes(model.pinned).into());
     fact("eager", yes(model.eager).into());
     table
