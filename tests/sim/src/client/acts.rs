@@ -95,6 +95,7 @@ impl Client {
         if env.random.below(8) == 0 {
             hello.features = 0;
         }
+        self.untold = hello.features == 0;
         let hello = encode(RequestId(u64::MAX), 0, &hello)?;
         self.write(env, &hello, Vec::new());
         Ok(())
@@ -235,6 +236,7 @@ impl Client {
     ) -> Checked {
         let id = if answer { self.next_request() } else { 0 };
         if answer {
+            let unknown = unknown || self.untold;
             self.asked.insert(id, Asked::Close { unknown });
         }
         let bytes = encode(RequestId(id), 0, &Request::Close(Close { lease }))?;

@@ -19,6 +19,9 @@ pub(crate) struct Client {
     run: Option<Run>,
     buffer: FrameBuffer,
     greeted: bool,
+    /// It agreed on nothing, and is not told of leases that it loses, although it may have taken some
+    /// up again.
+    untold: bool,
     /// It does not read now.
     asleep: bool,
     /// It did something for which its session may end.

@@ -11,7 +11,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// The named steps of the daemon at which it can be killed (`mrm-daemon/src/failpoint.rs`).
-pub(crate) const POINTS: [&str; 18] = [
+pub(crate) const POINTS: [&str; 17] = [
     "resolved",
     "before-load",
     "read",
@@ -22,7 +22,6 @@ pub(crate) const POINTS: [&str; 18] = [
     "after-put",
     "before-grant",
     "after-grant",
-    "hashed",
     "before-let-go",
     "before-free",
     "after-free",
