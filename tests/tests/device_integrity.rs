@@ -7,7 +7,7 @@
     reason = "a test fails loudly"
 )]
 
-use mrm_tests::gpus::{Gpus, assert_same_tensors, open_on, until_at_rest, uuid};
+use mrm_tests::gpus::{Gpus, assert_same_tensors, open_on, uuid};
 use mrm_tests::node::{Node, program};
 use mrm_tests::{eventually, model};
 use serde_json::{Value, json};
@@ -105,7 +105,11 @@ fn an_image_that_is_damaged_is_filled_anew() {
     });
     assert_eq!(why["code"], 604, "{why}");
     assert!(why["message"].as_str().unwrap().contains(&uuid(0)), "{why}");
-    until_at_rest(&node);
+    // Its file is looked at before anything is loaded, and nothing is under way until then.
+    eventually("it is filled again", || {
+        let model = node.get("/v1/models/m");
+        (model["devices"][0]["state"] == "resident").then_some(())
+    });
     let mut other = gpus.holder(&node);
     let found = open_on(&mut other, "again", "m", "cuda:0");
     assert_eq!(
