@@ -67,11 +67,25 @@ def model_files(pid: int) -> set[tuple[int, int]]:
     return found
 
 
+def model_bytes(pid: int) -> int:
+    """How long all memory for models is together of which a process has a descriptor."""
+    sizes = {}
+    for link in _descriptors(pid):
+        try:
+            if os.readlink(link).startswith(MODEL_MAPPING):
+                status = os.stat(link)
+                sizes[status.st_dev, status.st_ino] = status.st_size
+        except OSError:
+            continue
+    return sum(sizes.values())
+
+
 def leftovers(runtime_dir: Path, memory: set[tuple[int, int]], shm_before: set[str]) -> list[str]:
     """Whatever of a daemon is still there: processes, sockets, files, memory."""
     left = []
-    if runtime_dir.exists():
-        left += [f"file {path}" for path in (runtime_dir, *sorted(runtime_dir.rglob("*")))]
+    # What the daemon remembers of uses is for the next one.
+    files = [path for path in sorted(runtime_dir.rglob("*")) if path.name != "statistics"]
+    left += [f"file {path}" for path in files]
     sockets = Path("/proc/net/unix").read_text().splitlines()
     left += [f"socket {line.split()[-1]}" for line in sockets if f"{runtime_dir}/" in line]
     for entry in Path("/proc").iterdir():

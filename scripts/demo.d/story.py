@@ -186,11 +186,16 @@ class Story:
         self._await_no_sessions()
         self.speaker.line("the clients have left")
         evicted = self._mrm("evict", MODEL)
-        until("the memory to be free", lambda: not memory.model_files(self.node.daemon.pid))
+        until("the memory to be free", self._holds_its_stock_alone)
         charged = self.node.ask("/v1/status")["host"]["charged_bytes"]
         self.speaker.promise(
             evicted == 0 and charged == 0, "what nobody holds is evicted; mrmd holds no memory"
         )
+
+    def _holds_its_stock_alone(self) -> bool:
+        """Memory that is made ready for loads is there whatever was evicted."""
+        stock = self.node.ask("/v1/status")["host"]["stock_bytes"]
+        return memory.model_bytes(self.node.daemon.pid) == stock
 
     def _load_again(self) -> None:
         """Loads more often, for a median: from the disk, then from the page cache."""
