@@ -198,6 +198,14 @@ impl Node {
         kib * 1024
     }
 
+    /// Waits until so many leases are counted. What a client closes or drops is back a little
+    /// later, and evicting before that is refused.
+    pub fn until_leases(&self, leases: u64) {
+        eventually(&format!("{leases} leases"), || {
+            (self.number("/leases") == leases).then_some(())
+        });
+    }
+
     /// Waits until the books are empty: no session, no lease, no work.
     pub fn until_idle(&self) {
         eventually("the daemon is idle", || {

@@ -379,9 +379,7 @@ fn the_operator_warms_and_evicts() {
         "{body}"
     );
     drop(held);
-    eventually("the lease is back", || {
-        (node.number("/leases") == 0).then_some(())
-    });
+    node.until_leases(0);
     assert!(memory_files(&node).0 > 0);
     let (status, body) = node.post("/v1/models/a/evict");
     assert_eq!(status, 200, "{body}");

@@ -46,9 +46,7 @@ fn a_device_hit_a_host_hit_and_a_miss() {
 
     one.close("m");
     two.close("m");
-    eventually("nobody holds it", || {
-        (node.number("/leases") == 0).then_some(())
-    });
+    node.until_leases(0);
     let (status, body) = node.post("/v1/models/m/evict");
     assert_eq!(status, 200, "{body}");
     assert_eq!(device_field(&node, 0, "charged_bytes"), 0);

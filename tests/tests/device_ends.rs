@@ -90,7 +90,7 @@ fn a_client_that_dies_while_its_open_is_pending_leaves_the_books_right() {
             assert_same_tensors(&mut joining, "m", "m");
         }
         joining.kill();
-        eventually("no lease", || (node.number("/leases") == 0).then_some(()));
+        node.until_leases(0);
         until_at_rest(&node);
         // What was read is worth keeping: the load went on.
         assert_eq!(device_field(&node, 0, "charged_bytes"), 6 * MIB);
@@ -117,9 +117,7 @@ fn a_client_that_is_stopped_and_killed_with_frames_unread_leaves_nothing() {
         client.signal(Signal::SIGSTOP);
         ask_to_open(&mut client, "cuda:0");
         client.kill();
-        eventually("its leases are gone", || {
-            (node.number("/leases") == 1).then_some(())
-        });
+        node.until_leases(1);
     }
     eventually("its descriptors are gone", || {
         (node.fds() <= fds).then_some(())

@@ -229,6 +229,7 @@ fn what_was_kept_free_of_late_counts_when_a_model_is_loaded_ahead_also_after_a_r
     for name in ["m", "p"] {
         patient(&mut client, name, 0);
         client.close(name);
+        node.until_leases(0);
         mrm(&node, &["evict", name]);
     }
     // While `o` is held there is room for the weights of `m`, and not for its work.
@@ -240,6 +241,7 @@ fn what_was_kept_free_of_late_counts_when_a_model_is_loaded_ahead_also_after_a_r
     });
     assert!(!on_device(&node, "m"));
     client.close("o");
+    node.until_leases(0);
     mrm(&node, &["evict", "o"]);
     mrm(&node, &["evict", "p"]);
     eventually("the other", || on_device(&node, "m").then_some(()));

@@ -68,7 +68,7 @@ fn legacy_sharing_when_it_is_asked_for() {
     assert_same_tensors(&mut two, "m", "m");
     one.kill();
     two.close("m");
-    eventually("no lease", || (node.number("/leases") == 0).then_some(()));
+    node.until_leases(0);
     assert_eq!(node.post("/v1/models/m/evict").0, 200);
     assert_eq!(device_field(&node, 0, "charged_bytes"), 0);
     // Such memory is gone with the daemon, and the client can tell.

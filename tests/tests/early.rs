@@ -73,9 +73,7 @@ fn tensors_come_one_by_one_and_are_what_the_file_holds() {
     let other = node.client().open("m").unwrap();
     assert_eq!(other.origin(), Origin::Hit);
     drop((opened, other));
-    eventually("the leases are gone", || {
-        (node.number("/leases") == 0).then_some(())
-    });
+    node.until_leases(0);
 }
 
 fn at<'i>(image: &'i [u8], tensor: &mrm_client::Tensor<'_>) -> &'i [u8] {
@@ -334,7 +332,5 @@ fn who_pins_pages_of_what_is_being_filled_loses_his_lease_and_nobody_else_his_mo
     // Its user gets nothing early for a while, but all of everything.
     let (whole, _) = open_raw(&mut raw, 2, "o");
     assert_eq!(whole.filling, None);
-    eventually("the books are right", || {
-        (node.number("/leases") == 2).then_some(())
-    });
+    node.until_leases(2);
 }

@@ -209,9 +209,7 @@ fn what_is_opened_and_closed_in_quick_succession_is_all_given_back_soon() {
             drop(client.open(["m0", "m1"][i % 2]).expect("opens"));
         }
         // The client is still there, and says nothing more.
-        eventually("every lease is given back", || {
-            (node.number("/leases") == 0).then_some(())
-        });
+        node.until_leases(0);
         assert_eq!(node.number("/sessions"), 1);
     }
 }

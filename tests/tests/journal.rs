@@ -8,8 +8,8 @@
 )]
 
 use mrm_tests::gpus::{Gpus, open_on, try_open_on, until_at_rest};
+use mrm_tests::model;
 use mrm_tests::node::{Node, Setup, program};
-use mrm_tests::{eventually, model};
 use nix::sys::signal::Signal::SIGABRT;
 use serde_json::{Value, json};
 use std::fs;
@@ -108,9 +108,7 @@ fn a_daemon_with_devices_is_run_again_to_where_it_is() {
     assert_eq!(node.post("/v1/models/m1/pin").0, 200);
     two.close("b");
     two.kill();
-    eventually("the dead are noticed", || {
-        (node.number("/leases") == 2).then_some(())
-    });
+    node.until_leases(2);
     until_at_rest(&node);
 
     let path = export(&node);

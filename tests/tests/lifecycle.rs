@@ -150,9 +150,7 @@ fn an_idle_daemon_ends_at_once_and_leaves_nothing_but_statistics() {
     let mut node = Node::start_in(dir, &setup);
     let client = node.client();
     drop(client.open("a").unwrap());
-    eventually("the lease is back", || {
-        (node.number("/leases") == 0).then_some(())
-    });
+    node.until_leases(0);
     node.signal(SIGTERM);
     assert_eq!(node.wait().code(), Some(0));
     assert_only_statistics(&node.runtime_dir());

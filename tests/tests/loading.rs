@@ -61,6 +61,7 @@ fn memory_is_made_ready_within_the_budget_and_given_up_when_models_need_it() {
         (stock(&node) == 0).then_some(())
     });
     drop((held, both));
+    node.until_leases(0);
     let (status, body) = node.post("/v1/models/large/evict?wait_ms=60000");
     assert_eq!(status, 200, "{body}");
     eventually("there is a stock again", || {

@@ -9,7 +9,7 @@
 )]
 
 use mrm_tests::node::{Node, Setup, program};
-use mrm_tests::{DEADLINE, eventually, http, model};
+use mrm_tests::{DEADLINE, http, model};
 use nix::sys::signal::Signal::SIGINT;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -197,9 +197,7 @@ fn metrics_are_what_a_scraper_expects() {
     let _hit = node.client().open("m").unwrap();
     let _ = client.open("nope").unwrap_err();
     drop(held);
-    eventually("the lease is back", || {
-        (node.number("/leases") == 1).then_some(())
-    });
+    node.until_leases(1);
     let (_, text) = http::request(&node.status_socket(), "GET", "/metrics");
     let values = lint(&text);
     for (series, expected) in [
@@ -368,7 +366,7 @@ fn a_command_runs_while_the_model_is_held() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("it is held", || (node.number("/leases") == 1).then_some(()));
+    node.until_leases(1);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(held.id()).unwrap());
     nix::sys::signal::kill(pid, SIGINT).unwrap();
     let _ = held.wait().unwrap();

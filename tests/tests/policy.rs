@@ -105,6 +105,7 @@ fn an_eviction_says_by_what_it_was_chosen() {
     assert!(detail.starts_with("lfu on host: worth 1"), "{detail}");
 
     // What somebody asks for is no policy's doing.
+    node.until_leases(0);
     mrm(&node, &["evict", "a"]);
     assert_eq!(events(&node, "evicted")[1]["why"], Value::Null);
 }

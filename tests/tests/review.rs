@@ -233,9 +233,7 @@ fn what_is_given_back_before_it_was_sent_is_not_sent() {
         .collect();
     burst.extend(encoded(1000, 0, &open("m", 0)));
     raw.stream.write_all(&burst).unwrap();
-    eventually("the open is granted and not read", || {
-        (node.number("/leases") == 1).then_some(())
-    });
+    node.until_leases(1);
     raw.stream
         .write_all(&encoded(0, 0, &close(LeaseId(1))))
         .unwrap();

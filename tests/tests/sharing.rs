@@ -307,9 +307,7 @@ fn a_forked_child_opens_for_itself() {
     parent.open("a", "a");
     for (name, file) in [("b", &b), ("a", &a)] {
         parent.must(&json!(["fork-open", "a", name, [file]]));
-        eventually("only the parent is left", || {
-            (node.number("/leases") == 1).then_some(())
-        });
+        node.until_leases(1);
         parent.assert_equal("a", &[&a]);
     }
     parent.open("b", "b");
@@ -320,9 +318,7 @@ fn a_forked_child_opens_for_itself() {
         "the parent's session is the one it had"
     );
     parent.close("a");
-    eventually("a lease is back", || {
-        (node.number("/leases") == 1).then_some(())
-    });
+    node.until_leases(1);
 }
 
 #[test]

@@ -31,12 +31,6 @@ fn is_degraded(node: &Node, id: &str) -> bool {
     list.iter().any(|path| path["id"] == id)
 }
 
-fn until_leases(node: &Node, leases: u64) {
-    eventually("leases are counted again", || {
-        (node.number("/leases") == leases).then_some(())
-    });
-}
-
 #[test]
 fn a_killed_daemon_leaves_its_models_to_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -63,7 +57,7 @@ fn a_killed_daemon_leaves_its_models_to_the_next_one() {
     let again = hit(&client, "m");
     assert_eq!(again.segment(0).unwrap().bytes(), image);
     // Nobody asked the holder to do anything.
-    until_leases(&node, 2);
+    node.until_leases(2);
     drop((again, holder));
     eventually("the grace is over and nobody holds it", || {
         (node.post("/v1/models/m/evict").0 == 200).then_some(())
@@ -84,7 +78,7 @@ fn a_killed_daemon_is_back_by_itself() {
         signal(pid, Signal::SIGKILL);
         pid = until_other_serves(&node, pid);
         holder.assert_equal("held", &[&path]);
-        until_leases(&node, 1);
+        node.until_leases(1);
         assert_eq!(node.number("/counters/misses_total"), 0);
         let model = hit(&node.client(), "m");
         assert_eq!(model.segment(0).unwrap().bytes(), image);
@@ -122,7 +116,7 @@ fn a_newer_daemon_takes_a_running_ones_place() {
     until_serves(&old, new.id());
     assert_eq!(old.number("/host/charged_bytes"), charged);
     holder.assert_equal("held", &[&path]);
-    until_leases(&old, 1);
+    old.until_leases(1);
 }
 
 #[test]
@@ -193,7 +187,7 @@ fn device_memory_outlives_the_daemon_that_filled_it() {
         [0, 1].map(|i| device_field(&node, i, "charged_bytes")),
         charged
     );
-    until_leases(&node, 2);
+    node.until_leases(2);
     let mut other = gpus.holder(&node);
     for device in ["cuda:0", "cuda:1"] {
         let found = open_on(&mut other, device, "m", device);
@@ -217,7 +211,7 @@ fn a_device_that_is_not_used_any_more_takes_only_its_own_images() {
     node.kill();
     node.restart(&with(setup, "CUDA_VISIBLE_DEVICES", "0"));
     assert!(is_degraded(&node, "keeper_dropped"));
-    until_leases(&node, 1);
+    node.until_leases(1);
     let mut other = gpus.holder(&node);
     let found = open_on(&mut other, "m", "m", "cuda:0");
     assert_eq!(found["origin"], "hit", "{found}");
@@ -251,7 +245,7 @@ fn pinned_sharded_and_passed_models_are_there_again() {
     holder.must(&json!(["path", "f", passed]));
     node.kill();
     node.restart(&setup);
-    until_leases(&node, 2);
+    node.until_leases(2);
     let client = node.client();
     let model = hit(&client, "s");
     for (segment, (_, image)) in model.segments().zip(&shards) {
@@ -294,7 +288,7 @@ fn a_smaller_budget_spares_what_is_held_and_nothing_else() {
     eventually("what nobody holds has gone", || {
         (node.number("/host/charged_bytes") <= limit).then_some(())
     });
-    until_leases(&node, 1);
+    node.until_leases(1);
     holder.assert_equal("held", &[&dir.path().join("held")]);
     drop(hit(&node.client(), "held"));
     eventually("and is in no process any more", || {
@@ -334,7 +328,7 @@ fn a_file_that_changed_meanwhile_is_another_version() {
     assert_eq!(model.origin(), Origin::Loaded);
     assert!(model.segment(0).unwrap().bytes() == image);
     assert!(client.open("gone").is_err());
-    until_leases(&node, 3);
+    node.until_leases(3);
     holder.assert_equal("m", &[&old]);
     holder.assert_equal("gone", &[&away]);
 }
@@ -354,9 +348,7 @@ fn without_a_keeper_the_next_daemon_begins_with_nothing() {
     assert_eq!(node.number("/host/charged_bytes"), 0);
     holder.assert_equal("m", &[&path]);
     assert_eq!(node.client().open("m").unwrap().origin(), Origin::Loaded);
-    eventually("no lease is left, the holder's included", || {
-        (node.number("/leases") == 0).then_some(())
-    });
+    node.until_leases(0);
 }
 
 #[test]
@@ -399,7 +391,7 @@ fn many_restarts_leave_nothing_behind() {
         node.kill();
         node.restart(&setup);
         // The holder is back before another comes and goes, or it would be counted for the holder.
-        until_leases(&node, 1);
+        node.until_leases(1);
         drop(hit(&node.client(), "m"));
         eventually("only the holder is there", || {
             let there = (node.number("/leases"), node.number("/sessions"));

@@ -5,8 +5,8 @@ use crate::miss::free_bytes;
 use crate::quiet;
 use crate::report::Row;
 use mrm_client::{Client, OpenOptions, WaitFor};
+use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
-use mrm_tests::{eventually, model};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -33,9 +33,7 @@ pub(crate) fn measure(rounds: usize, most_mb: u64) -> Vec<Row> {
     let node = Node::start(&Setup::new().model("m", &path));
     let client = node.client();
     let prepare = || {
-        eventually("the lease is gone", || {
-            (node.number("/leases") == 0).then_some(())
-        });
+        node.until_leases(0);
         let (status, body) = node.post("/v1/models/m/evict?wait_ms=60000");
         assert_eq!(status, 200, "{body}");
         make_cold(&path, bytes);
