@@ -79,18 +79,8 @@ fn once(source: &FileSource, hash_later: bool, degraded: &Degraded) -> Result<(f
     let identity = source.identity()?;
     let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
     let order = Order {
-        source,
-        identity,
-        charge_bytes: charge_for(identity.bytes),
-        header: None,
-        progress: &progress,
-        cancel: &cancel,
-        feed: None,
-        onlooker: None,
-        first: &[],
-        turn: None,
-        is_ahead: false,
         hash_later,
+        ..Order::new(source, identity, &progress, &cancel)
     };
     let loaded = load(&order, degraded)?;
     Ok((loaded.took_us as f64 / 1e6, loaded.segment.huge_bytes()))

@@ -70,6 +70,12 @@ impl Keeping {
         Key::new(format!("{kind}-{}-{id}", self.run)).ok()
     }
 
+    /// The segments of so many bytes that are not hashed yet.
+    pub(super) fn unhashed_of(&self, bytes: u64) -> impl Iterator<Item = SegmentId> {
+        let unhashed = self.unhashed.iter();
+        unhashed.filter_map(move |(id, described)| (described.bytes == bytes).then_some(*id))
+    }
+
     fn put(&self, key: &Key, description: Description, fds: Vec<SharedFd>, done: Option<Done>) {
         match Entry::new(key.clone(), description, fds) {
             Ok(entry) => self.keeper.put(entry, done),

@@ -9,7 +9,7 @@ use crate::degraded::Degraded;
 use crate::device::feed::FeedWriter;
 use crate::format::HeaderCheck;
 use crate::memory::stock::Stock;
-use crate::memory::{HostSegment, MemoryError, Reserved, Unsealed};
+use crate::memory::{HostSegment, MemoryError, Reserved, Unsealed, charge_for};
 use crate::source::{Identity, Source};
 use mrm_proto::error::ErrorCode;
 use std::ops::Range;
@@ -260,7 +260,32 @@ pub(crate) fn unchanged(source: &dyn Source, was: &Identity) -> Result<(), LoadE
     Err(LoadError::changed(source, what))
 }
 
-impl Order<'_> {
+impl<'a> Order<'a> {
+    /// An order for all of a source, charged for its length, that nobody looks on, and that needs none
+    /// of it before the rest.
+    #[must_use]
+    pub fn new(
+        source: &'a dyn Source,
+        identity: Identity,
+        progress: &'a AtomicU64,
+        cancel: &'a AtomicBool,
+    ) -> Self {
+        Self {
+            source,
+            identity,
+            charge_bytes: charge_for(identity.bytes),
+            header: None,
+            progress,
+            cancel,
+            feed: None,
+            onlooker: None,
+            first: &[],
+            turn: None,
+            is_ahead: false,
+            hash_later: false,
+        }
+    }
+
     /// The bytes before `bytes` are there.
     pub(super) fn filled(&self, bytes: u64) {
         self.progress.store(bytes, Ordering::Relaxed);

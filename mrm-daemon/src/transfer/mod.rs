@@ -26,7 +26,7 @@
 //! What such work loads, it [`load`]s:
 //!
 //! ```
-//! use mrm_daemon::{degraded::Degraded, memory::charge_for, source::{FileSource, Source}};
+//! use mrm_daemon::{degraded::Degraded, source::{FileSource, Source}};
 //! use mrm_daemon::transfer::{Order, load};
 //! use std::{path::Path, sync::atomic::{AtomicBool, AtomicU64, Ordering}};
 //!
@@ -35,20 +35,7 @@
 //! let source = FileSource::registered(dir.path(), Path::new("weights"))?;
 //! let identity = source.identity()?;
 //! let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
-//! let order = Order {
-//!     source: &source,
-//!     identity,
-//!     charge_bytes: charge_for(identity.bytes),
-//!     header: None,
-//!     progress: &progress,
-//!     cancel: &cancel,
-//!     feed: None,
-//!     onlooker: None,
-//!     first: &[],
-//!     turn: None,
-//!     is_ahead: false,
-//!     hash_later: false,
-//! };
+//! let order = Order::new(&source, identity, &progress, &cancel);
 //! let loaded = load(&order, &Degraded::new())?;
 //! assert_eq!(loaded.digest, Some(*blake3::hash(b"weights").as_bytes()));
 //! assert_eq!((loaded.segment.bytes(), progress.load(Ordering::Relaxed)), (7, 7));

@@ -57,12 +57,11 @@ impl State {
         if bytes < BYTES_MIN || filled.compared {
             return Some(Ok(filled));
         }
-        let same = self.segments.iter().filter(|(id, held)| {
-            held.segment.bytes() == bytes && self.names.digest_of(**id).is_none()
+        let same = self.keeping.unhashed_of(bytes).filter_map(|id| {
+            let held = self.segments.get(&id)?;
+            Some((id, Arc::downgrade(&held.segment)))
         });
-        let same: Vec<_> = same
-            .map(|(id, held)| (*id, Arc::downgrade(&held.segment)))
-            .collect();
+        let same: Vec<_> = same.collect();
         let itself = filled.digest.is_none() && self.has_other_of(bytes, Some(segment));
         if same.is_empty() && !itself {
             return Some(Ok(filled));

@@ -3,7 +3,6 @@
 use super::super::direct::{Means, ReadWay};
 use super::super::load::{Loaded, Onlooker, load_by};
 use super::*;
-use crate::memory::charge_for;
 use crate::source::{FileSource, Identity};
 use mrm_proto::error::ErrorCode;
 use rustix::fs::{Mode, OFlags};
@@ -96,20 +95,7 @@ impl Odd {
         cancel: &AtomicBool,
     ) -> (Result<Loaded, LoadError>, Vec<&'static str>, u64) {
         let (progress, degraded) = (AtomicU64::new(0), Degraded::new());
-        let order = Order {
-            source: self,
-            identity: self.was,
-            charge_bytes: charge_for(self.was.bytes),
-            header: None,
-            progress: &progress,
-            cancel,
-            feed: None,
-            onlooker: None,
-            first: &[],
-            turn: None,
-            is_ahead: false,
-            hash_later: false,
-        };
+        let order = Order::new(self, self.was, &progress, cancel);
         let loaded = load_by(&order, means, None, &degraded);
         let told = degraded.list().into_iter().map(|path| path.id);
         let told = told.filter(|id| ["direct_io", "io_uring"].contains(id));
@@ -230,19 +216,11 @@ fn an_onlooker_hears_of_each_piece_once_when_it_is_there_and_in_the_order_asked_
     for (name, means) in &WAYS {
         let watcher = Watcher::default();
         let (progress, degraded) = (AtomicU64::new(0), Degraded::new());
+        let cancel = AtomicBool::new(false);
         let order = Order {
-            source: &odd,
-            identity: odd.was,
-            charge_bytes: charge_for(odd.was.bytes),
-            header: None,
-            progress: &progress,
-            cancel: &AtomicBool::new(false),
-            feed: None,
             onlooker: Some(&watcher),
             first: &[5, 3],
-            turn: None,
-            is_ahead: false,
-            hash_later: false,
+            ..Order::new(&odd, odd.was, &progress, &cancel)
         };
         let loaded = load_by(&order, means, None, &degraded).expect("loads");
         assert_eq!(
@@ -273,20 +251,7 @@ fn memory_that_was_made_ready_is_filled_like_any() {
     stock.tell(1 << 30, 0);
     let odd = odd(9 * MIB + 5);
     let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
-    let order = Order {
-        source: &odd,
-        identity: odd.was,
-        charge_bytes: charge_for(odd.was.bytes),
-        header: None,
-        progress: &progress,
-        cancel: &cancel,
-        feed: None,
-        onlooker: None,
-        first: &[],
-        turn: None,
-        is_ahead: false,
-        hash_later: false,
-    };
+    let order = Order::new(&odd, odd.was, &progress, &cancel);
     for _ in 0..3 {
         let loaded = super::super::load::load_from(&order, &stock, &degraded).expect("loaded");
         assert_eq!(loaded.digest, Some(*blake3::hash(&odd.content).as_bytes()));
@@ -300,18 +265,8 @@ fn what_comes_from_the_page_cache_can_be_hashed_later() {
         for (name, means) in &WAYS {
             let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
             let order = Order {
-                source: &odd,
-                identity: odd.was,
-                charge_bytes: charge_for(odd.was.bytes),
-                header: None,
-                progress: &progress,
-                cancel: &cancel,
-                feed: None,
-                onlooker: None,
-                first: &[],
-                turn: None,
-                is_ahead: false,
                 hash_later: true,
+                ..Order::new(&odd, odd.was, &progress, &cancel)
             };
             let loaded = load_by(&order, means, None, &Degraded::new()).expect("loaded");
             let whole = *blake3::hash(&odd.content).as_bytes();
@@ -404,18 +359,8 @@ fn what_direct_reads_refuse_is_read_through_the_page_cache() {
     let odd = odd(MIB + 1);
     let (progress, cancel, degraded) = (AtomicU64::new(0), AtomicBool::new(false), Degraded::new());
     let order = Order {
-        source: &odd,
-        identity: odd.was,
         charge_bytes: 0,
-        header: None,
-        progress: &progress,
-        cancel: &cancel,
-        feed: None,
-        onlooker: None,
-        first: &[],
-        turn: None,
-        is_ahead: false,
-        hash_later: false,
+        ..Order::new(&odd, odd.was, &progress, &cancel)
     };
     let own = odd
         .fd()
@@ -493,18 +438,8 @@ fn progress_has_no_gap_before_it() {
     let odd = odd(1);
     let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
     let order = Order {
-        source: &odd,
-        identity: odd.was,
         charge_bytes: 0,
-        header: None,
-        progress: &progress,
-        cancel: &cancel,
-        feed: None,
-        onlooker: None,
-        first: &[],
-        turn: None,
-        is_ahead: false,
-        hash_later: false,
+        ..Order::new(&odd, odd.was, &progress, &cancel)
     };
     let bytes = 3 * CHUNK_BYTES + 5;
     let filled = Filled::new(&order, bytes);

@@ -387,20 +387,7 @@ fn a_real_file_is_loaded_until_it_is_written_to() {
     // As the catalogue does, so that a write right afterwards has another time.
     let identity = settle(&[&source]).expect("left alone")[0];
     let watch = watch();
-    let order = Order {
-        source: &source,
-        identity,
-        charge_bytes: charge_for(identity.bytes),
-        header: None,
-        progress: &watch.progress,
-        cancel: &watch.cancel,
-        feed: None,
-        onlooker: None,
-        first: &[],
-        turn: None,
-        is_ahead: false,
-        hash_later: false,
-    };
+    let order = Order::new(&source, identity, &watch.progress, &watch.cancel);
     let loaded = load(&order, &Degraded::new()).expect("loaded");
     assert_eq!(loaded.digest, Some(*blake3::hash(&content).as_bytes()));
 
@@ -433,18 +420,14 @@ fn loading(source: &FaultSource) -> (Arc<HostFeed>, FeedWriter) {
 fn load_feeding(source: &FaultSource, feed: &FeedWriter) -> Result<Loaded, LoadError> {
     let (watch, bytes) = (watch(), source.content.len() as u64);
     let order = Order {
-        source,
-        identity: source.identity().expect("an identity"),
         charge_bytes: charge_for(bytes),
-        header: None,
-        progress: &watch.progress,
-        cancel: &watch.cancel,
         feed: Some(feed),
-        onlooker: None,
-        first: &[],
-        turn: None,
-        is_ahead: false,
-        hash_later: false,
+        ..Order::new(
+            source,
+            source.identity().expect("an identity"),
+            &watch.progress,
+            &watch.cancel,
+        )
     };
     load(&order, &Degraded::new())
 }
@@ -541,18 +524,15 @@ fn who_pins_what_he_was_lent_early_makes_a_load_longer_and_not_fail() {
     let (feed, writer) = loading(&source);
     let degraded = Degraded::new();
     let order = Order {
-        source: &source,
-        identity: source.identity().expect("known"),
         charge_bytes: charge_for(source.content.len() as u64),
-        header: None,
-        progress: &watch.progress,
-        cancel: &watch.cancel,
         feed: Some(&writer),
         onlooker: Some(&pinner),
-        first: &[],
-        turn: None,
-        is_ahead: false,
-        hash_later: false,
+        ..Order::new(
+            &source,
+            source.identity().expect("known"),
+            &watch.progress,
+            &watch.cancel,
+        )
     };
     let loaded = load(&order, &degraded).expect("loaded into other memory");
     assert_is_image(&source, &loaded);
