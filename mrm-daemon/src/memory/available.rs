@@ -331,6 +331,14 @@ impl Promise {
         Self::on(&PROMISED_BYTES, bytes, free)
     }
 
+    /// For what takes no memory that it does not have.
+    pub(super) const fn of_nothing() -> Self {
+        Self {
+            account: &PROMISED_BYTES,
+            bytes: 0,
+        }
+    }
+
     fn on(account: &'static AtomicU64, bytes: u64, free: &Amount) -> Result<Self, MemoryError> {
         let before = account.fetch_add(bytes, Ordering::Relaxed);
         let promise = Self { account, bytes };

@@ -117,18 +117,22 @@ pub(crate) struct Populator<'m> {
     bytes: usize,
     /// Up to where pages are there.
     done: usize,
+    /// Up to where they were from the beginning, huge ones that are not mapped yet.
+    ready: usize,
     huge: HugeParts,
 }
 
 impl<'m> Populator<'m> {
-    /// Of a segment of `bytes` bytes behind `fd`.
-    pub(super) fn new(pager: Pager<'m>, fd: BorrowedFd<'m>, bytes: usize) -> Self {
+    /// Of a segment of `bytes` bytes behind `fd`, whose first `ready` bytes are in huge pages.
+    pub(super) fn new(pager: Pager<'m>, fd: BorrowedFd<'m>, bytes: usize, ready: usize) -> Self {
         let policy = match bytes < HUGE {
             // No part of it can be huge.
             true => Policy::Absent,
             false => Policy::read(),
         };
-        Self::by(policy, pager, fd, bytes)
+        let mut populator = Self::by(policy, pager, fd, bytes);
+        populator.ready = ready.min(bytes - bytes % HUGE);
+        populator
     }
 
     fn by(policy: Policy, mut pager: Pager<'m>, fd: BorrowedFd<'m>, bytes: usize) -> Self {
@@ -146,6 +150,7 @@ impl<'m> Populator<'m> {
             policy,
             bytes,
             done: 0,
+            ready: 0,
             huge: HugeParts {
                 on_fault: huge_on_fault,
                 ..HugeParts::default()
@@ -164,10 +169,19 @@ impl<'m> Populator<'m> {
     /// # Errors
     /// If there is no memory to be had.
     pub(crate) fn step(&mut self) -> Result<usize, MemoryError> {
-        let part = if self.done == 0 { FIRST_STEP } else { STEP };
+        let part = match self.done {
+            done if done < self.ready => self.ready - done,
+            0 => FIRST_STEP,
+            _ => STEP,
+        };
         let step = self.done..self.bytes.min(self.done + part);
         let whole = step.start..step.end.min(self.bytes - self.bytes % HUGE);
-        self.huge.step(&mut self.pager, whole);
+        if step.end <= self.ready {
+            // Asking for them again would wait for all processors to empty their page lists.
+            self.huge.bytes += whole.len();
+        } else {
+            self.huge.step(&mut self.pager, whole);
+        }
         let (fd, offset) = (self.fd, step.start as u64);
         let populated = match self.pager.populate(step.clone()) {
             // Linux before 5.14: allocated, if not mapped.

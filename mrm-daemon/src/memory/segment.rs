@@ -34,7 +34,7 @@ pub(crate) struct Reserved {
     fd: OwnedFd,
     mapping: Mapping,
     length: usize,
-    ready: usize,
+    ready: Ready,
     charge_bytes: u64,
     promise: Promise,
 }
@@ -45,6 +45,14 @@ pub(crate) struct Reserved {
 pub(super) struct Blank {
     fd: OwnedFd,
     bytes: u64,
+    is_huge: bool,
+}
+
+/// What is allocated of a segment from its beginning.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ready {
+    bytes: usize,
+    is_huge: bool,
 }
 
 impl Blank {
@@ -64,17 +72,17 @@ impl Blank {
         // Its length is not sealed yet, but only this function has the descriptor.
         let mut mapping = Mapping::new(fd.as_fd(), length)
             .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
-        let mut populator = Populator::new(mapping.pager(), fd.as_fd(), length);
+        let mut populator = Populator::new(mapping.pager(), fd.as_fd(), length, 0);
         while !populator.is_done() {
             if !go_on() {
                 return Ok(None);
             }
             populator.step()?;
         }
-        populator.finish(degraded);
+        let is_huge = populator.finish(degraded).huge_bytes == bytes;
         drop(promise);
         drop(mapping);
-        Ok(Some(Self { fd, bytes }))
+        Ok(Some(Self { fd, bytes, is_huge }))
     }
 
     /// The length, all of which is allocated.
@@ -295,7 +303,7 @@ impl Reserved {
         let length = addressable(bytes)?;
         let promise = Promise::of(super::charge_for(bytes), free)?;
         let fd = create(bytes, degraded)?;
-        Self::of(fd, (length, 0), charge_bytes, promise)
+        Self::of(fd, (length, Ready::default()), charge_bytes, promise)
     }
 
     /// Memory that was made ready, for a segment of `bytes` bytes: it is cut to that length, or
@@ -310,16 +318,23 @@ impl Reserved {
     ) -> Result<Self, MemoryError> {
         let length = addressable(bytes)?;
         let lacks = super::charge_for(bytes).saturating_sub(blank.bytes);
-        let promise = Promise::of(lacks, &available::free_for(lacks))?;
+        let promise = match lacks {
+            // It is taken already. Asking what is free costs as much as all else here.
+            0 => Promise::of_nothing(),
+            lacks => Promise::of(lacks, &available::free_for(lacks))?,
+        };
         fs::ftruncate(&blank.fd, bytes)
             .map_err(|e| MemoryError::from_errno("setting the length", bytes, e))?;
-        let ready = usize::try_from(blank.bytes).unwrap_or(usize::MAX);
-        Self::of(blank.fd, (length, ready.min(length)), charge_bytes, promise)
+        let ready = Ready {
+            bytes: usize::try_from(blank.bytes).map_or(length, |ready| ready.min(length)),
+            is_huge: blank.is_huge,
+        };
+        Self::of(blank.fd, (length, ready), charge_bytes, promise)
     }
 
     fn of(
         fd: OwnedFd,
-        (length, ready): (usize, usize),
+        (length, ready): (usize, Ready),
         charge_bytes: u64,
         promise: Promise,
     ) -> Result<Self, MemoryError> {
@@ -344,7 +359,7 @@ impl Reserved {
 
     /// How much of it is allocated already, from its beginning.
     pub(crate) const fn ready_bytes(&self) -> usize {
-        self.ready
+        self.ready.bytes
     }
 
     /// The bytes, what is left of the last page, and what allocates their pages. What is put beyond
@@ -356,7 +371,12 @@ impl Reserved {
         let length = self.length;
         let fail = |e| MemoryError::from_errno("mapping", length as u64, e);
         let (pages, pager) = self.mapping.parts().map_err(fail)?;
-        Ok((pages, Populator::new(pager, self.fd.as_fd(), length)))
+        let huge = if self.ready.is_huge {
+            self.ready.bytes
+        } else {
+            0
+        };
+        Ok((pages, Populator::new(pager, self.fd.as_fd(), length, huge)))
     }
 
     /// Allocates all pages that are not there.

@@ -80,8 +80,13 @@ impl Loading {
 }
 
 impl State {
-    /// Says to the stock what the budget leaves it. Before any load that was charged takes memory.
+    /// Says to the stock what the budget leaves it.
     pub(super) fn tell_stock(&mut self) {
+        self.tell_stock_of(self.loads.len());
+    }
+
+    /// The same, with so many loads. Before any that was charged takes memory.
+    fn tell_stock_of(&mut self, loads: usize) {
         let Some(stock) = &self.loading.stock else {
             return;
         };
@@ -89,10 +94,10 @@ impl State {
             true => 0,
             false => self.core.view().free(Tier::Host).0,
         };
-        let told = Some((room_bytes, self.loads.len()));
+        let told = Some((room_bytes, loads));
         if self.loading.told != told {
             self.loading.told = told;
-            stock.tell(room_bytes, self.loads.len());
+            stock.tell(room_bytes, loads);
         }
     }
 
@@ -127,7 +132,8 @@ impl State {
         job: LoadJob,
         completion: Completion<Result<Filled, Fault>>,
     ) -> Underlying {
-        self.tell_stock();
+        // This one is not among them yet; without it, the stock would look about beside it.
+        self.tell_stock_of(self.loads.len() + 1);
         let rank = self.rank_of(version, bytes);
         let turn = Turn::new(&self.loading.turns, rank.urgency);
         let others = self.loads.values().map(|load| {

@@ -1,3 +1,4 @@
+use super::super::smaps;
 use super::*;
 use crate::memory::{HostSegment, charge_for};
 use std::fs;
@@ -83,6 +84,13 @@ fn what_is_cut_grown_or_fresh_is_like_any_segment() {
         let huge = segment.huge_pages().clone();
         assert_eq!(huge.requested_bytes, bytes - bytes % HUGE_PAGE_BYTES);
         assert_eq!(huge.cause.is_some(), huge.huge_bytes < huge.requested_bytes);
+        // What was ready is not asked for again: it must be what it is said to be.
+        let start = segment.as_mut_slice().as_ptr().addr();
+        let mapped = smaps::huge_bytes(start).map_or(0, |bytes| bytes as u64);
+        assert!(
+            bytes < 2 * MIB || mapped >= huge.huge_bytes,
+            "{bytes}: {mapped}, {huge:?}"
+        );
         segment.as_mut_slice().fill(7);
         let segment = segment.seal(&degraded).expect("sealed");
         assert_eq!(segment.allocated_bytes(), charge_for(bytes), "{bytes}");
