@@ -31,6 +31,9 @@ const COPY_BYTES: usize = 512 << 10;
 const STREAM_BYTES: usize = 32 << 20;
 /// What is copied past the caches goes through so much that stays in them.
 const SCRATCH_BYTES: usize = 256 << 10;
+/// Up to here most of a file is under way from the disk at once, and comes at once: to hash it then
+/// would make whoever waits for it wait a quarter longer.
+const SHORT_BYTES: usize = 64 << 20;
 /// Threads that read one file directly: while some hash, another keeps the disk busy.
 const DIRECT_READERS: usize = 3;
 
@@ -67,12 +70,18 @@ pub(super) fn fill(
             readers(order, (&fetch, hashes), (pages, gate), bytes, threads)
         }
         // A disk is slower than the hash beside it.
-        Way::Direct(file, None) => {
-            let fetch = (&direct(file) as &Fetch<'_>, true);
-            readers(order, fetch, (pages, gate), bytes, DIRECT_READERS)
-        }
-        Way::Direct(file, Some(ring)) => {
-            one_ring(order, (&file, *ring), (pages, gate), bytes, degraded).map(Some)
+        Way::Direct(file, ring) => {
+            let hashes = hashes || bytes > SHORT_BYTES;
+            match ring {
+                None => {
+                    let fetch = (&direct(file) as &Fetch<'_>, hashes);
+                    readers(order, fetch, (pages, gate), bytes, DIRECT_READERS)
+                }
+                Some(ring) => {
+                    let by = (&file, *ring, hashes);
+                    one_ring(order, by, (pages, gate), bytes, degraded)
+                }
+            }
         }
     }
 }
@@ -113,18 +122,17 @@ fn one_reader(
     })
 }
 
-/// One thread has several reads under way. Its hashing is a second thread's, as in [`one_reader`].
-fn one_ring(
+/// One thread has several reads under way. Its hashing, if any, is a second thread's, as in
+/// [`one_reader`].
+fn one_ring<'i>(
     order: &Order<'_>,
-    (file, ring): (&DirectFile, Ring),
-    (pages, gate): (&mut [u8], &Passage<'_>),
+    (file, ring, hashes): (&DirectFile, Ring, bool),
+    (pages, gate): (&'i mut [u8], &Passage<'_>),
     bytes: usize,
     degraded: &Degraded,
-) -> Result<[u8; 32], LoadError> {
-    let chunks = bytes.div_ceil(CHUNK_BYTES);
+) -> Result<Option<[u8; 32]>, LoadError> {
     let filled = Filled::new(order, bytes);
-    hashed_behind(order, chunks, |sender| {
-        let mut own = Vec::new();
+    let run = |there: &mut dyn FnMut(Chunk<'i>)| {
         let mut failed = None;
         let ran = ring.run(
             file.fd(),
@@ -145,16 +153,25 @@ fn one_ring(
                 let index = piece.index;
                 filled.add(index, piece.range());
                 let bytes = piece.into_bytes();
-                hash_later(&sender, Chunk { index, bytes }, &mut own);
+                there(Chunk { index, bytes });
                 Then::Kept
             },
         );
         match (failed, ran) {
             (Some(error), _) => Err(error),
             (None, Err(error)) => Err(unreadable(order.source, Errno::from_io_error(&error))),
-            (None, Ok(())) => Ok(own),
+            (None, Ok(())) => Ok(()),
         }
-    })
+    };
+    if !hashes {
+        return run(&mut |_| ()).map(|()| None);
+    }
+    let digest = hashed_behind(order, bytes.div_ceil(CHUNK_BYTES), |sender| {
+        let mut own = Vec::new();
+        run(&mut |chunk| hash_later(&sender, chunk, &mut own))?;
+        Ok(own)
+    });
+    digest.map(Some)
 }
 
 /// Several threads read, each a piece at a time, which it hashes too if it is told so.

@@ -47,7 +47,8 @@ pub struct Order<'a> {
     /// The page cache was asked to read it ahead: it is read from there.
     pub is_ahead: bool,
     /// Hashing need not stand in the way: what comes from the page cache, as fast as memory can be
-    /// copied, comes without its digest. Not where something is fed from it, which needs that.
+    /// copied, and what comes from the disk nearly at once, comes without its digest. Not where
+    /// something is fed from it, which needs that.
     pub hash_later: bool,
 }
 

@@ -259,8 +259,8 @@ fn memory_that_was_made_ready_is_filled_like_any() {
 }
 
 #[test]
-fn what_comes_from_the_page_cache_can_be_hashed_later() {
-    for bytes in [MIB, 5 * CHUNK_BYTES + 12_345] {
+fn what_comes_at_once_can_be_hashed_later() {
+    for bytes in [MIB, 5 * CHUNK_BYTES + 12_345, SHORT_BYTES + 1] {
         let odd = odd(bytes);
         for (name, means) in &WAYS {
             let (progress, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -270,7 +270,12 @@ fn what_comes_from_the_page_cache_can_be_hashed_later() {
             };
             let loaded = load_by(&order, means, None, &Degraded::new()).expect("loaded");
             let whole = *blake3::hash(&odd.content).as_bytes();
-            let expected = (*name != "cached").then_some(whole);
+            let hashed = match *name {
+                "cached" => false,
+                "buffered" => true,
+                _ => bytes > SHORT_BYTES,
+            };
+            let expected = hashed.then_some(whole);
             assert_eq!(loaded.digest, expected, "{name}, {bytes}");
             let (feed, writer) = crate::device::HostFeed::loading("weights", bytes as u64);
             let fed = Order {
