@@ -165,7 +165,8 @@ impl Inference {
             let hit = self.child.run(How::Mrm);
             taken.hit.push(hit.load_ms);
             taken.hit_all.push(hit.load_ms + hit.compute_ms);
-            taken.ideal.push(self.child.run(How::Ideal).compute_ms);
+            let ideal = self.child.run(How::Ideal);
+            taken.ideal.push(ideal.load_ms + ideal.compute_ms);
             self.evict();
         }
         taken

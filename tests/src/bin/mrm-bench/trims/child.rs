@@ -19,7 +19,7 @@ pub(super) enum How {
     Mrm,
     /// `safetensors.numpy.load_file`.
     Numpy,
-    /// Nowhere: it only computes.
+    /// They are there already.
     Ideal,
 }
 
