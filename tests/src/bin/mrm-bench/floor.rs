@@ -8,12 +8,14 @@ use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 const BLOCK: usize = 4096;
 const PIECE: usize = 4 << 20;
 /// How many bytes of a file are looked for in the page cache.
 const LOOKS: u64 = 8;
 const DROPS_MAX: u32 = 100;
+const DROP_PAUSE: Duration = Duration::from_millis(50);
 
 /// Memory in huge pages, all there.
 pub(crate) fn populated(bytes: u64) -> MmapMut {
@@ -64,6 +66,8 @@ pub(crate) fn map_unchecked(fd: &OwnedFd, bytes: u64) -> Mmap {
 pub(crate) fn make_cold(path: &Path, bytes: u64) {
     let file = File::open(path).expect("opens");
     fadvise(&file, 0, None, FileAdvice::Random).expect("advised");
+    // What is not on the disk yet is not dropped.
+    file.sync_all().expect("written");
     for _ in 0..DROPS_MAX {
         fadvise(&file, 0, None, FileAdvice::DontNeed).expect("dropped");
         let is_there = |look: u64| {
@@ -82,6 +86,8 @@ pub(crate) fn make_cold(path: &Path, bytes: u64) {
         if cold {
             return;
         }
+        // Somebody has a page in hand: a processor that counts it, a process that ends.
+        std::thread::sleep(DROP_PAUSE);
     }
     panic!("{} stays in the page cache", path.display());
 }

@@ -75,8 +75,10 @@ fn touched(size: &str, (bytes, tensors): (u64, u64), limit: f64, rounds: usize) 
     )
 }
 
+/// As whoever is about to read all of it opens it.
 fn read_opened(client: &Client) {
-    let model = client.open("m").expect("opens");
+    let options = OpenOptions::new().populate(true);
+    let model = client.open_with("m", &options).expect("opens");
     sum_of_pages(model.segment(0).expect("one file").bytes());
 }
 

@@ -2,26 +2,21 @@
 
 Prints the milliseconds until every page was touched, and those from then on. Ideal is that the
 tensors are there when the clock begins: they are touched like any, for an inference reads them.
-Arguments: how (mrm, numpy, torch, ideal), file, name of the model, milliseconds of computing.
+Arguments: how (mrm, numpy, ideal), file, name of the model, milliseconds of computing. Says when it
+has imported what it needs, and begins when it is told a line.
 """
 
 import sys
 import time
 
-how, path, name, compute_ms = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
-
 import numpy
+
+how, path, name, compute_ms = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
 
 if how == "mrm":
     import mrm
-elif how == "numpy":
+else:
     from safetensors.numpy import load_file
-elif how == "torch":
-    from safetensors.torch import load_file
-elif how == "ideal":
-    from safetensors.numpy import load_file
-
-    there = load_file(path)
 
 
 def touched(tensors):
@@ -29,11 +24,14 @@ def touched(tensors):
     return sum(float(tensor.reshape(-1)[::1024].sum()) for tensor in tensors)
 
 
+print("ready", flush=True)
+sys.stdin.readline()
+there = load_file(path) if how == "ideal" else None
 start = time.perf_counter()
 if how == "mrm":
-    model = mrm.open(name)
+    model = mrm.open(name, populate=True)  # As whoever is about to read all of it.
     touched(model[key] for key in model)
-elif how in ("numpy", "torch"):
+elif how == "numpy":
     tensors = load_file(path)
     touched(tensors.values())
 else:
