@@ -167,25 +167,16 @@ fn watch() -> Watch {
 
 fn load_as_it_was(source: &FaultSource, watch: &Watch) -> Result<Loaded, LoadError> {
     let bytes = source.content.len() as u64;
+    let identity = Identity {
+        dev: 1,
+        ino: 2,
+        bytes,
+        mtime_ns: 4,
+        ctime_ns: 5,
+    };
     let order = Order {
-        source,
-        identity: Identity {
-            dev: 1,
-            ino: 2,
-            bytes,
-            mtime_ns: 4,
-            ctime_ns: 5,
-        },
-        charge_bytes: charge_for(bytes),
         header: watch.header,
-        progress: &watch.progress,
-        cancel: &watch.cancel,
-        feed: None,
-        onlooker: None,
-        first: &[],
-        turn: None,
-        is_ahead: false,
-        hash_later: false,
+        ..Order::new(source, identity, &watch.progress, &watch.cancel)
     };
     load(&order, &Degraded::new())
 }
