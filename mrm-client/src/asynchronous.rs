@@ -95,7 +95,8 @@ impl AsyncClient {
         if let Some(model) = there.filter(Model::is_whole) {
             return Ok(model);
         }
-        let ask = GrantRequest::by_name(name, &OpenOptions::new().wait(wait), Wish::default())?;
+        let state = self.client.state();
+        let ask = state.ask_for(name, &OpenOptions::new().wait(wait), Wish::default())?;
         let model = self.granted(&ask, &[]).await?;
         Ok(self.client.state().remember(model))
     }

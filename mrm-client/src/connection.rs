@@ -113,6 +113,11 @@ impl Connection {
         self.hello.features & features::RESERVE != 0
     }
 
+    /// Whether the daemon leaves out tensor tables that the client has.
+    pub(crate) const fn leaves_out_tables(&self) -> bool {
+        self.hello.features & features::KNOWN != 0
+    }
+
     /// Whether the daemon takes up leases of the last one.
     pub(crate) const fn can_resume(&self) -> bool {
         self.hello.features & features::RESUME != 0

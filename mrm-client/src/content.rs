@@ -4,6 +4,7 @@ use crate::device::{CloseError, Device, DeviceWeights};
 use crate::error::{Refusal, SegmentError, TensorError, What};
 use crate::lease::{Fate, Lease};
 use crate::mapping::{self, Mapping};
+use crate::tables::TableSegment;
 use crate::touches::Touches;
 use crate::vram::{Contexts, Mapped, RawStream};
 use mrm_proto::error::{ErrorCode, ErrorReply};
@@ -52,10 +53,7 @@ impl Open {
 #[derive(Debug)]
 pub(crate) struct Content {
     pub(crate) memory: Memory,
-    table_fd: OwnedFd,
-    table_bytes: u64,
-    /// Mapped when the first tensor is asked for: opaque users never pay for it.
-    table: OnceLock<Result<Mapping, SegmentError>>,
+    table: Arc<TableSegment>,
     /// Whether every entry leads to a tensor, once somebody asked for all of them.
     pub(crate) whole: OnceLock<bool>,
     /// Once every page is mapped.
@@ -101,7 +99,7 @@ impl Content {
     /// Checks and maps what came with a grant of host memory. `fds` are those of the segments.
     pub(crate) fn in_host(
         opened: &Opened,
-        table_fd: OwnedFd,
+        table: Arc<TableSegment>,
         fds: Vec<OwnedFd>,
     ) -> Result<Self, SegmentError> {
         let mut parts = Vec::with_capacity(opened.segments_bytes.len());
@@ -115,14 +113,13 @@ impl Content {
             };
             parts.push(Part { mapping, fd });
         }
-        Ok(Self::new(Memory::Host(parts), opened, table_fd))
+        Ok(Self::new(Memory::Host(parts), table))
     }
 
     /// Maps what came with a grant on a device. `fds` are those of the allocations.
     pub(crate) fn on_device(
-        opened: &Opened,
         grant: &OnDevice,
-        table_fd: OwnedFd,
+        table: Arc<TableSegment>,
         fds: Vec<OwnedFd>,
         contexts: &mut Contexts,
         keeper: &Arc<Lease>,
@@ -139,15 +136,13 @@ impl Content {
             layout: OnceLock::new(),
             keeper: Arc::clone(keeper),
         };
-        Ok(Self::new(Memory::Device(Box::new(vram)), opened, table_fd))
+        Ok(Self::new(Memory::Device(Box::new(vram)), table))
     }
 
-    fn new(memory: Memory, opened: &Opened, table_fd: OwnedFd) -> Self {
+    fn new(memory: Memory, table: Arc<TableSegment>) -> Self {
         Self {
             memory,
-            table_fd,
-            table_bytes: opened.table_bytes,
-            table: OnceLock::new(),
+            table,
             whole: OnceLock::new(),
             populated: OnceLock::new(),
             sealed: OnceLock::new(),
@@ -179,7 +174,7 @@ impl Content {
             (Memory::Device(vram), Some(grant)) => vram.is_of(grant),
             (Memory::Host(_), Some(_)) | (Memory::Device(_), None) => false,
         };
-        same && self.table_bytes == opened.table_bytes
+        same && self.table.len() == opened.table_bytes
     }
 
     /// Whether it is still good for others: on a device, whether the lease that it was mapped with
@@ -242,14 +237,11 @@ impl Content {
 
     /// The tensor table of `model`.
     pub(crate) fn table(&self, model: &str) -> Result<Table<'_>, TensorError> {
-        let mapped = self
-            .table
-            .get_or_init(|| Mapping::new(self.table_fd.as_fd(), self.table_bytes, What::Table));
         let failed = |source: &SegmentError| TensorError::TableSegment {
             model: model.to_owned(),
             source: source.clone(),
         };
-        let bytes = mapped.as_ref().map_err(failed)?.bytes();
+        let bytes = self.table.bytes().map_err(failed)?;
         let table = Table::parse(bytes).map_err(|source| damaged(model, source))?;
         if let Memory::Device(vram) = &self.memory {
             let layout = vram.layout.get_or_init(|| vram.lay_out(&table));

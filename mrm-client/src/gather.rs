@@ -1,6 +1,7 @@
 //! The allocations of an open on a device, which may come in several frames.
 
 use crate::error::SessionError;
+use crate::request::tables;
 use mrm_proto::ids::RequestId;
 use mrm_proto::limits::ALLOCATIONS_PER_MODEL_MAX;
 use mrm_proto::reply::{Handed, IpcHandle, Opened, Sharing};
@@ -48,13 +49,14 @@ impl Gathered {
     }
 
     /// Puts what was gathered before what came with `opened` itself: `fds` are then those of the
-    /// table and of every allocation.
+    /// table, if it came, and of every allocation.
     pub(crate) fn finish(
         self,
         id: RequestId,
         opened: &mut Opened,
         fds: &mut Vec<OwnedFd>,
     ) -> Result<(), SessionError> {
+        let tables = tables(opened);
         let Some(on_device) = &mut opened.device else {
             return if self.fds.is_empty() && self.handles.is_empty() {
                 Ok(())
@@ -65,9 +67,9 @@ impl Gathered {
             };
         };
         // The table comes first.
-        fds.splice(1..1, self.fds);
+        fds.splice(tables..tables, self.fds);
         on_device.handles.splice(0..0, self.handles);
-        let (handles, descriptors) = (on_device.handles.len(), fds.len() - 1);
+        let (handles, descriptors) = (on_device.handles.len(), fds.len() - tables);
         let wanted = on_device.allocations_bytes.len();
         let fits = match on_device.sharing {
             Sharing::Vmm => (descriptors, handles) == (wanted, 0),

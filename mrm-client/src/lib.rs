@@ -56,6 +56,7 @@ mod request;
 mod retry;
 mod roll;
 mod state;
+mod tables;
 pub mod tensor;
 mod touches;
 #[cfg_attr(not(feature = "cuda"), path = "vram_absent.rs")]

@@ -65,7 +65,7 @@ impl State {
         if let Some(model) = there.filter(|model| model.serves(how)) {
             return Ok(Here::Open(model.for_asker(how)));
         }
-        Ok(Here::Ask(GrantRequest::by_name(name, how, wish)?))
+        Ok(Here::Ask(self.ask_for(name, how, wish)?))
     }
 
     /// Enters what can be told after one message; the rest stays open.

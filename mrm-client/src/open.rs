@@ -13,6 +13,7 @@ use crate::device::{DeviceError, Tier};
 use crate::error::RequestError;
 use crate::files::LocalFiles;
 use crate::state::checked;
+use crate::tables::Known;
 use mrm_proto::ids::DeviceUuid;
 use mrm_proto::limits::WAIT_MS_MAX;
 use mrm_proto::reply::Progress;
@@ -179,6 +180,8 @@ pub(crate) struct GrantRequest {
     pub(crate) wait: Duration,
     /// Where the weights are wanted.
     pub(crate) wish: Wish,
+    /// What is here of the version that was granted last.
+    pub(crate) known: Option<Known>,
 }
 
 impl GrantRequest {
@@ -198,6 +201,7 @@ impl GrantRequest {
             request: Request::Open(open),
             wait: bounded(how.wait),
             wish,
+            known: None,
         })
     }
 
@@ -214,7 +218,15 @@ impl GrantRequest {
             request,
             wait: bounded(how.wait),
             wish,
+            known: None,
         }
+    }
+
+    /// What is here of what `connection` may grant, if it knows of that.
+    pub(crate) fn known_to(&self, connection: &Connection) -> Option<&Known> {
+        let known = self.known.as_ref()?;
+        (connection.leaves_out_tables() && connection.hello().instance == known.instance)
+            .then_some(known)
     }
 
     /// Whether to ask `connection` at all: what only a device will do for would be loaded for
@@ -237,6 +249,11 @@ impl GrantRequest {
     pub(crate) fn reserve_bytes(&self, connection: &Connection) -> Option<u64> {
         let asked = self.wish.reserve_bytes;
         (asked > 0 && connection.keeps_free()).then_some(asked)
+    }
+
+    /// Whether the name is one of the catalogue.
+    pub(crate) const fn is_by_name(&self) -> bool {
+        matches!(self.request, Request::Open(_))
     }
 
     /// What to call the model.
@@ -280,6 +297,9 @@ impl GrantRequest {
     pub(crate) fn to(&self, connection: &Connection, wait: Duration) -> Request {
         let wait = wait_ms(wait, connection.hello().limits.wait_ms_max);
         let mut request = self.request.clone();
+        if let Request::Open(open) = &mut request {
+            open.known = self.known_to(connection).map(|known| known.version);
+        }
         match &mut request {
             Request::Open(Open {
                 wait_ms,

@@ -5,7 +5,7 @@ use crate::inbox::Frame;
 use crate::lease::Fate;
 use mrm_proto::frame::Kind;
 use mrm_proto::ids::RequestId;
-use mrm_proto::reply::{OpenedOne, Reply, Sharing};
+use mrm_proto::reply::{Opened, OpenedOne, Reply, Sharing};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -36,7 +36,9 @@ pub(crate) fn decode(frame: Frame<'_>, arrived: &mut Vec<Incoming>) -> Result<()
             // All of them or none: a frame that is wrong in part is wrong.
             let mut fds = fds.into_iter();
             let one = |OpenedOne { request, opened }| {
-                let own = fds.by_ref().take(1 + opened.segments_bytes.len());
+                let own = fds
+                    .by_ref()
+                    .take(tables(&opened) + opened.segments_bytes.len());
                 let (reply, own) = (Reply::Opened(opened), own.collect());
                 fitting(header.kind, request, reply, own)
             };
@@ -65,6 +67,11 @@ pub(crate) fn decode(frame: Frame<'_>, arrived: &mut Vec<Incoming>) -> Result<()
     }
 }
 
+/// How many descriptors of tensor tables come with a grant: none where the client has it.
+pub(crate) const fn tables(opened: &Opened) -> usize {
+    if opened.table_bytes == 0 { 0 } else { 1 }
+}
+
 fn fitting(
     kind: Kind,
     id: RequestId,
@@ -74,15 +81,15 @@ fn fitting(
     let came = fds.len();
     let fits = match &reply {
         Reply::Opened(opened) => match &opened.device {
-            None => came == 1 + opened.segments_bytes.len(),
+            None => came == tables(opened) + opened.segments_bytes.len(),
             Some(_) if kind == Kind::OpenedMany => false,
             // How many of the allocations came before is known where they are put together.
             Some(on_device) => {
                 let shared = match on_device.sharing {
                     Sharing::Vmm => on_device.handles.is_empty(),
-                    Sharing::Legacy => came == 1,
+                    Sharing::Legacy => came == tables(opened),
                 };
-                came >= 1 && shared && opened.segments_bytes.is_empty()
+                came >= tables(opened) && shared && opened.segments_bytes.is_empty()
             }
         },
         Reply::Handed(handed) => (came == 0) != handed.handles.is_empty(),

@@ -11,8 +11,9 @@ use crate::lease::{Lease, Leased};
 use crate::link::Link;
 use crate::model::Model;
 use crate::open::{GrantRequest, OpenOptions, WAIT_DEFAULT, Wish};
-use crate::request::{Replied, refusal};
+use crate::request::{Replied, refusal, tables};
 use crate::retry::{RESENDS_MAX, Retry};
+use crate::tables::{Known, TableSegment, Tables};
 use crate::touches::Touches;
 use crate::vram::Contexts;
 use mrm_proto::hello::features;
@@ -38,6 +39,7 @@ pub(crate) struct State {
     link: Arc<Link>,
     models: Mutex<Cache<Box<str>, Open>>,
     versions: Mutex<Cache<(InstanceId, VersionId), Content>>,
+    tables: Mutex<Tables>,
     models_on_devices: Mutex<Cache<(DeviceUuid, Box<str>), Open>>,
     devices: Mutex<OnDevices>,
     started: Instant,
@@ -60,6 +62,7 @@ impl State {
             link: Arc::new(Link::new(options)),
             models: Mutex::default(),
             versions: Mutex::default(),
+            tables: Mutex::default(),
             models_on_devices: Mutex::default(),
             devices: Mutex::default(),
             started: Instant::now(),
@@ -92,9 +95,21 @@ impl State {
         if let Some(model) = self.cached(name, &wish) {
             return complete(model, how);
         }
-        let ask = GrantRequest::by_name(name, how, wish)?;
+        let ask = self.ask_for(name, how, wish)?;
         let model = self.granted(&ask, &[], how)?;
         complete(self.remember(model), how)
+    }
+
+    /// The request for a registered model.
+    pub(crate) fn ask_for(
+        &self,
+        name: &str,
+        how: &OpenOptions<'_>,
+        wish: Wish,
+    ) -> Result<GrantRequest, RequestError> {
+        let mut ask = GrantRequest::by_name(name, how, wish)?;
+        ask.known = lock(&self.tables).get(name);
+        Ok(ask)
     }
 
     /// What to ask for along with the hello when `name` is opened first.
@@ -274,12 +289,12 @@ impl State {
         ask: &GrantRequest,
         replied: Replied,
     ) -> Result<Model, OpenError> {
-        let Reply::Opened(opened) = replied.reply else {
+        let Reply::Opened(mut opened) = replied.reply else {
             return Err(unexpected(&connection, replied.reply).into());
         };
         let mut fds = replied.fds;
-        let allocations = fds.split_off(1);
-        let table = fds.pop().ok_or(SessionError::Disconnected)?;
+        let allocations = fds.split_off(tables(&opened));
+        let table = self.table_of(&connection, ask, &mut opened, fds.pop())?;
         let given_host = ask.wish.why_host(&connection);
         let asked_for = |uuid: &DeviceUuid| ask.wish.any_of.contains(uuid);
         if opened
@@ -347,10 +362,39 @@ impl State {
         Ok(Model { open, why_host })
     }
 
+    /// The tensor table of what was granted: what came, or what is here and was left out for that.
+    fn table_of(
+        &self,
+        connection: &Connection,
+        ask: &GrantRequest,
+        opened: &mut Opened,
+        came: Option<OwnedFd>,
+    ) -> Result<Arc<TableSegment>, SessionError> {
+        let Some(fd) = came else {
+            let known = ask.known_to(connection);
+            let Some(known) = known.filter(|known| known.version == opened.version) else {
+                let why = "a grant without its tensor table, which was not known".to_owned();
+                return Err(connection.end(SessionError::OutOfPlace(why)));
+            };
+            opened.table_bytes = known.table.len();
+            return Ok(Arc::clone(&known.table));
+        };
+        let table = Arc::new(TableSegment::new(fd, opened.table_bytes));
+        if ask.is_by_name() && connection.leaves_out_tables() {
+            let known = Known {
+                instance: connection.hello().instance,
+                version: opened.version,
+                table: Arc::clone(&table),
+            };
+            lock(&self.tables).keep(ask.name(), known);
+        }
+        Ok(table)
+    }
+
     fn map_in_host(
         &self,
         opened: &Opened,
-        table: OwnedFd,
+        table: Arc<TableSegment>,
         segments: Vec<OwnedFd>,
         lease: &Lease,
     ) -> Result<Arc<Content>, SegmentError> {
@@ -374,7 +418,7 @@ impl State {
         &self,
         opened: &Opened,
         grant: &OnDevice,
-        table: OwnedFd,
+        table: Arc<TableSegment>,
         allocations: Vec<OwnedFd>,
         lease: &Arc<Lease>,
     ) -> Result<Arc<Content>, Arc<dyn std::error::Error + Send + Sync>> {
@@ -387,7 +431,7 @@ impl State {
             return Ok(content);
         }
         let contexts = &mut devices.contexts;
-        let fresh = Content::on_device(opened, grant, table, allocations, contexts, lease)?;
+        let fresh = Content::on_device(grant, table, allocations, contexts, lease)?;
         Ok(devices.versions.settle(key, Arc::new(fresh), good))
     }
 }

@@ -93,8 +93,11 @@ pub mod features {
     pub const HINT: u64 = 1 << 7;
     /// Opens on devices may say what is to stay free there.
     pub const RESERVE: u64 = 1 << 8;
+    /// Opens may name the version whose tensor table the client has.
+    pub const KNOWN: u64 = 1 << 9;
     /// Every feature of this build.
-    pub const ALL: u64 = PROGRESS | DEVICE | RESUME | EARLY | DAMAGE | MANY | HINT | RESERVE;
+    pub const ALL: u64 =
+        PROGRESS | DEVICE | RESUME | EARLY | DAMAGE | MANY | HINT | RESERVE | KNOWN;
 }
 
 impl ClientHello {

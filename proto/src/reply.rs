@@ -63,7 +63,8 @@ pub struct Opened {
     /// Where it came from.
     #[n(2)]
     pub origin: Origin,
-    /// Size of the tensor table.
+    /// Size of the tensor table; 0 if it does not travel, because the client named this version as
+    /// [known](crate::request::Open::known).
     #[n(3)]
     pub table_bytes: u64,
     /// Size of each segment: exactly that of its file. Empty when the weights are on a device.

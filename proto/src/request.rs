@@ -56,6 +56,11 @@ pub struct Open {
     /// What to wait for. Absent: for all. Needs [`features::EARLY`](crate::hello::features).
     #[n(4)]
     pub wait_for: Option<WaitFor>,
+    /// The version that the same daemon granted for this name before, if the client still has its
+    /// tensor table: when it is granted again, the table does not travel. Needs
+    /// [`features::KNOWN`](crate::hello::features).
+    #[n(5)]
+    pub known: Option<VersionId>,
 }
 
 /// What an open in host memory waits for. On a device it is always all.
@@ -235,6 +240,7 @@ impl Open {
             progress: false,
             devices: None,
             wait_for: None,
+            known: None,
         }
     }
 }

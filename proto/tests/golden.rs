@@ -85,6 +85,7 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                 progress: true,
                 devices: None,
                 wait_for: None,
+                known: None,
             }),
         ),
         (
@@ -100,6 +101,7 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
                     reserve_bytes: None,
                 }),
                 wait_for: None,
+                known: None,
             }),
         ),
         (
@@ -119,6 +121,14 @@ fn requests() -> Vec<(&'static str, u8, Request)> {
             0,
             Request::Open(Open {
                 wait_for: Some(WaitFor::Layout),
+                ..Open::by_name(model("org/bert"))
+            }),
+        ),
+        (
+            "open_known",
+            0,
+            Request::Open(Open {
+                known: Some(VersionId(3)),
                 ..Open::by_name(model("org/bert"))
             }),
         ),
@@ -219,6 +229,20 @@ fn replies() -> Vec<(&'static str, u8, Reply)> {
                 version: VersionId(3),
                 origin: Origin::Joined,
                 table_bytes: 4096,
+                segments_bytes: vec![90_868_376, 612],
+                took_us: 15,
+                device: None,
+                filling: None,
+            }),
+        ),
+        (
+            "opened_known",
+            2,
+            Reply::Opened(Opened {
+                lease: LeaseId(77),
+                version: VersionId(3),
+                origin: Origin::Hit,
+                table_bytes: 0,
                 segments_bytes: vec![90_868_376, 612],
                 took_us: 15,
                 device: None,

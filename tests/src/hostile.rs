@@ -52,6 +52,7 @@ pub fn open(name: &str, wait_ms: u64) -> Request {
         progress: false,
         devices: None,
         wait_for: None,
+        known: None,
     })
 }
 

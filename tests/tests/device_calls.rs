@@ -110,6 +110,7 @@ fn open_request(any_of: Vec<DeviceUuid>, else_host: bool) -> Request {
             reserve_bytes: None,
         }),
         wait_for: None,
+        known: None,
     })
 }
 

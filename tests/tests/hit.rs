@@ -213,3 +213,45 @@ fn what_is_opened_and_closed_in_quick_succession_is_all_given_back_soon() {
         assert_eq!(node.number("/sessions"), 1);
     }
 }
+
+#[test]
+fn a_tensor_table_does_not_travel_to_who_has_it() {
+    let (_dir, node, images) = node_with(2);
+    let mut raw = Raw::hello(&node.socket());
+    let mut ask = |id, name, known| {
+        let open = Open {
+            known,
+            ..Open::by_name(ModelName::new(name).unwrap())
+        };
+        raw.send(RequestId(id), &Request::Open(open), &[]);
+        match raw.reply().unwrap() {
+            (_, Reply::Opened(opened), fds) => (opened, fds.len()),
+            other => panic!("{other:?}"),
+        }
+    };
+    // One that is loaded, then hits.
+    let (first, fds) = ask(2, "m0", None);
+    assert_eq!(fds, 2);
+    let (again, fds) = ask(3, "m0", Some(first.version));
+    assert_eq!((fds, again.table_bytes), (1, 0));
+    assert_eq!(again.segments_bytes, first.segments_bytes);
+    // Of another version it travels, and so it does where that was not agreed on.
+    let (other, fds) = ask(4, "m1", Some(first.version));
+    assert_eq!((fds, other.table_bytes > 0), (2, true));
+    let mut old = Raw::hello_with(&node.socket(), features::ALL & !features::KNOWN);
+    let open = Open {
+        known: Some(first.version),
+        ..Open::by_name(ModelName::new("m0").unwrap())
+    };
+    old.send(RequestId(2), &Request::Open(open), &[]);
+    assert_eq!(old.reply().unwrap().2.len(), 2);
+
+    // A client sees the same tensors each time, whatever travelled.
+    let client = node.client();
+    for _ in 0..3 {
+        let model = client.open("m1").unwrap();
+        let segment = model.segments().next().unwrap();
+        assert_eq!(segment.bytes(), images[1]);
+        assert_eq!(model.tensors().unwrap().into_iter().count(), 3);
+    }
+}

@@ -77,9 +77,7 @@ impl State {
                 known.push(device);
             }
         }
-        let agreed = self.sessions.get(&session).is_some_and(|record| {
-            matches!(&record.who, Who::Client { features, .. } if features & features::DEVICE != 0)
-        });
+        let agreed = self.agreed(session, features::DEVICE);
         match (known.is_empty() || !agreed, devices.else_host) {
             (true, true) => Ok(Wanted::Host),
             (true, false) => Err(Unwanted::Refused(self.unknown_device(devices))),
@@ -88,11 +86,15 @@ impl State {
         }
     }
 
+    /// Whether the client of a session and this daemon both know `feature`.
+    pub(super) fn agreed(&self, session: SessionId, feature: u64) -> bool {
+        let record = self.sessions.get(&session);
+        record.is_some_and(|record| record.agreed(feature))
+    }
+
     /// These devices, with what the client asks to be kept free there.
     fn keeping_free(&self, session: SessionId, known: Vec<DeviceId>, asked: &Devices) -> AnyOf {
-        let agreed = self.sessions.get(&session).is_some_and(|record| {
-            matches!(&record.who, Who::Client { features, .. } if features & features::RESERVE != 0)
-        });
+        let agreed = self.agreed(session, features::RESERVE);
         let reserve = asked.reserve_bytes.filter(|_| agreed);
         AnyOf::from(known).with_reserve(Bytes(reserve.unwrap_or(0)))
     }
@@ -147,7 +149,8 @@ impl State {
     ) {
         let took_us = u64::try_from(pending.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let (lease, origin, tier) = (granted.lease, granted.origin, granted.tier);
-        let Some((handed, lent)) = self.lent(granted, segments, took_us) else {
+        let is_known = pending.known == Some(granted.version);
+        let Some((handed, lent)) = self.lent((granted, is_known), segments, took_us) else {
             tracing::error!(label = %pending.label, "a granted segment is not there");
             let error = ErrorReply::new(ErrorCode::Internal, "a granted segment is not there");
             self.followups.push_back(Event::Close {
@@ -177,7 +180,7 @@ impl State {
 
     fn lent(
         &self,
-        granted: Granted,
+        (granted, is_known): (Granted, bool),
         segments: &[SegmentId],
         took_us: u64,
     ) -> Option<(Vec<Batch>, Lent)> {
@@ -188,7 +191,7 @@ impl State {
                 lease: ids::LeaseId(granted.lease.0),
                 version: ids::VersionId(granted.version.0),
                 origin: wire_origin(granted.origin),
-                table_bytes: table.bytes(),
+                table_bytes: if is_known { 0 } else { table.bytes() },
                 segments_bytes: Vec::with_capacity(weights.len()),
                 took_us,
                 device: None,
@@ -196,7 +199,9 @@ impl State {
             },
             fds: Vec::with_capacity(segments.len()),
         };
-        lent.fds.push(lend(table));
+        if !is_known {
+            lent.fds.push(lend(table));
+        }
         let handed = match granted.tier {
             Tier::Host => {
                 let mut filling = Vec::new();

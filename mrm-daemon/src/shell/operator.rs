@@ -408,6 +408,7 @@ impl State {
             began,
             progress: false,
             passed: false,
+            known: None,
         };
         let pending = HashMap::from([(THE_REQUEST, pending)]);
         self.sessions.insert(

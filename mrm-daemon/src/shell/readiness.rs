@@ -106,8 +106,7 @@ impl State {
 
     /// Whether the session agreed on grants before the last byte.
     pub(super) fn knows_early(&self, session: SessionId) -> bool {
-        let who = self.sessions.get(&session).map(|record| &record.who);
-        matches!(who, Some(Who::Client { features, .. }) if features & features::EARLY != 0)
+        self.agreed(session, features::EARLY)
     }
 
     /// What marks the pieces of a load, and tells this thread; not worth it for small files.

@@ -50,6 +50,13 @@ pub(super) struct Session {
     pub(super) pending: HashMap<RequestId, Pending>,
 }
 
+impl Session {
+    /// Whether the client and this daemon both know `feature`.
+    pub(super) fn agreed(&self, feature: u64) -> bool {
+        matches!(&self.who, Who::Client { features, .. } if features & feature != 0)
+    }
+}
+
 /// Who is answered.
 pub(super) enum Who {
     /// A client.
@@ -74,4 +81,6 @@ pub(super) struct Pending {
     pub(super) progress: bool,
     /// The model is a set of passed files: its id is not needed after the answer.
     pub(super) passed: bool,
+    /// The version whose tensor table the client has.
+    pub(super) known: Option<mrm_core::id::VersionId>,
 }

@@ -221,6 +221,7 @@ impl State {
             wanted,
             wait_ms,
             progress,
+            known,
         } = asked;
         let wait_ms = match wait_ms {
             0 => self.config.open_wait_ms_default,
@@ -237,6 +238,7 @@ impl State {
             began: Instant::now(),
             progress,
             passed: matches!(record.origin, super::names::ModelOrigin::Passed(_)),
+            known: known.filter(|_| asker.agreed(features::KNOWN)),
         };
         let request = RequestId(request.0);
         asker.pending.insert(request, pending);
@@ -274,6 +276,7 @@ impl State {
             wanted,
             wait_ms: open.wait_ms,
             progress: open.progress,
+            known: None,
         };
         self.open(session, request, model, asked);
     }
@@ -422,14 +425,16 @@ struct Asked {
     wanted: Wanted,
     wait_ms: u64,
     progress: bool,
+    known: Option<VersionId>,
 }
 
 impl Asked {
-    const fn of(open: &Open, wanted: Wanted) -> Self {
+    fn of(open: &Open, wanted: Wanted) -> Self {
         Self {
             wanted,
             wait_ms: open.wait_ms,
             progress: open.progress,
+            known: open.known.map(|version| VersionId(version.0)),
         }
     }
 }

@@ -183,6 +183,7 @@ impl Client {
                     progress,
                     devices,
                     wait_for,
+                    known: None,
                 };
                 (Request::Open(open), Vec::new(), What::Model(model))
             }
