@@ -33,6 +33,16 @@ class _Image:
         self.buffer = (data.value, size.value)
 
 
+def private_image(hold: Hold, index: int) -> memoryview:
+    """One file of a model, mapped so that writes stay in this process, in the pages that the model has."""
+    mapped = _Image(hold, index)
+    address, size = mapped.buffer
+    buffer = (ctypes.c_ubyte * size).from_address(address)
+    # The buffer carries the mapping: whoever has a view of it keeps the memory.
+    buffer.image = mapped
+    return memoryview(buffer).cast("B")
+
+
 class Copy(Mapping[str, Any]):
     """A model's tensors as numpy arrays that can be written to, which nobody else sees.
 
@@ -66,10 +76,5 @@ class Copy(Mapping[str, Any]):
     def _image(self, index: int) -> memoryview:
         image = self._images.get(index)
         if image is None:
-            mapped = _Image(self._hold, index)
-            address, size = mapped.buffer
-            buffer = (ctypes.c_ubyte * size).from_address(address)
-            # The buffer carries the mapping: whoever has a view of it keeps the memory.
-            buffer.image = mapped
-            image = self._images[index] = memoryview(buffer).cast("B")
+            image = self._images[index] = private_image(self._hold, index)
         return image

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import warnings
 from typing import Any, Protocol
 
-from .._model import Hold, Model, TensorInfo
+from .._copy import private_image
+from .._model import Model, TensorInfo
 
 
 class Framework(Protocol):
@@ -25,12 +24,6 @@ class Numpy:
 
     def tensor(self, info: TensorInfo) -> Any:
         return self._model[info.name]
-
-
-class PrivateImage(mmap.mmap):
-    """A copy-on-write mapping of one file. It keeps the lease as long as a tensor needs it."""
-
-    hold: Hold | None
 
 
 #: What torch calls the types; those that a torch is too old for are missing from it.
@@ -94,7 +87,7 @@ class Torch:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        self._images: dict[int, PrivateImage] = {}
+        self._images: dict[int, memoryview] = {}
 
     def tensor(self, info: TensorInfo) -> Any:
         torch = self._torch
@@ -119,19 +112,8 @@ class Torch:
         tensor = self._torch.from_dlpack(lent)
         return tensor.view(dtype) if small else tensor
 
-    def _image(self, segment: int) -> PrivateImage:
+    def _image(self, segment: int) -> memoryview:
         image = self._images.get(segment)
         if image is None:
-            image = self._images[segment] = private_image(self._model, segment)
+            image = self._images[segment] = private_image(self._model.hold(), segment)
         return image
-
-
-def private_image(model: Model, segment: int) -> PrivateImage:
-    """Maps one file of a model so that writes stay in this process."""
-    fd = model.file_descriptor(segment)
-    try:
-        image = PrivateImage(fd, 0, access=mmap.ACCESS_COPY)
-    finally:
-        os.close(fd)
-    image.hold = model.hold()
-    return image

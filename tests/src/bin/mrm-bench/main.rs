@@ -31,6 +31,7 @@ mod restart;
 mod results;
 mod scale;
 mod share;
+mod torch;
 mod touch;
 mod trims;
 
@@ -54,17 +55,24 @@ struct Cli {
     /// Keep what was measured below tests/bench/results, for `report`.
     #[arg(long)]
     keep: bool,
-    /// Rounds of `first`, `python`, `touch` and `trims`; medians of fewer than 15 are for a first look.
+    /// The same, but under this name: part of a benchmark beside the rest of it.
+    #[arg(long, value_name = "NAME")]
+    keep_as: Option<String>,
+    /// Rounds of `first`, `python`, `torch`, `touch` and `trims`; medians of fewer than 15 are for a first look.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Models of `python`, `touch` and `trims` above this size are left out; that of `first` is made so
+    /// Models of `python`, `torch`, `touch` and `trims` above this size are left out; that of `first` is made so
     /// small.
     #[arg(long, default_value_t = 8000)]
     most_mb: u64,
+    /// Models of `torch` and `trims` below this size are left out.
+    #[arg(long, default_value_t = 0)]
+    least_mb: u64,
     /// Opens of `churn`, in all.
     #[arg(long, default_value_t = 1_000_000)]
     opens: u64,
-    /// A Python that has the `safetensors` package, for `miss`, `python` and `trims`.
+    /// A Python that has the `safetensors` package, for `miss`, `python` and `trims`; and torch, for
+    /// `torch`.
     #[arg(long, env = "MRM_BENCH_PYTHON")]
     python: Option<PathBuf>,
     /// Only one of its parts, started by the benchmark itself.
@@ -96,6 +104,8 @@ enum Bench {
     Restart,
     /// The experiment of the TrIMS paper: a process per inference, of 45 models.
     Trims,
+    /// Loads of the same models for torch, against `safetensors.torch`.
+    Torch,
 }
 
 #[derive(Subcommand)]
@@ -195,8 +205,9 @@ fn measure(cli: &Cli) -> ExitCode {
         results.rows = rows(*bench, cli);
         results.end();
         report::print(&results.rows);
-        if cli.keep {
-            let name = format!("{bench:?}").to_lowercase();
+        if cli.keep || cli.keep_as.is_some() {
+            let own = || format!("{bench:?}").to_lowercase();
+            let name = cli.keep_as.clone().unwrap_or_else(own);
             results.write(Path::new(&format!("tests/bench/results/{name}.json")));
         }
         all.rows.extend(results.rows);
@@ -214,6 +225,7 @@ fn measure(cli: &Cli) -> ExitCode {
 
 fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
     let python = cli.python.as_deref();
+    let sizes_mb = cli.least_mb..=cli.most_mb;
     match bench {
         Bench::Hit => hit::measure(),
         Bench::Miss => miss::measure(python),
@@ -225,6 +237,7 @@ fn rows(bench: Bench, cli: &Cli) -> Vec<Row> {
         Bench::Scale => scale::measure(),
         Bench::Hostile => hostile::measure(),
         Bench::Restart => restart::measure(),
-        Bench::Trims => trims::measure(python, cli.rounds, cli.most_mb),
+        Bench::Trims => trims::measure(python, cli.rounds, &sizes_mb),
+        Bench::Torch => torch::measure(python, cli.rounds, &sizes_mb),
     }
 }

@@ -9,6 +9,7 @@ use mrm_tests::node::{Node, Setup};
 use mrm_tests::{Random, eventually};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
+use std::time::Duration;
 
 /// Models of the large catalogue, how many of them are resident, and clients that are connected.
 const CATALOGUE: usize = 100_000;
@@ -18,6 +19,8 @@ const CLIENTS: usize = 1_000;
 const FEW: usize = 10;
 const ROUNDS: usize = 31;
 const CYCLES: usize = 200;
+/// Between two opens, for the daemon to take the close: clients do not open as soon as another has closed.
+const BETWEEN: Duration = Duration::from_micros(200);
 
 /// Descriptors: two of each resident model, up to four of each client, with room for the rest.
 const FILES: usize = 2 * RESIDENT + 4 * CLIENTS + 1_000;
@@ -143,10 +146,12 @@ fn hits(dir: &Path, resident: usize) -> Row {
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         for _ in 0..CYCLES {
+            std::thread::sleep(BETWEEN);
             let name = format!("{}.safetensors", pick(FEW));
             floor.push(open_cycle(&alone, &name) / 1e3);
         }
         for _ in 0..CYCLES {
+            std::thread::sleep(BETWEEN);
             let name = format!("{}.safetensors", pick(resident));
             let client = usize::try_from(pick(CLIENTS)).expect("small");
             ours.push(open_cycle(&crowd[client], &name) / 1e3);

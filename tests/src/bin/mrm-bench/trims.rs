@@ -9,6 +9,7 @@ use crate::floor::{make_cold, make_warm};
 use crate::report::{Row, percentile};
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 mod child;
@@ -70,20 +71,20 @@ const DISK_MB_PER_S: f64 = 521.0;
 /// At least this fraction of ideal, in the geometric mean of the hits.
 const IDEAL_MIN: f64 = 0.95;
 /// A miss, against no manager.
-const MISS_MAX: f64 = 1.05;
+pub(crate) const MISS_MAX: f64 = 1.05;
 
-pub(crate) fn measure(python: Option<&Path>, rounds: usize, most_mb: u64) -> Vec<Row> {
+pub(crate) fn measure(
+    python: Option<&Path>,
+    rounds: usize,
+    sizes_mb: &RangeInclusive<u64>,
+) -> Vec<Row> {
     let Some(python) = python else {
         println!("trims is left out: it needs a Python with safetensors (--python)");
         return Vec::new();
     };
     let dir = tempfile::tempdir().expect("a directory");
     let (mut rows, mut fractions) = (Vec::new(), Vec::new());
-    for (name, megabytes, layers) in MODELS {
-        if megabytes > most_mb as f64 {
-            println!("trims: {name} ({megabytes} MB) is left out: more than --most-mb {most_mb}");
-            continue;
-        }
+    for (name, megabytes, layers) in within(sizes_mb) {
         let inference = Inference::prepare(dir.path(), python, name, megabytes, layers);
         let taken = inference.run(rounds);
         std::fs::remove_file(&inference.child.path).expect("removed");
@@ -91,8 +92,22 @@ pub(crate) fn measure(python: Option<&Path>, rounds: usize, most_mb: u64) -> Vec
         rows.extend(taken.rows(name));
     }
     rows.push(mean(&fractions));
-    rows.extend(tenants::measure(dir.path(), python, most_mb));
+    rows.extend(tenants::measure(dir.path(), python, sizes_mb));
     rows
+}
+
+/// The models of these sizes, in megabytes.
+pub(crate) fn within(sizes_mb: &RangeInclusive<u64>) -> Vec<(&'static str, f64, u64)> {
+    let (least, most) = (*sizes_mb.start() as f64, *sizes_mb.end() as f64);
+    let (within, others): (Vec<_>, Vec<_>) = MODELS
+        .into_iter()
+        .partition(|(_, megabytes, _)| (least..=most).contains(megabytes));
+    if !others.is_empty() {
+        let names: Vec<&str> = others.iter().map(|(name, ..)| *name).collect();
+        let names = names.join(", ");
+        println!("left out, below --least-mb or above --most-mb: {names}");
+    }
+    within
 }
 
 /// Milliseconds that computing on a model of this size stands in for.

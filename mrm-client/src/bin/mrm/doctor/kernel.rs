@@ -10,6 +10,10 @@ const OLDEST: (u32, u32) = (5, 17);
 /// From here on huge pages need no privilege.
 const COLLAPSE: (u32, u32) = (6, 1);
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+/// How long an idle core of a virtual machine looks for work before it halts (the kernel's
+/// `Documentation/virt/guest-halt-polling.rst`).
+const HALT_POLL_NS: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
+const IDLE_GOVERNOR: &str = "/sys/devices/system/cpu/cpuidle/current_governor";
 
 /// Every check of the kernel.
 pub(super) fn checks() -> Vec<Check> {
@@ -21,6 +25,7 @@ pub(super) fn checks() -> Vec<Check> {
         hugetlb(),
         peer_pidfd(),
         io_uring(),
+        idle(),
     ]
 }
 
@@ -172,6 +177,29 @@ fn io_uring() -> Check {
     }
 }
 
+fn idle() -> Check {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    judge_idle(read(IDLE_GOVERNOR).trim(), read(HALT_POLL_NS).trim())
+}
+
+fn judge_idle(governor: &str, halt_poll_ns: &str) -> Check {
+    const ID: &str = "idle";
+    match (governor, halt_poll_ns) {
+        ("haltpoll", "0") => Check::warn(
+            ID,
+            "idle cores of this virtual machine halt at once, and to wake one takes longer than all \
+             else of an open",
+            format!(
+                "if opens are to be quick: `echo 200000 > {HALT_POLL_NS}` as root, which has idle cores \
+                 look for work that long first and costs the host their time"
+            ),
+        ),
+        ("haltpoll", ns) => Check::pass(ID, format!("idle cores look for work for {ns} ns")),
+        ("", _) => Check::info(ID, "the kernel does not say what idle cores do"),
+        (other, _) => Check::info(ID, format!("idle cores are governed by `{other}`")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Level;
@@ -188,6 +216,16 @@ mod tests {
         ] {
             assert_eq!(judge_version(release).level, level, "{release}");
         }
+    }
+
+    #[test]
+    fn a_core_that_halts_at_once_is_told_of_with_the_cure() {
+        let check = judge_idle("haltpoll", "0");
+        assert_eq!(check.level, Level::Warn);
+        assert!(check.cure.is_some_and(|cure| cure.contains(HALT_POLL_NS)));
+        assert_eq!(judge_idle("haltpoll", "200000").level, Level::Pass);
+        assert_eq!(judge_idle("menu", "").level, Level::Info);
+        assert_eq!(judge_idle("", "").level, Level::Info);
     }
 
     #[test]

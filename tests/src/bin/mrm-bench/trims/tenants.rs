@@ -6,6 +6,7 @@ use crate::report::Row;
 use mrm_tests::Random;
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -17,11 +18,15 @@ const BUDGET_SHARE: f64 = 0.4;
 const SMALL: usize = 37;
 const SEED: u64 = 19;
 
-pub(super) fn measure(dir: &Path, python: &Path, most_mb: u64) -> Vec<Row> {
+pub(super) fn measure(dir: &Path, python: &Path, sizes_mb: &RangeInclusive<u64>) -> Vec<Row> {
+    let (least, most) = (*sizes_mb.start() as f64, *sizes_mb.end() as f64);
     let models: Vec<_> = MODELS[..SMALL]
         .iter()
-        .filter(|(_, megabytes, _)| *megabytes <= most_mb as f64)
+        .filter(|(_, megabytes, _)| (least..=most).contains(megabytes))
         .collect();
+    if models.is_empty() {
+        return Vec::new();
+    }
     let paths: Vec<PathBuf> = models
         .iter()
         .map(|(name, megabytes, layers)| {
