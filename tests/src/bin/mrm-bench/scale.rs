@@ -45,7 +45,7 @@ pub(crate) fn measure() -> Vec<Row> {
     }
     let dir = tempfile::tempdir().expect("a directory");
     let mut rows = costs(&dir.path().join("large"));
-    rows.push(hits(dir.path(), resident));
+    rows.extend(hits(dir.path(), resident));
     rows
 }
 
@@ -124,7 +124,7 @@ fn costs(root: &Path) -> Vec<Row> {
 }
 
 /// One client's worth of hits, spread over many models and clients or not.
-fn hits(dir: &Path, resident: usize) -> Row {
+fn hits(dir: &Path, resident: usize) -> Vec<Row> {
     let (many, few) = (
         node(&dir.join("many"), CATALOGUE, 1),
         node(&dir.join("few"), FEW, 1),
@@ -143,27 +143,48 @@ fn hits(dir: &Path, resident: usize) -> Row {
     let mut random = Random(7);
     println!("scale: seed {}", random.0);
     let mut pick = |of: usize| random.below(of as u64);
-    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    // Of the many: how many clients take turns, and how many models.
+    let cases = [(CLIENTS, resident), (CLIENTS, FEW), (1, resident), (1, FEW)];
+    let (mut ours, mut floor) = (cases.map(|_| Vec::new()), Vec::new());
     for _ in 0..ROUNDS {
         for _ in 0..CYCLES {
             std::thread::sleep(BETWEEN);
             let name = format!("{}.safetensors", pick(FEW));
             floor.push(open_cycle(&alone, &name) / 1e3);
         }
-        for _ in 0..CYCLES {
-            std::thread::sleep(BETWEEN);
-            let name = format!("{}.safetensors", pick(resident));
-            let client = usize::try_from(pick(CLIENTS)).expect("small");
-            ours.push(open_cycle(&crowd[client], &name) / 1e3);
+        for ((clients, models), ours) in cases.iter().zip(&mut ours) {
+            for _ in 0..CYCLES {
+                std::thread::sleep(BETWEEN);
+                let name = format!("{}.safetensors", pick(*models));
+                let client = usize::try_from(pick(*clients)).expect("small");
+                ours.push(open_cycle(&crowd[client], &name) / 1e3);
+            }
         }
     }
-    Row::of(
-        "scale",
-        format!("hit: {CATALOGUE} models, {resident} resident, {CLIENTS} clients, on one core"),
-        "us",
-        &mut ours,
-        format!("{FEW} models, one client"),
-        &mut floor,
-        Some(HIT_MAX),
-    )
+    let all = format!("{CATALOGUE} models, {resident} resident, {CLIENTS} clients, on one core");
+    let row = |(clients, models): (usize, usize), mut ours: Vec<f64>| {
+        // The limit is of all of them; the others say what of it is the models', and what the clients'.
+        let (case, limit) = match (clients, models) {
+            (CLIENTS, models) if models == resident => (format!("hit: {all}"), Some(HIT_MAX)),
+            (clients, models) => (
+                format!("of these, {clients} with {models} models in turn"),
+                None,
+            ),
+        };
+        let few = format!("{FEW} models, one client");
+        Row::of(
+            "scale",
+            case,
+            "us",
+            &mut ours,
+            few,
+            &mut floor.clone(),
+            limit,
+        )
+    };
+    cases
+        .into_iter()
+        .zip(ours)
+        .map(|(case, ours)| row(case, ours))
+        .collect()
 }
