@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -300,6 +301,10 @@ impl Task {
             code: ErrorCode::TooSlow,
             done: 0,
         });
+        // Made once: to wait anew at each request would enter and leave the lists of who waits.
+        let shared = Rc::clone(&self.io);
+        let mut woken = pin!(shared.wake.notified());
+        let mut exited = pin!(exited(pidfd.as_ref()));
         loop {
             let before = self.frames;
             let partial = match self.handle_frames().await {
@@ -330,13 +335,13 @@ impl Task {
                         Err(error) => return Ended::Io(error),
                     }
                 }
-                () = io.wake.notified() => {}
+                () = &mut woken => woken.set(shared.wake.notified()),
                 sent = io.drain(watched), if stalled => {
                     if let Err(error) = sent {
                         return Ended::Io(error);
                     }
                 }
-                () = exited(pidfd.as_ref()), if pidfd.is_some() => return Ended::PeerExited,
+                () = &mut exited => return Ended::PeerExited,
                 () = until(at), if at.is_some() => {
                     if self.said_hello {
                         deadline = self.deadline(deadline, partial, patience.stall);
