@@ -26,6 +26,14 @@ impl Mapping {
     /// Maps the first `bytes` of `fd`, which must be that long and sealed against shrinking, or
     /// known to nobody else: the caller upholds it, else an access raises SIGBUS. No page is touched.
     pub(super) fn new(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self, Errno> {
+        let mut mapping = Self::placed(fd, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        // A child that inherits a writable mapping keeps the segment from being sealed until it
+        // execs: whoever forks in this process must not have it.
+        mapping.pager().advise(0..bytes, Advice::LinuxDontFork)?;
+        Ok(mapping)
+    }
+
+    fn placed(fd: BorrowedFd<'_>, bytes: usize, access: ProtFlags) -> Result<Self, Errno> {
         const ALIGN: usize = HUGE_PAGE_BYTES as usize;
         let mapped = page_end(bytes).ok_or(Errno::NOMEM)?;
         let reserved = mapped.checked_add(ALIGN).ok_or(Errno::NOMEM)?;
@@ -46,7 +54,7 @@ impl Mapping {
             mmap(
                 start,
                 mapped,
-                ProtFlags::READ | ProtFlags::WRITE,
+                access,
                 MapFlags::SHARED | MapFlags::FIXED,
                 fd,
                 0,
@@ -63,11 +71,7 @@ impl Mapping {
             }
         }
         let start = NonNull::new(placed?.cast::<u8>()).ok_or(Errno::NOMEM)?;
-        let mut mapping = Self { start, bytes };
-        // A child that inherits a writable mapping keeps the segment from being sealed until it
-        // execs: whoever forks in this process must not have it.
-        mapping.pager().advise(0..bytes, Advice::LinuxDontFork)?;
-        Ok(mapping)
+        Ok(Self { start, bytes })
     }
 
     /// The segment's bytes.
@@ -111,6 +115,21 @@ impl Mapping {
             bytes: self.bytes,
             of: PhantomData,
         }
+    }
+}
+
+/// The pages of a segment that is lent: what is in them is neither read nor written.
+pub(super) struct Pages(Mapping);
+
+impl Pages {
+    /// Maps the first `bytes` of `fd`, for reading. No page is touched.
+    pub(super) fn of(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self, Errno> {
+        Mapping::placed(fd, bytes, ProtFlags::READ).map(Self)
+    }
+
+    /// Replaces the pages of a range of whole 2 MiB parts by huge ones, also for who has them mapped.
+    pub(super) fn collapse(&mut self, range: Range<usize>) -> Result<(), Errno> {
+        self.0.pager().collapse(range)
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use std::fs;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 /// The small page.
 pub const PAGE_BYTES: u64 = 4096;
@@ -26,6 +27,9 @@ const STEP: usize = 32 * HUGE;
 /// How much is allocated first: as much as is read at a time, so that reading begins soon.
 const FIRST_STEP: usize = 8 * HUGE;
 
+/// How long a huge page may take whose load waits for it: as long as a disk of 1 GB/s takes to fill it.
+const SLOW: Duration = Duration::from_millis(2);
+
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// What came of the wish for huge pages.
@@ -37,6 +41,8 @@ pub struct HugePages {
     pub huge_bytes: u64,
     /// Why it is not all of it.
     pub cause: Option<String>,
+    /// Whether the rest can be had, and was only not waited for.
+    pub is_put_off: bool,
 }
 
 /// What the kernel does for shared memory by itself.
@@ -73,6 +79,8 @@ enum NotHuge {
     Refused(Policy),
     /// There was none to give.
     NoneFree(Errno),
+    /// They came slowly, and the load did not wait for the rest.
+    Slow,
 }
 
 impl NotHuge {
@@ -89,6 +97,11 @@ impl NotHuge {
             Self::NoneFree(errno) => {
                 format!("no free 2 MiB page: {}", std::io::Error::from(*errno))
             }
+            Self::Slow => format!(
+                "fresh 2 MiB pages took over {} us each, so that the load went on in small ones; \
+                 they are put together while nothing is loaded",
+                SLOW.as_micros()
+            ),
         }
     }
 
@@ -100,6 +113,10 @@ impl NotHuge {
             Self::Refused(Policy::OnCollapse(_)) => {
                 "run Linux 6.1 or later, or as root write 'advise' to \
                  /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+            }
+            Self::Slow => {
+                "a larger load.stock_bytes has memory ready ahead of loads; a virtual machine whose \
+                 host keeps its memory does not wait for it"
             }
             Self::Refused(Policy::OnFault) | Self::NoneFree(_) => {
                 "as root write 1 to /proc/sys/vm/compact_memory, or give the node more free \
@@ -158,6 +175,12 @@ impl<'m> Populator<'m> {
         }
     }
 
+    /// Has small pages taken from where huge ones come slowly: somebody waits, and what stays small can be
+    /// put together afterwards.
+    pub(crate) const fn hasten(&mut self) {
+        self.huge.hastens = true;
+    }
+
     /// Whether all pages are there.
     pub(crate) const fn is_done(&self) -> bool {
         self.done >= self.bytes
@@ -199,6 +222,7 @@ impl<'m> Populator<'m> {
     pub(crate) fn finish(self, degraded: &Degraded) -> HugePages {
         let whole = self.bytes - self.bytes % HUGE;
         let (huge, why) = match self.huge.last {
+            None if self.huge.slow => (self.huge.bytes, Some(NotHuge::Slow)),
             None => (self.huge.bytes, None),
             Some(Errno::INVAL) if self.policy == Policy::OnFault => {
                 // Linux before 6.1 does not say what a fault gave; its account of the mapping does.
@@ -215,6 +239,7 @@ impl<'m> Populator<'m> {
         HugePages {
             requested_bytes: whole as u64,
             huge_bytes: huge as u64,
+            is_put_off: why == Some(NotHuge::Slow),
             cause: why.map(|why| why.cause()),
         }
     }
@@ -228,6 +253,8 @@ trait Collapse {
     fn touch(&mut self, offset: usize) -> Result<(), Errno>;
     /// Replaces the pages of a range by huge ones.
     fn collapse(&mut self, range: Range<usize>) -> Result<(), Errno>;
+    /// What time it is.
+    fn now(&self) -> Instant;
 }
 
 impl Collapse for Pager<'_> {
@@ -242,6 +269,10 @@ impl Collapse for Pager<'_> {
     fn collapse(&mut self, range: Range<usize>) -> Result<(), Errno> {
         Self::collapse(self, range)
     }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// How much got huge pages so far.
@@ -254,6 +285,10 @@ struct HugeParts {
     last: Option<Errno>,
     /// No more are asked for.
     ended: bool,
+    /// No more are asked for once they come slowly.
+    hastens: bool,
+    /// They did.
+    slow: bool,
 }
 
 impl HugeParts {
@@ -272,8 +307,15 @@ impl HugeParts {
             (self.last, self.ended) = (Some(errno), true);
             return;
         }
+        let began = memory.now();
         match memory.collapse(step.clone()) {
-            Ok(()) => self.bytes += step.len(),
+            Ok(()) => {
+                self.bytes += step.len();
+                let pages = u32::try_from(step.len() / HUGE).unwrap_or(u32::MAX);
+                let took = memory.now().duration_since(began);
+                self.slow = self.hastens && took > SLOW * pages;
+                self.ended = self.slow;
+            }
             Err(Errno::INVAL) => (self.last, self.ended) = (Some(Errno::INVAL), true),
             Err(_) => {
                 let before = self.bytes;

@@ -2,13 +2,14 @@
 
 use super::available::{self, Amount, Probe, Promise};
 use super::error::MemoryError;
-use super::host::Mapping;
+use super::host::{Mapping, Pages};
 use super::pages::{HugePages, Populator};
 use crate::degraded::Degraded;
 use rustix::fs::{self, MemfdFlags, Mode, OFlags, SealFlags, Stat};
 use rustix::io::Errno;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The seals of a segment that is lent.
 const SEALS: SealFlags = SealFlags::WRITE
@@ -100,7 +101,7 @@ pub struct HostSegment {
     fd: OwnedFd,
     bytes: u64,
     allocated_bytes: u64,
-    huge: HugePages,
+    huge: Mutex<HugePages>,
 }
 
 impl Unsealed {
@@ -206,7 +207,7 @@ impl Unsealed {
                 fd,
                 bytes,
                 allocated_bytes,
-                huge,
+                huge: Mutex::new(huge),
             });
         };
         Err(MemoryError::NotSealed { bytes, reason })
@@ -231,6 +232,34 @@ impl HostSegment {
         unsealed.seal(degraded)
     }
 
+    /// A segment with these bytes as a load leaves it that did not wait for huge pages.
+    #[cfg(test)]
+    pub(super) fn scattered(bytes: &[u8]) -> Result<Self, MemoryError> {
+        let length = bytes.len() as u64;
+        let failed = |step| move |errno| MemoryError::from_errno(step, length, errno);
+        let fd = create(length, &Degraded::new())?;
+        let mut written = 0;
+        while written < bytes.len() {
+            let rest = &bytes[written..];
+            written += rustix::io::pwrite(&fd, rest, written as u64).map_err(failed("writing"))?;
+        }
+        fs::fcntl_add_seals(&fd, SEALS).map_err(failed("sealing"))?;
+        let fd = read_only(fd, &Degraded::new());
+        let allocated_bytes = allocated(&stat(fd.as_fd(), length)?);
+        let huge = Mutex::new(HugePages {
+            requested_bytes: length - length % super::HUGE_PAGE_BYTES,
+            huge_bytes: 0,
+            cause: Some("not waited for".to_owned()),
+            is_put_off: true,
+        });
+        Ok(Self {
+            fd,
+            bytes: length,
+            allocated_bytes,
+            huge,
+        })
+    }
+
     /// A segment that another daemon made: `fd` is known to be sealed and `bytes` bytes long.
     ///
     /// # Errors
@@ -241,11 +270,10 @@ impl HostSegment {
             fd,
             bytes,
             allocated_bytes,
-            huge: HugePages {
-                requested_bytes: 0,
-                huge_bytes: 0,
+            huge: Mutex::new(HugePages {
                 cause: Some("taken over from the last daemon: not looked at".to_owned()),
-            },
+                ..HugePages::default()
+            }),
         })
     }
 
@@ -269,14 +297,55 @@ impl HostSegment {
 
     /// How much of it is in 2 MiB pages.
     #[must_use]
-    pub const fn huge_bytes(&self) -> u64 {
-        self.huge.huge_bytes
+    pub fn huge_bytes(&self) -> u64 {
+        self.huge().huge_bytes
     }
 
-    /// What came of the wish for huge pages.
+    /// What came of the wish for huge pages, so far.
     #[must_use]
-    pub const fn huge_pages(&self) -> &HugePages {
-        &self.huge
+    pub fn huge_pages(&self) -> HugePages {
+        self.huge().clone()
+    }
+
+    /// Puts the next `part_bytes` from `from` on together in 2 MiB pages, also for who has them mapped. Up to
+    /// where that is, `None` when there is no more. Blocks.
+    ///
+    /// # Errors
+    /// If the kernel does not do it: there may be no free page, or somebody keeps small ones pinned. The
+    /// contents are as before.
+    pub(super) fn put_together(
+        &self,
+        from: u64,
+        part_bytes: u64,
+    ) -> Result<Option<u64>, MemoryError> {
+        let failed = |e| MemoryError::from_errno("putting pages together", self.bytes, e);
+        let whole = self.huge().requested_bytes;
+        let to = whole.min(from.saturating_add(part_bytes));
+        if from < to {
+            let mut pages = Pages::of(self.fd(), addressable(self.bytes)?).map_err(failed)?;
+            let at = |offset| usize::try_from(offset).unwrap_or(usize::MAX);
+            let part = at(from)..at(to);
+            pages.collapse(part).map_err(failed)?;
+        }
+        let mut huge = self.huge();
+        huge.huge_bytes = huge.huge_bytes.max(to);
+        if to < whole {
+            return Ok(Some(to));
+        }
+        (huge.cause, huge.is_put_off) = (None, false);
+        Ok(None)
+    }
+
+    /// The rest stays in small pages.
+    pub(super) fn stays_scattered(&self, why: &MemoryError) {
+        let mut huge = self.huge();
+        huge.cause = Some(why.to_string());
+        huge.is_put_off = false;
+    }
+
+    fn huge(&self) -> MutexGuard<'_, HugePages> {
+        // Whole between any two statements.
+        self.huge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -426,7 +495,7 @@ impl fmt::Debug for HostSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostSegment")
             .field("bytes", &self.bytes)
-            .field("huge_bytes", &self.huge.huge_bytes)
+            .field("huge_bytes", &self.huge_bytes())
             .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,9 @@
 //! that is wanted, or lets it grow. What was lent never comes back here: who kept a mapping of it
 //! would see what is put there next.
 //!
+//! The same thread puts together in huge pages, while nothing is being loaded either, what was loaded
+//! into small ones because huge ones came slowly: [`Stock::put_together`].
+//!
 //! Blanks are within the budget: whoever keeps the books says with [`Stock::tell`] what they leave,
 //! and the stock never keeps more. It is given up where the node runs short of memory.
 //!
@@ -22,10 +25,11 @@
 use super::available::Probe;
 use super::error::MemoryError;
 use super::pages::HUGE_PAGE_BYTES;
-use super::segment::{Blank, Reserved, Unsealed};
+use super::segment::{Blank, HostSegment, Reserved, Unsealed};
 use crate::degraded::Degraded;
+use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -39,6 +43,14 @@ const FREE_SHARE: u64 = 16;
 const CLASSES: [(u64, usize); 4] = [(16 << 20, 2), (64 << 20, 2), (256 << 20, 1), (1 << 30, 1)];
 /// A blank is not cut to less than one in so many parts of it: most of it would be thrown away.
 const CUT_MAX: u64 = 4;
+
+/// How much is put together before the thread looks whether something is to be loaded.
+const PART_BYTES: u64 = 16 << 20;
+/// Segments that wait to be put together; more stay as they are.
+const TOGETHER_MAX: usize = 256;
+/// How often a part is tried whose pages somebody uses just then, and the pause before the next time.
+const TRIES_MAX: u32 = 20;
+const TRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// All that a stock can hold: more is of no use to it.
 pub const STOCK_BYTES_MAX: u64 = {
@@ -80,16 +92,29 @@ struct State {
     /// What was told, until it proved to be too much.
     room_bytes: u64,
     loads: usize,
+    /// What is in small pages, and up to where it was put together.
+    scattered: VecDeque<Scattered>,
     /// How often something changed, and up to which of these the maker has seen to it.
     changes: u64,
     seen: u64,
     closed: bool,
 }
 
+/// A segment in small pages.
+#[derive(Debug)]
+struct Scattered {
+    segment: Weak<HostSegment>,
+    /// Up to where it was put together.
+    from: u64,
+    /// How often the next part was tried.
+    tries: u32,
+}
+
 /// What the maker does next.
 enum Task {
     Drop(Vec<Blank>),
     Make(u64),
+    PutTogether(Arc<HostSegment>, Scattered),
     Wait,
     End,
 }
@@ -135,6 +160,21 @@ impl Stock {
         self.shared.notify(&mut state);
     }
 
+    /// Puts `segment` together in huge pages, some time while nothing is being loaded. Does not block.
+    pub fn put_together(&self, segment: &Arc<HostSegment>) {
+        let mut state = self.shared.lock();
+        if state.scattered.len() < TOGETHER_MAX {
+            let segment = Arc::downgrade(segment);
+            let (from, tries) = (0, 0);
+            state.scattered.push_back(Scattered {
+                segment,
+                from,
+                tries,
+            });
+            self.shared.notify(&mut state);
+        }
+    }
+
     /// What the stock takes now, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -142,7 +182,8 @@ impl Stock {
         state.blank_bytes() + state.making_bytes
     }
 
-    /// What is still to be made, with what the maker is at; 0 when it waits to be told of something.
+    /// What is still to be made or put together, with what the maker is at; 0 when it waits to be told
+    /// of something.
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
         let state = self.shared.lock();
@@ -150,7 +191,10 @@ impl Stock {
             return 0;
         }
         match state.loads {
-            0 => state.missing_bytes(self.shared.bytes_max.min(state.room_bytes)),
+            0 => {
+                let missing = state.missing_bytes(self.shared.bytes_max.min(state.room_bytes));
+                missing + state.scattered_bytes()
+            }
             _ => 0,
         }
     }
@@ -317,6 +361,26 @@ impl State {
 }
 
 impl State {
+    /// What is still to be put together.
+    fn scattered_bytes(&self) -> u64 {
+        let left = |one: &Scattered| {
+            let bytes = one.segment.upgrade().map_or(0, |segment| segment.bytes());
+            bytes.saturating_sub(one.from)
+        };
+        self.scattered.iter().map(left).sum()
+    }
+
+    /// The next part to put together.
+    fn next_scattered(&mut self) -> Option<(Arc<HostSegment>, Scattered)> {
+        while let Some(next) = self.scattered.pop_front() {
+            // What was evicted meanwhile is nobody's any more.
+            if let Some(segment) = next.segment.upgrade() {
+                return Some((segment, next));
+            }
+        }
+        None
+    }
+
     /// All that is missing and fits into `bytes_max`.
     fn missing_bytes(&self, bytes_max: u64) -> u64 {
         let before = self.blank_bytes();
@@ -386,6 +450,10 @@ impl Shared {
                     drop(state);
                     self.make(bytes);
                 }
+                Task::PutTogether(segment, part) => {
+                    drop(state);
+                    self.put_part_together(segment, part);
+                }
                 Task::Wait => self.wait(state, changes),
             }
         }
@@ -407,8 +475,32 @@ impl Shared {
         match state.missing(self.bytes_max.min(state.room_bytes)) {
             // Half as much again, so that what is made now is not given up in a moment.
             Some(bytes) if free >= wanted + wanted / 2 + bytes => Task::Make(bytes),
-            Some(_) | None => Task::Wait,
+            Some(_) | None if free < wanted + PART_BYTES => Task::Wait,
+            Some(_) | None => match state.next_scattered() {
+                Some((segment, part)) => Task::PutTogether(segment, part),
+                None => Task::Wait,
+            },
         }
+    }
+
+    fn put_part_together(&self, segment: Arc<HostSegment>, mut part: Scattered) {
+        match segment.put_together(part.from, PART_BYTES) {
+            Ok(None) => {}
+            Ok(Some(to)) => {
+                (part.from, part.tries) = (to, 0);
+                self.lock().scattered.push_front(part);
+            }
+            // Its pages are read just then, or none is free: soon again, the others first.
+            Err(_) if part.tries < TRIES_MAX => {
+                part.tries += 1;
+                let mut state = self.lock();
+                state.scattered.push_back(part);
+                drop(self.changed.wait_timeout(state, TRY_PAUSE));
+            }
+            Err(error) => segment.stays_scattered(&error),
+        }
+        // If it was evicted meanwhile, its memory goes here and not on a thread that others wait for.
+        drop(segment);
     }
 
     fn make(&self, bytes: u64) {
@@ -445,7 +537,7 @@ impl Shared {
             return;
         }
         let waits = |state: &mut State| state.changes == changes;
-        if state.blanks.is_empty() {
+        if state.blanks.is_empty() && state.scattered.is_empty() {
             drop(self.changed.wait_while(state, waits));
         } else {
             // Nobody says when the node's memory runs short.

@@ -4,6 +4,7 @@ use super::forecast::{Forecast, Underway};
 use super::supply::{Filled, LoadJob, supply_segment};
 use super::work::lane_of;
 use super::{State, Who};
+use crate::memory::HostSegment;
 use crate::memory::stock::Stock;
 use crate::shell::names::Supply;
 use crate::transfer::{
@@ -64,6 +65,17 @@ impl Loading {
             turns: Arc::default(),
             forecast: Forecast::default(),
             small: Vec::new(),
+        }
+    }
+
+    /// Has a segment put together in huge pages that was not loaded into any for being waited for.
+    pub(super) fn put_together(&self, segment: &Arc<HostSegment>) {
+        if let Some(stock) = self
+            .stock
+            .as_ref()
+            .filter(|_| segment.huge_pages().is_put_off)
+        {
+            stock.put_together(segment);
         }
     }
 

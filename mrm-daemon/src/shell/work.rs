@@ -369,6 +369,7 @@ impl State {
                     None => self.names.unknown_content(),
                 };
                 let in_memory = loaded.segment;
+                self.loading.put_together(&in_memory);
                 if let Some(feed) = &feed {
                     feed.adopt(Arc::clone(&in_memory));
                 }

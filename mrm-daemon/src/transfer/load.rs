@@ -206,6 +206,10 @@ fn fill_segment(
     let way = chosen.name();
     let ready_bytes = reserved.ready_bytes();
     let (pages, mut populator) = reserved.parts().map_err(memory)?;
+    if stock.is_some() {
+        // It puts together what stays small.
+        populator.hasten();
+    }
     let length = usize::try_from(bytes)
         .unwrap_or(usize::MAX)
         .min(pages.len());

@@ -1,5 +1,6 @@
 use super::super::host::Mapping;
 use super::*;
+use std::sync::LazyLock;
 
 /// A kernel that answers the n-th collapse of a part as told.
 #[derive(Default)]
@@ -9,6 +10,9 @@ struct Fake {
     /// Parts (by offset) that fail, and how.
     broken: Vec<(usize, Errno)>,
     no_page_at: Option<usize>,
+    /// How long each huge page takes, and what that came to.
+    page_takes: Duration,
+    passed: Duration,
 }
 
 impl Collapse for Fake {
@@ -27,10 +31,40 @@ impl Collapse for Fake {
 
     fn collapse(&mut self, range: Range<usize>) -> Result<(), Errno> {
         self.calls.push(range.clone());
+        self.passed += self.page_takes * u32::try_from(range.len() / HUGE).expect("few");
         match self.broken.iter().find(|(at, _)| range.contains(at)) {
             Some((_, errno)) => Err(*errno),
             None => Ok(()),
         }
+    }
+
+    fn now(&self) -> Instant {
+        *EPOCH + self.passed
+    }
+}
+
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+#[test]
+fn who_is_in_a_hurry_takes_small_pages_once_huge_ones_come_slowly() {
+    let whole = 3 * STEP;
+    for (page_takes, hastens, expected) in [
+        (SLOW, true, (whole, false)),
+        (SLOW + Duration::from_micros(1), true, (STEP, true)),
+        (10 * SLOW, false, (whole, false)),
+    ] {
+        let mut fake = Fake {
+            page_takes,
+            ..Fake::default()
+        };
+        let mut parts = HugeParts {
+            hastens,
+            ..HugeParts::default()
+        };
+        for start in (0..whole).step_by(STEP) {
+            parts.step(&mut fake, start..start + STEP);
+        }
+        assert_eq!((parts.bytes, parts.slow), expected, "{page_takes:?}");
     }
 }
 

@@ -196,3 +196,49 @@ fn a_charge_that_is_too_small_is_refused_here_too() {
         .expect_err("too large");
     assert!(matches!(error, MemoryError::TooLarge { .. }), "{error}");
 }
+
+#[test]
+fn what_was_loaded_in_small_pages_is_put_together_while_nothing_is_loaded() {
+    let bytes = 37 * MIB + 4097;
+    let image: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
+    let segment = Arc::new(HostSegment::scattered(&image).expect("memory"));
+    // Somebody has it mapped meanwhile.
+    let fd = segment.fd().try_clone_to_owned().expect("a duplicate");
+    let map = memmap2::MmapOptions::new();
+    let map = map.map_if_safe(&fd).expect("sealed, so safe to map");
+    assert_eq!(&map[..], &image[..]);
+    let taken = segment.allocated_bytes();
+
+    let stock = stock(0);
+    stock.tell(ROOM, 1);
+    stock.put_together(&segment);
+    stock.settle();
+    assert_eq!(segment.huge_bytes(), 0, "beside a load");
+    stock.tell(ROOM, 0);
+    stock.settle();
+    let huge = segment.huge_pages();
+    let other = Arc::new(HostSegment::holding(&image, &Degraded::new()).expect("memory"));
+    if other.huge_bytes() < 36 * MIB {
+        println!("not judged: {:?}", other.huge_pages().cause);
+        return;
+    }
+    assert_eq!(
+        (huge.huge_bytes, huge.is_put_off),
+        (36 * MIB, false),
+        "{huge:?}"
+    );
+    assert_eq!(huge.cause, None);
+    let stat = rustix::fs::fstat(segment.fd()).expect("fstat");
+    assert_eq!(stat.st_blocks as u64 * 512, taken);
+    assert_eq!(&map[..], &image[..], "who has it mapped sees the same");
+    assert_eq!(stock.pending_bytes(), 0);
+
+    // What is gone before its turn is passed over.
+    let gone = Arc::new(HostSegment::scattered(&image).expect("memory"));
+    stock.tell(ROOM, 1);
+    stock.put_together(&gone);
+    drop(gone);
+    stock.tell(ROOM, 0);
+    stock.settle();
+    assert!(stock.shared.lock().scattered.is_empty());
+}

@@ -106,26 +106,63 @@ fn section(name: &str, results: &Results, pages: &Path) -> String {
     out
 }
 
+/// What has a limit, a line each; a line for all that differ by no more than the model.
 fn shortened(name: &str, results: &Results) -> String {
-    let limited: Vec<&Row> = results
-        .rows
-        .iter()
-        .filter(|row| row.limit.is_some())
-        .collect();
+    let limited = results.rows.iter().filter(|row| row.limit.is_some());
+    let limited: Vec<&Row> = limited.collect();
     let mut out = String::new();
-    for row in limited {
-        let _ = writeln!(
-            out,
-            "| {name} | {} | {} {} | {} | {} | {} |",
-            cell(&row.case),
-            figure(row.p50),
-            row.unit,
-            cell(&row.floor),
-            ratio(row),
-            limit(row),
-        );
+    let mut summed_up: Vec<&str> = Vec::new();
+    for row in &limited {
+        let alike: Vec<&Row> = match kind(row) {
+            Some(kind) if summed_up.contains(&kind) => continue,
+            Some(_) => limited
+                .iter()
+                .copied()
+                .filter(|other| kind(other) == kind(row))
+                .collect(),
+            None => Vec::new(),
+        };
+        match kind(row) {
+            Some(kind) if alike.len() > 1 => {
+                summed_up.push(kind);
+                out += &sum(name, kind, &alike);
+            }
+            Some(_) | None => {
+                let _ = writeln!(
+                    out,
+                    "| {name} | {} | {} {} | {} | {} | {} |",
+                    cell(&row.case),
+                    figure(row.p50),
+                    row.unit,
+                    cell(&row.floor),
+                    ratio(row),
+                    limit(row),
+                );
+            }
+        }
     }
     out
+}
+
+/// What a case is that is measured of several models: `MODEL: what`.
+fn kind(row: &Row) -> Option<&str> {
+    row.case.split_once(": ").map(|(_, what)| what)
+}
+
+fn sum(name: &str, kind: &str, alike: &[&Row]) -> String {
+    let mean = alike.iter().map(|row| row.ratio.ln()).sum::<f64>() / alike.len() as f64;
+    let over = alike.iter().filter(|row| !row.holds()).count();
+    let over = match over {
+        0 => String::new(),
+        over => format!("; **{over} over**"),
+    };
+    let (models, floor) = (alike.len(), cell(&alike[0].floor));
+    format!(
+        "| {name} | {}, {models} models | | {floor} | {:.2} in the geometric mean{over} | {} |\n",
+        cell(kind),
+        mean.exp(),
+        limit(alike[0]),
+    )
 }
 
 fn ratio(row: &Row) -> String {
