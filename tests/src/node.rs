@@ -206,6 +206,13 @@ impl Node {
         });
     }
 
+    /// Evicts a model as soon as no lease is counted, and waits for its memory.
+    pub fn evict(&self, name: &str) {
+        self.until_leases(0);
+        let (status, body) = self.post(&format!("/v1/models/{name}/evict?wait_ms=60000"));
+        assert_eq!(status, 200, "{body}");
+    }
+
     /// Waits until the books are empty: no session, no lease, no work.
     pub fn until_idle(&self) {
         eventually("the daemon is idle", || {

@@ -483,6 +483,8 @@ impl Shared {
         }
     }
 
+    /// Takes `segment`: if it was evicted meanwhile, its memory goes here and not on a thread that others
+    /// wait for.
     fn put_part_together(&self, segment: Arc<HostSegment>, mut part: Scattered) {
         match segment.put_together(part.from, PART_BYTES) {
             Ok(None) => {}
@@ -493,14 +495,14 @@ impl Shared {
             // Its pages are read just then, or none is free: soon again, the others first.
             Err(_) if part.tries < TRIES_MAX => {
                 part.tries += 1;
+                // Nobody's memory is kept for the pause.
+                drop(segment);
                 let mut state = self.lock();
                 state.scattered.push_back(part);
                 drop(self.changed.wait_timeout(state, TRY_PAUSE));
             }
             Err(error) => segment.stays_scattered(&error),
         }
-        // If it was evicted meanwhile, its memory goes here and not on a thread that others wait for.
-        drop(segment);
     }
 
     fn make(&self, bytes: u64) {

@@ -33,9 +33,7 @@ pub(crate) fn measure(rounds: usize, most_mb: u64) -> Vec<Row> {
     let node = Node::start(&Setup::new().model("m", &path));
     let client = node.client();
     let prepare = || {
-        node.until_leases(0);
-        let (status, body) = node.post("/v1/models/m/evict?wait_ms=60000");
-        assert_eq!(status, 200, "{body}");
+        node.evict("m");
         make_cold(&path, bytes);
         quiet::wait(&node);
     };

@@ -92,6 +92,14 @@ pub(crate) fn make_cold(path: &Path, bytes: u64) {
     panic!("{} stays in the page cache", path.display());
 }
 
+/// Brings a file out of the page cache, or into it.
+pub(crate) fn make_file(path: &Path, bytes: u64, cold: bool) {
+    match cold {
+        true => make_cold(path, bytes),
+        false => make_warm(path),
+    }
+}
+
 /// Brings a file into the page cache.
 pub(crate) fn make_warm(path: &Path) {
     let mut file = File::open(path).expect("opens");

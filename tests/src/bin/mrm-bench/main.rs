@@ -34,6 +34,7 @@ mod share;
 mod torch;
 mod touch;
 mod trims;
+mod worker;
 
 use clap::{Parser, Subcommand};
 use report::Row;

@@ -1,6 +1,6 @@
 //! `miss`: opening what is not in memory, from a file that is in the page cache or not.
 
-use crate::floor::{copy_mapped, make_cold, make_warm, populated, read_direct};
+use crate::floor::{copy_mapped, make_file, populated, read_direct};
 use crate::hit::open_cycle;
 use crate::quiet;
 use crate::report::Row;
@@ -80,18 +80,18 @@ impl Case {
             false => copy_mapped(&self.path, self.bytes, into),
         };
         for _ in 0..ROUNDS {
-            self.prepare(cold);
+            make_file(&self.path, self.bytes, cold);
             ready.push(milliseconds(|| read(&mut memory)));
-            self.prepare(cold);
+            make_file(&self.path, self.bytes, cold);
             fresh.push(milliseconds(|| read(&mut populated(self.bytes))));
-            self.prepare(cold);
+            make_file(&self.path, self.bytes, cold);
             quiet::wait(&self.node);
             ours.push(open_cycle(&client, "m") / 1e6);
             if let Some(python) = python {
-                self.prepare(cold);
+                make_file(&self.path, self.bytes, cold);
                 peer.push(self.peer(python));
             }
-            self.evict();
+            self.node.evict("m");
         }
         let state = if cold { "cold" } else { "cached" };
         let case = format!("first open, {}, {state} file", self.size);
@@ -120,18 +120,6 @@ impl Case {
             rows.push(row("safetensors.numpy.load_file", &mut peer, Some(1.05)));
         }
         rows
-    }
-
-    fn prepare(&self, cold: bool) {
-        match cold {
-            true => make_cold(&self.path, self.bytes),
-            false => make_warm(&self.path),
-        }
-    }
-
-    fn evict(&self) {
-        let (status, body) = self.node.post("/v1/models/m/evict?wait_ms=60000");
-        assert_eq!(status, 200, "{body}");
     }
 
     fn peer(&self, python: &Path) -> f64 {

@@ -4,11 +4,11 @@ use crate::floor::make_warm;
 use crate::miss::free_bytes;
 use crate::quiet;
 use crate::report::Row;
+use crate::worker::Worker;
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 const SCRIPT: &str = include_str!("python.py");
 /// What a node must have free for a model: the page cache, the daemon and `load_file` each have it,
@@ -91,7 +91,8 @@ impl Case {
         drop(node.client().open("m").expect("loads"));
         quiet::wait(&node);
         make_warm(&path);
-        let start = || Worker::start(python, &path, &node.socket());
+        let args = [path.as_os_str(), OsStr::new("m")];
+        let start = || Worker::start(python, SCRIPT, &args, &node.socket());
         let (mut ours, mut peer) = (start(), start());
         let mut rows = Vec::new();
         if let Some(limit) = self.arrays_max {
@@ -128,57 +129,5 @@ impl Case {
             ));
         }
         rows
-    }
-}
-
-/// A Python that does what it is told.
-struct Worker {
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Worker {
-    fn start(python: &Path, path: &Path, socket: &Path) -> Self {
-        let mut child = Command::new(python)
-            .args(["-c", SCRIPT])
-            .arg(path)
-            .arg("m")
-            .env("OMP_NUM_THREADS", "1")
-            .env("MRM_SOCKET", socket)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let mut worker = Self {
-            child,
-            input,
-            output,
-        };
-        assert_eq!(worker.line(), "ready");
-        worker
-    }
-
-    /// Milliseconds.
-    fn run(&mut self, what: &str) -> f64 {
-        writeln!(self.input, "{what}").expect("it reads");
-        self.line().parse().expect("a number")
-    }
-
-    fn line(&mut self) -> String {
-        let line = self
-            .output
-            .next()
-            .expect("it says what it took, or why not");
-        line.expect("text")
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -3,15 +3,15 @@
 //! The peer is `safetensors.torch.load_file`, which maps the file and copies nothing; ours is
 //! `mrm.safetensors.torch.load_file`, its replacement. A process that has imported torch forks for each load.
 
-use crate::floor::{make_cold, make_warm};
+use crate::floor::make_file;
 use crate::report::Row;
 use crate::trims::{MISS_MAX, within};
+use crate::worker::Worker;
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
-use std::io::{BufRead, BufReader, Lines, Write};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 const SCRIPT: &str = include_str!("torch.py");
 
@@ -48,14 +48,15 @@ struct Case {
     node: Node,
     path: PathBuf,
     bytes: u64,
-    loader: Loader,
+    /// Forks for each load.
+    loader: Worker,
 }
 
 impl Case {
     fn start(python: &Path, name: &'static str, path: PathBuf, bytes: u64) -> Self {
         let setup = Setup::new().model(name, &path).budget(bytes + (64 << 20));
         let node = Node::start(&setup);
-        let loader = Loader::start(python, &node.socket());
+        let loader = Worker::start(python, SCRIPT, &[], &node.socket());
         Self {
             name,
             node,
@@ -70,16 +71,16 @@ impl Case {
         let mut hit = Vec::new();
         for _ in 0..rounds {
             for (at, cold) in [true, false].into_iter().enumerate() {
-                self.file(cold);
+                make_file(&self.path, self.bytes, cold);
                 peer[at].push(self.load("safetensors"));
-                self.file(cold);
+                make_file(&self.path, self.bytes, cold);
                 miss[at].push(self.load("mrm"));
                 if cold {
-                    self.evict();
+                    self.node.evict(self.name);
                 }
             }
             hit.push(self.load("mrm"));
-            self.evict();
+            self.node.evict(self.name);
         }
         let [mut cold, mut cached] = miss;
         let [mut cold_peer, mut cached_peer] = peer;
@@ -105,64 +106,5 @@ impl Case {
             "mrm" => self.loader.run(&format!("mrm\tmrm:{}", self.name)),
             how => self.loader.run(&format!("{how}\t{}", self.path.display())),
         }
-    }
-
-    fn file(&self, cold: bool) {
-        match cold {
-            true => make_cold(&self.path, self.bytes),
-            false => make_warm(&self.path),
-        }
-    }
-
-    fn evict(&self) {
-        self.node.until_leases(0);
-        let path = format!("/v1/models/{}/evict?wait_ms=60000", self.name);
-        let (status, body) = self.node.post(&path);
-        assert_eq!(status, 200, "{body}");
-    }
-}
-
-/// The process that forks for each load.
-struct Loader {
-    process: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Loader {
-    fn start(python: &Path, socket: &Path) -> Self {
-        let mut command = Command::new(python);
-        command
-            .args(["-W", "ignore", "-c", SCRIPT])
-            .env("OMP_NUM_THREADS", "1")
-            .env("MRM_SOCKET", socket);
-        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = piped.spawn().expect("starts");
-        let input = process.stdin.take().expect("piped");
-        let output = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let mut loader = Self {
-            process,
-            input,
-            output,
-        };
-        assert_eq!(loader.line(), "ready");
-        loader
-    }
-
-    /// Milliseconds that a load took.
-    fn run(&mut self, what: &str) -> f64 {
-        writeln!(self.input, "{what}").expect("it reads");
-        self.line().parse().expect("a number")
-    }
-
-    fn line(&mut self) -> String {
-        self.output.next().expect("it goes on").expect("text")
-    }
-}
-
-impl Drop for Loader {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }

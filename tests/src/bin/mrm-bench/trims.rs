@@ -5,7 +5,7 @@
 //! stand-in is derived from its section VI-B, where loading and initialising is 86 % of the time
 //! without a manager and computing 7 %, on a machine that reads 521 MB/s.
 
-use crate::floor::{make_cold, make_warm};
+use crate::floor::make_file;
 use crate::report::{Row, percentile};
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
@@ -174,12 +174,12 @@ impl Inference {
             let mut each = each.map(child::Started::ready).into_iter();
             let mut run = || each.next().expect("one for each").run();
             for (at, cold) in [true, false].into_iter().enumerate() {
-                self.file(cold);
+                make_file(&self.child.path, self.bytes, cold);
                 taken.numpy[at].push(run().load_ms);
-                self.file(cold);
+                make_file(&self.child.path, self.bytes, cold);
                 taken.miss[at].push(run().load_ms);
                 if cold {
-                    self.evict();
+                    self.node.evict(&self.child.name);
                 }
             }
             let hit = run();
@@ -187,23 +187,9 @@ impl Inference {
             taken.hit_all.push(hit.load_ms + hit.compute_ms);
             let ideal = run();
             taken.ideal.push(ideal.load_ms + ideal.compute_ms);
-            self.evict();
+            self.node.evict(&self.child.name);
         }
         taken
-    }
-
-    fn file(&self, cold: bool) {
-        match cold {
-            true => make_cold(&self.child.path, self.bytes),
-            false => make_warm(&self.child.path),
-        }
-    }
-
-    fn evict(&self) {
-        self.node.until_leases(0);
-        let path = format!("/v1/models/{}/evict?wait_ms=60000", self.child.name);
-        let (status, body) = self.node.post(&path);
-        assert_eq!(status, 200, "{body}");
     }
 }
 
