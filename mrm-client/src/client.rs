@@ -120,7 +120,8 @@ impl ConnectOptions {
         self.reconnect.unwrap_or_else(asked)
     }
 
-    /// What the client calls itself, for the operator's eyes.
+    /// What the client calls itself, for the operator's eyes; what the process was called by, unless
+    /// this is said.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());

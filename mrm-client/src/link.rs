@@ -398,11 +398,14 @@ impl Drop for Attempt<'_> {
     }
 }
 
+/// What this process was called by. To ask the kernel for the path of its program would cost a fresh
+/// process more than the answer is worth.
 fn executable_name() -> String {
-    let name = std::env::current_exe().ok().and_then(|path| {
-        path.file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    });
+    let called = std::env::args_os().next();
+    // Some C libraries do not tell a library what the program was called by.
+    let called = called.or_else(|| Some(std::env::current_exe().ok()?.into_os_string()));
+    let name = called.as_deref().and_then(|path| Path::new(path).file_name());
+    let name = name.map(|name| name.to_string_lossy());
     format!(
         "{} (pid {})",
         name.as_deref().unwrap_or("?"),

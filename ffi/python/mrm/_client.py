@@ -6,13 +6,13 @@ import builtins
 import ctypes
 import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from . import _ffi
 from ._ffi import lib
 from ._model import Model
+from ._owned import Owned
 
 Progress = Callable[[int, int], None]
 WaitFor = Literal["all", "layout"]
@@ -57,8 +57,7 @@ class Client:
 
     def _keep(self, handle: int) -> None:
         self._handle: int | None = handle
-        self._finalizer = weakref.finalize(self, lib.client_close, handle)
-        self._finalizer.atexit = False
+        self._session = Owned(handle, lib.client_close)
 
     def open(
         self,
@@ -175,7 +174,7 @@ class Client:
     def close(self) -> None:
         """Gives the session back. Models that it opened stay open."""
         self._handle = None
-        self._finalizer()
+        self._session.close()
 
     def __enter__(self) -> Client:
         self._open_handle()

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._dtypes import as_array
 from ._ffi import lib
+from ._owned import Owned
 
 if TYPE_CHECKING:
     from ._model import Hold, Model
 
 
-class _Image:
+class _Image(Owned):
     """The private mapping of one file, unmapped when no array refers to it any more."""
 
-    __slots__ = ("__weakref__", "_hold", "buffer", "handle")
+    __slots__ = ("_hold",)
 
-    def __init__(self, hold: Hold, index: int) -> None:
-        copy, data, size = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint64()
-        lib.check(
-            lib.model_segment_copy(
-                hold.handle, index, ctypes.byref(copy), ctypes.byref(data), ctypes.byref(size)
-            )
-        )
+    def __init__(self, hold: Hold, handle: int) -> None:
+        super().__init__(handle, lib.copy_close)
         # The lease is kept as well, so that the daemon knows that the memory is in use.
         self._hold = hold
-        self.handle = copy.value
-        weakref.finalize(self, lib.copy_close, self.handle).atexit = False
-        self.buffer = (data.value, size.value)
 
 
 def private_image(hold: Hold, index: int) -> memoryview:
     """One file of a model, mapped so that writes stay in this process, in the pages that the model has."""
-    mapped = _Image(hold, index)
-    address, size = mapped.buffer
-    buffer = (ctypes.c_ubyte * size).from_address(address)
+    copy, data, size = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint64()
+    lib.check(
+        lib.model_segment_copy(
+            hold.handle, index, ctypes.byref(copy), ctypes.byref(data), ctypes.byref(size)
+        )
+    )
+    mapped = _Image(hold, copy.value or 0)
+    buffer = (ctypes.c_ubyte * size.value).from_address(data.value or 0)
     # The buffer carries the mapping: whoever has a view of it keeps the memory.
     buffer.image = mapped
     return memoryview(buffer).cast("B")

@@ -12,6 +12,7 @@ from ._copy import Copy
 from ._dtypes import DTYPES, array_over, as_array, as_bytes
 from ._ffi import lib, wait_ms
 from ._layouts import Layouts
+from ._owned import Owned
 from ._tensor import Tensor
 
 _KINDS = {0: "opaque", 1: "safetensors"}
@@ -34,19 +35,17 @@ class TensorInfo(NamedTuple):
     offset: int
 
 
-class Hold:
-    """A model handle of the C interface, closed when nothing refers to it any more.
+class Hold(Owned):
+    """A model handle, closed when nothing refers to it any more.
 
     Every buffer refers to it, so that the memory outlives ``Model.close`` for as long as an array
-    needs it. Not closed at the interpreter's exit: the arrays of other threads may still be read
-    then, and the end of the process gives the lease back anyway.
+    needs it.
     """
 
-    __slots__ = ("__weakref__", "handle")
+    __slots__ = ()
 
     def __init__(self, handle: int) -> None:
-        self.handle = handle
-        weakref.finalize(self, lib.model_close, handle).atexit = False
+        super().__init__(handle, lib.model_close)
 
 
 class Model(Mapping[str, Any]):

@@ -79,6 +79,11 @@ impl Ahead {
         }
     }
 
+    /// Whether it is being found out what this model stands for, to load it ahead.
+    pub(crate) fn is_resolving(&self, of: ModelId) -> bool {
+        matches!(self.going, Some(Going::Resolving { model, .. }) if model == of)
+    }
+
     /// When it is to be looked next, if there is anything to look for.
     pub(crate) fn look_at(&self, hints: bool) -> Option<Time> {
         let hints_at = hints.then_some(self.hints_at);

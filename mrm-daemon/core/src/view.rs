@@ -15,6 +15,7 @@ use crate::Core;
 use crate::admission::{Stage as WantStage, Target};
 use crate::ahead::Prefetch;
 use crate::catalogue::{Copy, Model, Version};
+use crate::event::Wanted;
 use crate::id::{Bytes, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId};
 use crate::id::{Time, VersionId};
 use crate::lease::{Lease, Session};
@@ -352,6 +353,29 @@ impl<'a> View<'a> {
         let mut wants = self.core.admission.wants_of(version);
         wants.any(|(copy, stage)| stage == WantStage::Room || copy.tier != Tier::Host)
             || self.core.ahead.makes_room_for(version)
+    }
+
+    /// Whether nothing has to be read for `model` if it stands for `version`: all of that is in
+    /// host memory, and whoever waits to learn what the model stands for wants it there.
+    #[must_use]
+    pub fn is_served_from_memory(&self, model: ModelId, version: VersionId) -> bool {
+        let core = self.core;
+        let tier = Tier::Host;
+        let Ok(mut places) = core.catalogue.places(CopyId { version, tier }) else {
+            return false;
+        };
+        let is_resident = |segment| {
+            let segment = core.residency.get(segment);
+            segment.is_ok_and(|segment| matches!(segment.state, State::Resident(_)))
+        };
+        let wants_no_more = |key| match core.admission.waiter(key).map(|waiter| &waiter.wanted) {
+            Some(Wanted::Host | Wanted::Layout) | None => true,
+            Some(Wanted::Device(_) | Wanted::Best(_)) => false,
+        };
+        let mut waiting = core.admission.waiting_for(Target::Model(model));
+        places.all(|(_, _, segment)| segment.is_some_and(is_resident))
+            && waiting.all(wants_no_more)
+            && !core.ahead.is_resolving(model)
     }
 
     /// What an open waits for, if it waits.

@@ -23,6 +23,7 @@ mod records;
 mod refusal;
 mod remembering;
 mod requests;
+mod resolving;
 mod supply;
 mod verify;
 mod views;

@@ -3,8 +3,12 @@
 //! The decider sees ids only. Each table here gives one id to one thing, and forgets it when the
 //! decider has forgotten the id, so that a year of churn leaves nothing behind.
 
+mod found;
 mod kept;
 pub(super) mod private;
+
+pub(crate) use found::Found;
+pub(super) use found::{FoundFile, FoundImage, Seen};
 
 use super::id_map::IdMap;
 use crate::format::HeaderCheck;
@@ -30,6 +34,8 @@ pub(super) struct ModelRecord {
     /// Why devices get nothing of what it was resolved to last. Kept here, because the decider may
     /// forget that version before the refusal is put into words.
     pub(super) no_image: Option<LayoutError>,
+    /// What its files were the last time, if they were found by its name.
+    pub(super) seen: Option<Arc<Seen>>,
 }
 
 /// Where a model's files come from.
@@ -49,33 +55,6 @@ enum SourceKey {
     Table([u8; 32]),
     /// What devices get of a version, by the digest of what it is made of and how.
     Image([u8; 32]),
-}
-
-/// What resolving a model found.
-pub(crate) struct Found {
-    pub(super) kind: ModelKind,
-    pub(super) table: Vec<u8>,
-    pub(super) tensors: u64,
-    pub(super) files: Vec<FoundFile>,
-    pub(super) path: Option<String>,
-    /// What devices would get of it, or why nothing; absent if there is no device.
-    pub(super) image: Option<Result<FoundImage, LayoutError>>,
-}
-
-/// What devices would get of a model.
-pub(crate) struct FoundImage {
-    pub(super) granularity: Granularity,
-    pub(super) layout: Layout,
-}
-
-/// One file of a model, opened.
-pub(crate) struct FoundFile {
-    pub(super) name: FileName,
-    pub(super) source: Arc<dyn Source>,
-    pub(super) identity: Identity,
-    pub(super) check: Option<HeaderCheck>,
-    /// What it should be, if a list says.
-    pub(super) expected: Option<Arc<Expected>>,
 }
 
 /// What a version id stands for.
@@ -211,6 +190,7 @@ impl Names {
             owner: None,
             passed_by: None,
             no_image: None,
+            seen: None,
         };
         self.models.insert(model, Box::new(record));
         model
@@ -275,6 +255,7 @@ impl Names {
             files,
             path,
             image,
+            seen: _,
         } = found;
         let digest = *blake3::hash(&table).as_bytes();
         let table_bytes = table.len() as u64;
@@ -412,6 +393,13 @@ impl Names {
 
     pub(super) fn version_of(&self, version: VersionId) -> Option<&VersionRecord> {
         self.versions.get(&version).map(|record| &**record)
+    }
+
+    /// Notes where a version's files are now.
+    pub(super) fn set_path(&mut self, version: VersionId, path: Option<String>) {
+        if let Some(record) = self.versions.get_mut(&version) {
+            record.path = path;
+        }
     }
 
     /// The versions by what they are called, from `first` on, in order.
@@ -554,6 +542,7 @@ mod tests {
             image: None,
             files: opened.collect(),
             path: None,
+            seen: Box::default(),
         }
     }
 

@@ -1,25 +1,21 @@
 //! Effects that block, and what comes back from them.
 
 use super::loading::since_us;
-use super::names::{Dropped, Found, FoundFile, FoundImage, ModelOrigin, Supply};
+use super::names::{Dropped, Supply};
+use super::resolving::Looked;
 use super::supply::{Filled, LoadJob};
 use super::{Held, LoadRecord, State};
-use crate::catalogue::{Catalogue, CatalogueError, OpenFiles, Scan};
+use crate::catalogue::Scan;
 use crate::device::{DeviceImage, FillError, HealthError, HostFeed};
 use crate::failpoint::{self, Point};
-use crate::format::inspect;
-use crate::integrity::{Listed, Lists, Verdict};
-use crate::source::{FileSource, PassedFd};
+use crate::integrity::{Listed, Verdict};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::{Completion, Lane, Lanes, Lost, ReadWay};
-use mrm_core::event::{Event, Fault, LoadFailure, Part, Resolution, SegmentFact};
+use mrm_core::event::{Event, Fault, LoadFailure};
 use mrm_core::id::{Bytes, ContentId, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_cuda::MemoryInfo;
 use mrm_proto::error::ErrorCode;
-use mrm_proto::layout::{Granularity, Layout};
-use mrm_proto::name::{FileName, ModelName};
-use mrm_proto::table::Table;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -30,7 +26,7 @@ pub(crate) enum Completed {
     Resolved {
         op: OpId,
         model: ModelId,
-        outcome: Result<Found, Fault>,
+        outcome: Result<Looked, Fault>,
     },
     /// The memory of a load may be lent while it is filled.
     Laid { op: OpId },
@@ -154,121 +150,6 @@ impl State {
             let outcome = outcome.unwrap_or_else(|lost| Err(fault(lost.code(), &lost)));
             drop(done.send(completed(outcome)));
         })
-    }
-
-    /// Carries out `Effect::Resolve`.
-    pub(super) fn resolve(&mut self, op: OpId, model: ModelId) {
-        let completion = self.report(move |outcome| Completed::Resolved { op, model, outcome });
-        let catalogue = Arc::clone(&self.catalogue);
-        let Some(record) = self.names.model_mut(model) else {
-            return completion.lost(Lost::Dropped);
-        };
-        let name = record.name.clone();
-        let own = self.granularities.get(&name).copied();
-        let has_devices = !self.tier.devices.is_empty();
-        let granularity = has_devices.then(|| self.tier.config.layout(own));
-        match &mut record.origin {
-            ModelOrigin::Registered => {
-                let lists = self.lists.clone();
-                run_in(&self.lanes, Lane::Registered, completion, move || {
-                    let mut found = find_registered(&catalogue, &name, granularity)?;
-                    look_up(&mut found, &lists)?;
-                    Ok(found)
-                })
-            }
-            ModelOrigin::Passed(files) => {
-                let files = files.take().unwrap_or_default();
-                run_in(&self.lanes, Lane::Foreign, completion, move || {
-                    find_passed(files, granularity)
-                });
-            }
-        }
-    }
-
-    fn resolved(&mut self, op: OpId, model: ModelId, outcome: Result<Found, Fault>) {
-        failpoint::pass(Point::Resolved);
-        let passed_by = self.names.model(model).and_then(|record| record.passed_by);
-        let outcome = match (outcome, self.names.model_mut(model)) {
-            (Ok(found), Some(record)) => {
-                let image = found.image.as_ref();
-                record.no_image = image.and_then(|image| image.as_ref().err().copied());
-                let foreign = matches!(record.origin, ModelOrigin::Passed(_));
-                let named = (Arc::clone(&record.text), record.owner);
-                self.adopt(found, named, foreign)
-            }
-            (Ok(_), None) => Err(fault(ErrorCode::Internal, &"the model was forgotten")),
-            (Err(fault), _) => Err(fault),
-        };
-        let version = outcome.as_ref().ok().map(|found| found.version);
-        if let (Some(version), Some(uid)) = (version, passed_by) {
-            self.names.note_passed(version, uid);
-        }
-        self.step(Event::Resolved { op, outcome });
-        if let Some(version) = version {
-            // What came too late for the decider to care, it never learnt of.
-            match self.core.view().version(version) {
-                None => self.names.forget_version(version),
-                Some(_) => self.keep_version(version),
-            }
-        }
-        self.supplies_stale = true;
-        self.forget_if_unknown(model);
-    }
-
-    /// Gives what was found its numbers.
-    fn adopt(
-        &mut self,
-        found: Found,
-        (label, owner): (Arc<str>, Option<u32>),
-        foreign: bool,
-    ) -> Result<Resolution, Fault> {
-        let files_max = self.config.files_waiting_max;
-        if self.names.files_waiting() + found.files.len() > files_max {
-            let message = "too many opened files wait to be loaded: try again later";
-            return Err(fault(ErrorCode::Exhausted, &message));
-        }
-        let tier = &self.tier;
-        let charge = |layout: &Layout| tier.charge_for(layout);
-        let version = self.names.version((&label, owner), foreign, found, charge);
-        match self.facts_of(version) {
-            Some(segments) => Ok(Resolution { version, segments }),
-            None => {
-                let twice = format!("`{label}`: two of its files are one and the same file");
-                self.names.forget_version(version);
-                Err(fault(ErrorCode::ShardMismatch, &twice))
-            }
-        }
-    }
-
-    /// What the decider is to know of a version; `None` if a file is in it twice.
-    pub(super) fn facts_of(&self, version: VersionId) -> Option<Vec<SegmentFact>> {
-        let record = self.names.version_of(version)?;
-        let mut segments: Vec<SegmentFact> = Vec::with_capacity(record.parts.len());
-        for part in record.parts.iter() {
-            if segments.iter().any(|fact| fact.source == part.source) {
-                return None;
-            }
-            segments.push(SegmentFact {
-                source: part.source,
-                charge: Bytes(crate::memory::charge_for(part.bytes)),
-                pieces: 1,
-                // The table comes first, then each file.
-                part: if segments.is_empty() {
-                    Part::Table
-                } else {
-                    Part::File
-                },
-            });
-        }
-        if let Some(Ok(image)) = &record.image {
-            segments.push(SegmentFact {
-                source: image.source,
-                charge: Bytes(image.charge_bytes),
-                pieces: image.pieces,
-                part: Part::Image,
-            });
-        }
-        Some(segments)
     }
 
     /// Carries out `Effect::Load`.
@@ -494,22 +375,6 @@ pub(super) fn fault(code: ErrorCode, message: &dyn std::fmt::Display) -> Fault {
     }
 }
 
-fn find_registered(
-    catalogue: &Catalogue,
-    name: &ModelName,
-    granularity: Option<Granularity>,
-) -> Result<Found, Fault> {
-    let refuse = |e: CatalogueError| fault(e.code(), &e);
-    let spec = catalogue
-        .find(name)
-        .ok_or_else(|| refuse(catalogue.not_found(name)))?;
-    let files = catalogue.open_files(&spec).map_err(refuse)?;
-    let path = catalogue
-        .path_of(&spec)
-        .map(|path| path.display().to_string());
-    look_at(files, path, granularity)
-}
-
 /// What a file is to be compared with once it is in memory.
 fn listed_as(supply: &Supply) -> Option<Listed> {
     match supply {
@@ -525,62 +390,4 @@ fn listed_as(supply: &Supply) -> Option<Listed> {
             file: source.label().to_owned(),
         }),
     }
-}
-
-/// What the files should be, as far as lists beside them say.
-fn look_up(found: &mut Found, lists: &Lists) -> Result<(), Fault> {
-    for file in &mut found.files {
-        let expected = lists.look_up(file.source.as_ref(), &file.identity);
-        file.expected = expected.map_err(|error| fault(error.code(), &error))?;
-    }
-    Ok(())
-}
-
-fn find_passed(
-    passed: Vec<(FileName, PassedFd)>,
-    granularity: Option<Granularity>,
-) -> Result<Found, Fault> {
-    let mut files: OpenFiles = Vec::with_capacity(passed.len());
-    for (name, fd) in passed {
-        let source = FileSource::foreign(fd, name.as_str()).map_err(|e| fault(e.code(), &e))?;
-        files.push((name, Arc::new(source)));
-    }
-    look_at(files, None, granularity)
-}
-
-/// Reads and checks the headers; notes the state of each file.
-fn look_at(
-    files: OpenFiles,
-    path: Option<String>,
-    granularity: Option<Granularity>,
-) -> Result<Found, Fault> {
-    let layout = inspect(&files).map_err(|e| fault(e.code(), &e))?;
-    let table = Table::parse(&layout.table).map_err(|e| fault(ErrorCode::Internal, &e))?;
-    let tensors = table.len() as u64;
-    let image = granularity.map(|granularity| {
-        let layout = Layout::new(&table, granularity)?;
-        Ok(FoundImage {
-            granularity,
-            layout,
-        })
-    });
-    let found = layout.files.into_iter().filter_map(|file| {
-        let (_, source) = files.get(file.position)?;
-        let (name, identity, check) = (file.name, file.identity, file.check);
-        Some(FoundFile {
-            name,
-            source: Arc::clone(source),
-            identity,
-            check,
-            expected: None,
-        })
-    });
-    Ok(Found {
-        kind: layout.kind,
-        tensors,
-        files: found.collect(),
-        table: layout.table,
-        path,
-        image,
-    })
 }

@@ -1,6 +1,7 @@
 //! Opens that find room: hits, misses, joins, deduplication, staleness, failure.
 
 use crate::support::{Script, config, script};
+use mrm_core::id::{ModelId, VersionId};
 use mrm_core::ledger::Tier;
 
 const ONE_RESIDENT: &str = "
@@ -225,6 +226,33 @@ fn with_no_belief_each_open_resolves_once() {
          > resolved op4 v1 a:1 b:4
          1.2 opened l2 v1 hit [s1 s2]",
     );
+}
+
+#[test]
+fn no_file_is_needed_for_what_is_all_in_memory() {
+    let mut settings = config(10);
+    settings.revalidate_ms = 0;
+    let mut script = Script::new(settings);
+    script.run(ONE_RESIDENT).run(
+        "> open 1.2 m1
+         resolve op4 m1",
+    );
+    let served = |script: &Script, model, version| {
+        let view = script.core.view();
+        view.is_served_from_memory(ModelId(model), VersionId(version))
+    };
+    assert!(served(&script, 1, 1), "one waits, and all is there");
+    assert!(!served(&script, 1, 2), "a version that is not known");
+    script.run(
+        "> resolved op4 v1 a:1 b:4
+         1.2 opened l2 v1 hit [s1 s2]
+         > open 1.3 m2
+         resolve op5 m2
+         > resolved op5 v2 c:2
+         load op6 s3 c:2 v2",
+    );
+    assert!(served(&script, 1, 1), "nobody waits");
+    assert!(!served(&script, 2, 2), "on its way");
 }
 
 #[test]

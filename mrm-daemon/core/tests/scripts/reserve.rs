@@ -144,9 +144,11 @@ fn who_waits_beside_what_is_there_has_its_files_opened() {
          > loaded op5 c3
          1.2 opened l2 v2 on d0 loaded [s3]
          > open 1.3 m1 on d0 keep 3
-         resolve op6 m1
-         > resolved op6 v1 b:4 i@5",
+         resolve op6 m1",
     );
+    let view = script.core.view();
+    assert!(!view.is_served_from_memory(ModelId(1), VersionId(1)));
+    script.run("> resolved op6 v1 b:4 i@5");
     assert!(script.core.view().waits_for_room(VersionId(1)));
 }
 

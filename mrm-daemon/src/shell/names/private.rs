@@ -25,6 +25,7 @@ impl Names {
             owner: Some(uid),
             passed_by: None,
             no_image: None,
+            seen: None,
         };
         self.models.insert(model, Box::new(record));
         model
@@ -51,6 +52,7 @@ impl Names {
             owner,
             passed_by: Some(uid),
             no_image: None,
+            seen: None,
         };
         self.models.insert(model, Box::new(record));
         model

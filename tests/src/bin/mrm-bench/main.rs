@@ -23,6 +23,7 @@ mod pages;
 mod place;
 mod plot;
 mod policy;
+mod progress;
 mod python;
 mod quiet;
 mod replay;

@@ -2,6 +2,7 @@
 
 use crate::floor::{copy_mapped, make_file, populated, read_direct};
 use crate::hit::open_cycle;
+use crate::progress::Progress;
 use crate::quiet;
 use crate::report::Row;
 use mrm_tests::model;
@@ -35,6 +36,7 @@ print((time.perf_counter() - start) * 1e3)
 pub(crate) fn measure(python: Option<&Path>) -> Vec<Row> {
     let dir = tempfile::tempdir().expect("a directory");
     let mut rows = Vec::new();
+    let mut progress = Progress::new("miss", MODELS.len() * 2);
     for (size, bytes, tensors) in MODELS {
         let free = free_bytes();
         if bytes * COPIES > free {
@@ -57,6 +59,7 @@ pub(crate) fn measure(python: Option<&Path>) -> Vec<Row> {
             node,
         };
         for cold in [true, false] {
+            progress.next(&case.what(cold));
             rows.extend(case.measure(cold, python));
         }
     }
@@ -93,8 +96,7 @@ impl Case {
             }
             self.node.evict("m");
         }
-        let state = if cold { "cold" } else { "cached" };
-        let case = format!("first open, {}, {state} file", self.size);
+        let case = self.what(cold);
         let row = |floor: &str, samples: &mut [f64], limit| {
             Row::of(
                 "miss",
@@ -120,6 +122,11 @@ impl Case {
             rows.push(row("safetensors.numpy.load_file", &mut peer, Some(1.05)));
         }
         rows
+    }
+
+    fn what(&self, cold: bool) -> String {
+        let state = if cold { "cold" } else { "cached" };
+        format!("first open, {}, {state} file", self.size)
     }
 
     fn peer(&self, python: &Path) -> f64 {

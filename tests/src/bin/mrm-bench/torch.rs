@@ -4,6 +4,7 @@
 //! `mrm.safetensors.torch.load_file`, its replacement. A process that has imported torch forks for each load.
 
 use crate::floor::make_file;
+use crate::progress::Progress;
 use crate::report::Row;
 use crate::trims::{MISS_MAX, within};
 use crate::worker::Worker;
@@ -26,7 +27,10 @@ pub(crate) fn measure(
     };
     let dir = tempfile::tempdir().expect("a directory");
     let mut rows = Vec::new();
-    for (name, megabytes, layers) in within(sizes_mb) {
+    let models = within(sizes_mb);
+    let mut progress = Progress::new("torch", models.len());
+    for (name, megabytes, layers) in models {
+        progress.next(name);
         let bytes = (megabytes * 1e6) as u64;
         let path = model::write_random(dir.path(), &format!("{name}.safetensors"), bytes, layers);
         rows.extend(Case::start(python, name, path.clone(), bytes).measure(rounds));

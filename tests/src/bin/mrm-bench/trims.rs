@@ -6,6 +6,7 @@
 //! without a manager and computing 7 %, on a machine that reads 521 MB/s.
 
 use crate::floor::make_file;
+use crate::progress::Progress;
 use crate::report::{Row, percentile};
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
@@ -84,7 +85,10 @@ pub(crate) fn measure(
     };
     let dir = tempfile::tempdir().expect("a directory");
     let (mut rows, mut fractions) = (Vec::new(), Vec::new());
-    for (name, megabytes, layers) in within(sizes_mb) {
+    let models = within(sizes_mb);
+    let mut progress = Progress::new("trims", models.len());
+    for (name, megabytes, layers) in models {
+        progress.next(name);
         let inference = Inference::prepare(dir.path(), python, name, megabytes, layers);
         let taken = inference.run(rounds);
         std::fs::remove_file(&inference.child.path).expect("removed");
