@@ -404,7 +404,9 @@ fn executable_name() -> String {
     let called = std::env::args_os().next();
     // Some C libraries do not tell a library what the program was called by.
     let called = called.or_else(|| Some(std::env::current_exe().ok()?.into_os_string()));
-    let name = called.as_deref().and_then(|path| Path::new(path).file_name());
+    let name = called
+        .as_deref()
+        .and_then(|path| Path::new(path).file_name());
     let name = name.map(|name| name.to_string_lossy());
     format!(
         "{} (pid {})",

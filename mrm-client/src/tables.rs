@@ -62,11 +62,20 @@ impl TableSegment {
         let map = || Mapping::new(self.fd.as_fd(), self.bytes, What::Table);
         self.mapped.get_or_init(map).as_ref().map(Mapping::bytes)
     }
+
+    fn is_of_no_use(&self) -> bool {
+        self.mapped.get().is_some_and(Result::is_err)
+    }
 }
 
 impl Tables {
-    /// What is known of `name`.
+    /// What is known of `name`. A table that proved to be of no use is not: the daemon is asked for it
+    /// again.
     pub(crate) fn get(&mut self, name: &str) -> Option<Known> {
+        if self.entries.get(name)?.known.table.is_of_no_use() {
+            self.entries.remove(name);
+            return None;
+        }
         let entry = self.entries.get_mut(name)?;
         self.uses += 1;
         entry.last_use = self.uses;
@@ -106,6 +115,16 @@ mod tests {
             version: VersionId(version),
             table: Arc::new(TableSegment::new(fd, bytes)),
         }
+    }
+
+    #[test]
+    fn what_proved_to_be_of_no_use_is_asked_for_again() {
+        let mut tables = Tables::default();
+        tables.keep("m", known(1, 100));
+        let kept = tables.get("m").expect("nobody looked into it yet");
+        assert!(kept.table.bytes().is_err(), "not sealed");
+        assert!(tables.get("m").is_none());
+        assert!(tables.entries.is_empty());
     }
 
     #[test]

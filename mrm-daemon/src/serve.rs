@@ -278,19 +278,16 @@ fn assemble(
     })
 }
 
-/// Memory that is ready for loads to come, if there is to be any.
+/// Memory that is ready for loads to come. Without any it still puts together what was loaded in small
+/// pages.
 fn stock_of(config: &Config, degraded: &Degraded) -> Option<Stock> {
-    let bytes_max = match config.load.stock_bytes {
-        0 => return None,
-        bytes => bytes,
-    };
-    Stock::start(bytes_max, degraded)
+    Stock::start(config.load.stock_bytes, degraded)
         .inspect_err(|error| {
             degraded.report(
                 "stock",
                 format!("no thread to make memory ready: {error}"),
                 "raise the daemon's TasksMax or LimitNPROC; loads take fresh memory, which may be \
-                 slower",
+                 slower, and what they take in small pages stays so",
             );
         })
         .ok()

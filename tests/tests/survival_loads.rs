@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
 
+use mrm_tests::holder::Holder;
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::survival::{Family, kept, segments};
-use mrm_tests::{Random, model, seed};
+use mrm_tests::{Random, eventually, model, seed};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -44,4 +45,22 @@ fn an_open_survives_a_daemon_that_is_killed_at_any_moment_of_its_load() {
         let there: u64 = segments(node.pid()).values().sum();
         assert!(there <= 20 * MIB, "{there} bytes are in memory");
     }
+}
+
+#[test]
+fn what_is_in_huge_pages_is_known_again_after_a_takeover() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = model::write(dir.path(), "m.safetensors", 9 * MIB, 4, 3);
+    let setup = kept(Setup::new().model("m", &path));
+    let mut node = Node::start(&setup);
+    let _family = Family::of(node.dir.path());
+    let mut holder = Holder::start(&node.socket());
+    holder.open("held", "m");
+    let huge = node.number("/host/huge_bytes");
+    println!("{huge} bytes are in huge pages");
+    node.kill();
+    node.restart(&setup);
+    eventually("the new daemon has looked", || {
+        (node.number("/host/huge_bytes") >= huge).then_some(())
+    });
 }

@@ -260,7 +260,8 @@ impl HostSegment {
         })
     }
 
-    /// A segment that another daemon made: `fd` is known to be sealed and `bytes` bytes long.
+    /// A segment that another daemon made: `fd` is known to be sealed and `bytes` bytes long. How much of
+    /// it is in huge pages comes out when it is put together, which is quick where it is already.
     ///
     /// # Errors
     /// If the kernel does not say what it takes.
@@ -271,8 +272,10 @@ impl HostSegment {
             bytes,
             allocated_bytes,
             huge: Mutex::new(HugePages {
-                cause: Some("taken over from the last daemon: not looked at".to_owned()),
-                ..HugePages::default()
+                requested_bytes: bytes - bytes % super::HUGE_PAGE_BYTES,
+                huge_bytes: 0,
+                cause: Some("taken over from the last daemon: not looked at yet".to_owned()),
+                is_put_off: true,
             }),
         })
     }

@@ -7,7 +7,8 @@
 //! would see what is put there next.
 //!
 //! The same thread puts together in huge pages, while nothing is being loaded either, what was loaded
-//! into small ones because huge ones came slowly: [`Stock::put_together`].
+//! into small ones because huge ones came slowly, or was taken over from another daemon, which may have
+//! left it so: [`Stock::put_together`].
 //!
 //! Blanks are within the budget: whoever keeps the books says with [`Stock::tell`] what they leave,
 //! and the stock never keeps more. It is given up where the node runs short of memory.
@@ -46,8 +47,8 @@ const CUT_MAX: u64 = 4;
 
 /// How much is put together before the thread looks whether something is to be loaded.
 const PART_BYTES: u64 = 16 << 20;
-/// Segments that wait to be put together; more stay as they are.
-const TOGETHER_MAX: usize = 256;
+/// Segments that wait to be put together; more stay as they are. A daemon that took over looks at all it has.
+const TOGETHER_MAX: usize = 1 << 14;
 /// How often a part is tried whose pages somebody uses just then, and the pause before the next time.
 const TRIES_MAX: u32 = 20;
 const TRY_PAUSE: Duration = Duration::from_millis(20);

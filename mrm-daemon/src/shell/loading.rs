@@ -68,7 +68,8 @@ impl Loading {
         }
     }
 
-    /// Has a segment put together in huge pages that was not loaded into any for being waited for.
+    /// Has a segment put together in huge pages whose load did not wait for them, or of which it is not
+    /// known.
     pub(super) fn put_together(&self, segment: &Arc<HostSegment>) {
         if let Some(stock) = self
             .stock

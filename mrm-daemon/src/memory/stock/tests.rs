@@ -242,3 +242,25 @@ fn what_was_loaded_in_small_pages_is_put_together_while_nothing_is_loaded() {
     stock.settle();
     assert!(stock.shared.lock().scattered.is_empty());
 }
+
+#[test]
+fn what_another_daemon_left_is_looked_at_and_put_together() {
+    let image = vec![7; usize::try_from(20 * MIB).expect("fits")];
+    let whole = HostSegment::holding(&image, &Degraded::new()).expect("memory");
+    let small = HostSegment::scattered(&image).expect("memory");
+    let stock = stock(0);
+    stock.tell(ROOM, 0);
+    for left in [&whole, &small] {
+        let fd = left.fd().try_clone_to_owned().expect("a duplicate");
+        let adopted = Arc::new(HostSegment::adopted(fd, 20 * MIB).expect("known"));
+        assert_eq!(adopted.huge_bytes(), 0, "nobody looked yet");
+        stock.put_together(&adopted);
+        stock.settle();
+        if whole.huge_bytes() < 20 * MIB {
+            println!("not judged: {:?}", whole.huge_pages().cause);
+            continue;
+        }
+        assert_eq!(adopted.huge_bytes(), 20 * MIB, "{:?}", adopted.huge_pages());
+        assert_eq!(adopted.huge_pages().cause, None);
+    }
+}

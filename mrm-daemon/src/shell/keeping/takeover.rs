@@ -398,6 +398,7 @@ impl State {
         let feed = fed
             .zip(described.digest)
             .map(|(label, digest)| HostFeed::resident(label, Arc::clone(&segment), digest.0));
+        self.loading.put_together(&segment);
         let held = Held {
             segment,
             feed,
