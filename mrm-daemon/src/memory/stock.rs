@@ -95,6 +95,8 @@ struct State {
     loads: usize,
     /// What is in small pages, and up to where it was put together.
     scattered: VecDeque<Scattered>,
+    /// What is left of the one that the maker is at, which is not among these.
+    putting_bytes: u64,
     /// How often something changed, and up to which of these the maker has seen to it.
     changes: u64,
     seen: u64,
@@ -188,13 +190,14 @@ impl Stock {
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
         let state = self.shared.lock();
-        if state.seen == state.changes && state.making_bytes == 0 {
+        let at_work = state.making_bytes > 0 || state.putting_bytes > 0;
+        if state.seen == state.changes && !at_work {
             return 0;
         }
         match state.loads {
             0 => {
                 let missing = state.missing_bytes(self.shared.bytes_max.min(state.room_bytes));
-                missing + state.scattered_bytes()
+                missing + state.scattered_bytes() + state.putting_bytes
             }
             _ => 0,
         }
@@ -452,6 +455,7 @@ impl Shared {
                     self.make(bytes);
                 }
                 Task::PutTogether(segment, part) => {
+                    state.putting_bytes = segment.bytes().saturating_sub(part.from);
                     drop(state);
                     self.put_part_together(segment, part);
                 }
@@ -487,23 +491,28 @@ impl Shared {
     /// Takes `segment`: if it was evicted meanwhile, its memory goes here and not on a thread that others
     /// wait for.
     fn put_part_together(&self, segment: Arc<HostSegment>, mut part: Scattered) {
-        match segment.put_together(part.from, PART_BYTES) {
+        let outcome = segment.put_together(part.from, PART_BYTES);
+        let mut state = self.lock();
+        state.putting_bytes = 0;
+        match outcome {
             Ok(None) => {}
             Ok(Some(to)) => {
                 (part.from, part.tries) = (to, 0);
-                self.lock().scattered.push_front(part);
+                state.scattered.push_front(part);
             }
             // Its pages are read just then, or none is free: soon again, the others first.
             Err(_) if part.tries < TRIES_MAX => {
                 part.tries += 1;
+                state.scattered.push_back(part);
+                drop(state);
                 // Nobody's memory is kept for the pause.
                 drop(segment);
-                let mut state = self.lock();
-                state.scattered.push_back(part);
-                drop(self.changed.wait_timeout(state, TRY_PAUSE));
+                drop(self.changed.wait_timeout(self.lock(), TRY_PAUSE));
+                return;
             }
             Err(error) => segment.stays_scattered(&error),
         }
+        drop(state);
     }
 
     fn make(&self, bytes: u64) {

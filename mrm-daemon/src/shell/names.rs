@@ -8,7 +8,7 @@ mod kept;
 pub(super) mod private;
 
 pub(crate) use found::Found;
-pub(super) use found::{FoundFile, FoundImage, Seen};
+pub(super) use found::{FoundFile, FoundImage, Seen, States};
 
 use super::id_map::IdMap;
 use crate::format::HeaderCheck;
@@ -35,7 +35,7 @@ pub(super) struct ModelRecord {
     /// forget that version before the refusal is put into words.
     pub(super) no_image: Option<LayoutError>,
     /// What its files were the last time, if they were found by its name.
-    pub(super) seen: Option<Arc<Seen>>,
+    pub(super) seen: Option<Seen>,
 }
 
 /// Where a model's files come from.
@@ -255,7 +255,7 @@ impl Names {
             files,
             path,
             image,
-            seen: _,
+            states: _,
         } = found;
         let digest = *blake3::hash(&table).as_bytes();
         let table_bytes = table.len() as u64;
@@ -542,7 +542,7 @@ mod tests {
             image: None,
             files: opened.collect(),
             path: None,
-            seen: Box::default(),
+            states: States::of(&Vec::new()).unwrap(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! files were the last time is kept, so that only what changed has to be read.
 
 use super::State;
-use super::names::{Found, FoundFile, FoundImage, ModelOrigin, Seen};
+use super::names::{Found, FoundFile, FoundImage, ModelOrigin, Seen, States};
 use super::work::{Completed, fault, run_in};
 use crate::catalogue::{Catalogue, CatalogueError, OpenFiles};
 use crate::failpoint::{self, Point};
@@ -35,15 +35,15 @@ impl State {
     /// Carries out `Effect::Resolve`.
     pub(super) fn resolve(&mut self, op: OpId, model: ModelId) {
         let seen = self.names.model(model).and_then(|record| {
-            let seen = record.seen.as_ref()?;
+            let seen = record.seen?;
             let served = self.core.view().is_served_from_memory(model, seen.version);
-            served.then(|| Arc::clone(seen))
+            served.then_some(seen)
         });
         self.look(op, model, seen);
     }
 
     /// Looks at a model's files, and into them unless they are as they were `seen`.
-    fn look(&mut self, op: OpId, model: ModelId, seen: Option<Arc<Seen>>) {
+    fn look(&mut self, op: OpId, model: ModelId, seen: Option<Seen>) {
         let completion = self.report(move |outcome| Completed::Resolved { op, model, outcome });
         let catalogue = Arc::clone(&self.catalogue);
         let Some(record) = self.names.model_mut(model) else {
@@ -57,7 +57,7 @@ impl State {
             ModelOrigin::Registered => {
                 let lists = self.lists.clone();
                 run_in(&self.lanes, Lane::Registered, completion, move || {
-                    look_at_registered(&catalogue, &name, granularity, &lists, seen.as_deref())
+                    look_at_registered(&catalogue, &name, granularity, &lists, seen)
                 })
             }
             ModelOrigin::Passed(files) => {
@@ -97,8 +97,8 @@ impl State {
         self.forget_if_unknown(model);
     }
 
-    fn looked_into(&mut self, model: ModelId, mut found: Found) -> Result<Resolution, Fault> {
-        let files = std::mem::take(&mut found.seen);
+    fn looked_into(&mut self, model: ModelId, found: Found) -> Result<Resolution, Fault> {
+        let states = found.states;
         let Some(record) = self.names.model_mut(model) else {
             return Err(fault(ErrorCode::Internal, &"the model was forgotten"));
         };
@@ -113,11 +113,11 @@ impl State {
         if let Some(record) = self.names.model_mut(model)
             && !foreign
         {
-            record.seen = Some(Arc::new(Seen {
+            record.seen = Some(Seen {
                 version: resolution.version,
-                files,
                 granularity,
-            }));
+                states,
+            });
         }
         Ok(resolution)
     }
@@ -199,7 +199,7 @@ fn look_at_registered(
     name: &ModelName,
     granularity: Option<Granularity>,
     lists: &Lists,
-    seen: Option<&Seen>,
+    seen: Option<Seen>,
 ) -> Result<Looked, Fault> {
     let refuse = |e: CatalogueError| fault(e.code(), &e);
     let spec = catalogue
@@ -208,18 +208,20 @@ fn look_at_registered(
     let files = catalogue.open_files(&spec).map_err(refuse)?;
     let path = catalogue.path_of(&spec);
     let path = path.map(|path| path.display().to_string());
+    let states = states_of(&files)?;
     if let Some(seen) = seen
         && seen.granularity == granularity
-        && seen.is_of(&files)
+        && seen.states == states
     {
-        for ((_, source), (_, identity)) in files.iter().zip(&seen.files) {
-            let listed = lists.look_up(source.as_ref(), identity);
+        for (_, source) in &files {
+            let identity = source.identity().map_err(|e| fault(e.code(), &e))?;
+            let listed = lists.look_up(source.as_ref(), &identity);
             listed.map_err(|error| fault(error.code(), &error))?;
         }
         let version = seen.version;
         return Ok(Looked::Same { version, path });
     }
-    let mut found = look_into(files, path, granularity)?;
+    let mut found = look_into(files, states, path, granularity)?;
     look_up(&mut found, lists)?;
     Ok(Looked::Into(found))
 }
@@ -242,22 +244,22 @@ fn find_passed(
         let source = FileSource::foreign(fd, name.as_str()).map_err(|e| fault(e.code(), &e))?;
         files.push((name, Arc::new(source)));
     }
-    look_into(files, None, granularity)
+    let states = states_of(&files)?;
+    look_into(files, states, None, granularity)
+}
+
+/// Before anything is read: what changes while it is read is looked into again.
+fn states_of(files: &OpenFiles) -> Result<States, Fault> {
+    States::of(files).map_err(|e| fault(e.code(), &e))
 }
 
 /// Reads and checks the headers; notes the state of each file.
 fn look_into(
     files: OpenFiles,
+    states: States,
     path: Option<String>,
     granularity: Option<Granularity>,
 ) -> Result<Found, Fault> {
-    // Before anything is read: what changes while it is read is looked into again.
-    let seen = files.iter().map(|(name, source)| {
-        let identity = source.identity();
-        let identity = identity.map_err(|e| fault(e.code(), &e))?;
-        Ok((name.clone(), identity))
-    });
-    let seen = seen.collect::<Result<_, Fault>>()?;
     let layout = inspect(&files).map_err(|e| fault(e.code(), &e))?;
     let table = Table::parse(&layout.table).map_err(|e| fault(ErrorCode::Internal, &e))?;
     let tensors = table.len() as u64;
@@ -286,7 +288,7 @@ fn look_into(
         table: layout.table,
         path,
         image,
-        seen,
+        states,
     })
 }
 
@@ -302,7 +304,7 @@ mod tests {
 
     const FILE: &str = "m.safetensors";
 
-    fn look(root: &Path, seen: Option<&Seen>) -> Result<Looked, Fault> {
+    fn look(root: &Path, seen: Option<Seen>) -> Result<Looked, Fault> {
         let granularity = seen.and_then(|seen| seen.granularity);
         look_by(root, granularity, ManifestPolicy::IfPresent, seen)
     }
@@ -311,7 +313,7 @@ mod tests {
         root: &Path,
         granularity: Option<Granularity>,
         policy: ManifestPolicy,
-        seen: Option<&Seen>,
+        seen: Option<Seen>,
     ) -> Result<Looked, Fault> {
         let degraded = Degraded::new();
         let path = root.to_owned();
@@ -326,8 +328,8 @@ mod tests {
         match look(root, None).unwrap() {
             Looked::Into(found) => Seen {
                 version: VersionId(7),
-                files: found.seen,
                 granularity: None,
+                states: found.states,
             },
             Looked::Same { .. } => panic!("nothing was seen before"),
         }
@@ -339,7 +341,7 @@ mod tests {
         let file = dir.path().join(FILE);
         fs::write(&file, one_tensor("w")).unwrap();
         let seen = seen(dir.path());
-        let Ok(Looked::Same { version, path }) = look(dir.path(), Some(&seen)) else {
+        let Ok(Looked::Same { version, path }) = look(dir.path(), Some(seen)) else {
             panic!("nothing changed");
         };
         assert_eq!(version, VersionId(7));
@@ -355,11 +357,11 @@ mod tests {
         // Another file of the same length, in the place of the first.
         fs::write(&other, one_tensor("x")).unwrap();
         fs::rename(&other, &file).unwrap();
-        assert!(matches!(look(dir.path(), Some(&seen)), Ok(Looked::Into(_))));
+        assert!(matches!(look(dir.path(), Some(seen)), Ok(Looked::Into(_))));
         fs::write(&file, "no model").unwrap();
-        assert!(look(dir.path(), Some(&seen)).is_err());
+        assert!(look(dir.path(), Some(seen)).is_err());
         fs::remove_file(&file).unwrap();
-        assert!(look(dir.path(), Some(&seen)).is_err());
+        assert!(look(dir.path(), Some(seen)).is_err());
     }
 
     #[test]
@@ -367,7 +369,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), one_tensor("w")).unwrap();
         let seen = seen(dir.path());
-        let looked = look_by(dir.path(), None, ManifestPolicy::Required, Some(&seen));
+        let looked = look_by(dir.path(), None, ManifestPolicy::Required, Some(seen));
         assert!(looked.is_err(), "it is not listed, and must be");
     }
 
@@ -378,7 +380,7 @@ mod tests {
         let mut seen = seen(dir.path());
         seen.granularity = Some(Granularity::Model);
         let tensor = Some(Granularity::Tensor);
-        let looked = look_by(dir.path(), tensor, ManifestPolicy::Off, Some(&seen));
+        let looked = look_by(dir.path(), tensor, ManifestPolicy::Off, Some(seen));
         assert!(matches!(looked, Ok(Looked::Into(_))));
     }
 }

@@ -264,3 +264,18 @@ fn what_another_daemon_left_is_looked_at_and_put_together() {
         assert_eq!(adopted.huge_pages().cause, None);
     }
 }
+
+#[test]
+fn what_is_left_to_put_together_is_told_until_it_is() {
+    let image = vec![7; usize::try_from(300 * MIB).expect("fits")];
+    let segment = Arc::new(HostSegment::scattered(&image).expect("memory"));
+    let stock = stock(0);
+    stock.tell(ROOM, 0);
+    stock.put_together(&segment);
+    // At no time is nothing left before it is done.
+    while stock.pending_bytes() > 0 {
+        std::thread::yield_now();
+    }
+    let huge = segment.huge_pages();
+    assert!(!huge.is_put_off, "{huge:?}");
+}

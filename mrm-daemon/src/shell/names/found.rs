@@ -3,7 +3,7 @@
 use crate::catalogue::OpenFiles;
 use crate::format::HeaderCheck;
 use crate::integrity::manifest::Expected;
-use crate::source::{Identity, Source};
+use crate::source::{Identity, Source, SourceError};
 use mrm_core::id::VersionId;
 use mrm_proto::layout::{Granularity, Layout, LayoutError};
 use mrm_proto::name::FileName;
@@ -19,8 +19,8 @@ pub(crate) struct Found {
     pub(in crate::shell) path: Option<String>,
     /// What devices would get of it, or why nothing; absent if there is no device.
     pub(in crate::shell) image: Option<Result<FoundImage, LayoutError>>,
-    /// All files that were opened, and what they were before they were read.
-    pub(in crate::shell) seen: Box<[(FileName, Identity)]>,
+    /// All files that were opened, as they were before they were read.
+    pub(in crate::shell) states: States,
 }
 
 /// What devices would get of a model.
@@ -39,21 +39,36 @@ pub(crate) struct FoundFile {
     pub(in crate::shell) expected: Option<Arc<Expected>>,
 }
 
-/// What the files of a model were when they were looked into.
+/// What the files of a model were when they were looked into: of models there are many, and so it is short.
+#[derive(Debug, Clone, Copy)]
 pub(in crate::shell) struct Seen {
     pub(in crate::shell) version: VersionId,
-    /// All that were opened, in that order.
-    pub(in crate::shell) files: Box<[(FileName, Identity)]>,
     /// How devices would get it; absent if there is no device, or no way.
     pub(in crate::shell) granularity: Option<Granularity>,
+    pub(in crate::shell) states: States,
 }
 
-impl Seen {
-    /// Whether these are the same files, and as they were.
-    pub(in crate::shell) fn is_of(&self, files: &OpenFiles) -> bool {
-        let same = |((name, source), (seen, identity)): (&(_, Arc<dyn Source>), &(_, _))| {
-            name == seen && source.identity().is_ok_and(|now| now == *identity)
-        };
-        files.len() == self.files.len() && files.iter().zip(&self.files).all(same)
+/// The names and identities of files, in order, by their digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::shell) struct States([u8; 32]);
+
+impl States {
+    /// # Errors
+    /// When the kernel does not say what one of them is.
+    pub(in crate::shell) fn of(files: &OpenFiles) -> Result<Self, SourceError> {
+        let mut states = blake3::Hasher::new();
+        for (name, source) in files {
+            let identity = source.identity()?;
+            // Lengths first, or two names could be read as one.
+            states.update(&(name.as_str().len() as u64).to_le_bytes());
+            states.update(name.as_str().as_bytes());
+            for number in [identity.dev, identity.ino, identity.bytes] {
+                states.update(&number.to_le_bytes());
+            }
+            for time_ns in [identity.mtime_ns, identity.ctime_ns] {
+                states.update(&time_ns.to_le_bytes());
+            }
+        }
+        Ok(Self(*states.finalize().as_bytes()))
     }
 }
