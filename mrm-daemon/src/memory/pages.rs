@@ -30,6 +30,10 @@ const FIRST_STEP: usize = 8 * HUGE;
 /// How long a huge page may take whose load waits for it: as long as a disk of 1 GB/s takes to fill it.
 const SLOW: Duration = Duration::from_millis(2);
 
+/// How much longer than that all of them together may take. In small pages a load is over sooner, but whoever
+/// reads what was loaded does so more slowly until they are put together: up to some hundred MB it is better to wait.
+const PATIENCE: Duration = Duration::from_millis(250);
+
 const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// What came of the wish for huge pages.
@@ -98,8 +102,9 @@ impl NotHuge {
                 format!("no free 2 MiB page: {}", std::io::Error::from(*errno))
             }
             Self::Slow => format!(
-                "fresh 2 MiB pages took over {} us each, so that the load went on in small ones; \
-                 they are put together while nothing is loaded",
+                "fresh 2 MiB pages took {} ms more than {} us each, so that the load went on in small \
+                 ones; they are put together while nothing is loaded",
+                PATIENCE.as_millis(),
                 SLOW.as_micros()
             ),
         }
@@ -287,7 +292,9 @@ struct HugeParts {
     ended: bool,
     /// No more are asked for once they come slowly.
     hastens: bool,
-    /// They did.
+    /// What they took beyond what they may.
+    late: Duration,
+    /// That was too much.
     slow: bool,
 }
 
@@ -313,7 +320,8 @@ impl HugeParts {
                 self.bytes += step.len();
                 let pages = u32::try_from(step.len() / HUGE).unwrap_or(u32::MAX);
                 let took = memory.now().duration_since(began);
-                self.slow = self.hastens && took > SLOW * pages;
+                self.late += took.saturating_sub(SLOW * pages);
+                self.slow = self.hastens && self.late > PATIENCE;
                 self.ended = self.slow;
             }
             Err(Errno::INVAL) => (self.last, self.ended) = (Some(Errno::INVAL), true),

@@ -46,12 +46,17 @@ impl Collapse for Fake {
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 #[test]
-fn who_is_in_a_hurry_takes_small_pages_once_huge_ones_come_slowly() {
+fn who_is_in_a_hurry_takes_small_pages_once_huge_ones_have_come_slowly_for_long() {
     let whole = 3 * STEP;
+    let step_pages = u32::try_from(STEP / HUGE).expect("few");
+    // So late that patience ends with the second step, and not with the first.
+    let late = SLOW + PATIENCE * 3 / 4 / step_pages;
     for (page_takes, hastens, expected) in [
         (SLOW, true, (whole, false)),
-        (SLOW + Duration::from_micros(1), true, (STEP, true)),
-        (10 * SLOW, false, (whole, false)),
+        (SLOW + PATIENCE / 4 / step_pages, true, (whole, false)),
+        (late, true, (2 * STEP, true)),
+        (late + PATIENCE, true, (STEP, true)),
+        (late + PATIENCE, false, (whole, false)),
     ] {
         let mut fake = Fake {
             page_takes,

@@ -7,6 +7,7 @@
 
 use crate::floor::make_file;
 use crate::progress::Progress;
+use crate::quiet;
 use crate::report::{Row, percentile};
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
@@ -186,6 +187,8 @@ impl Inference {
                     self.node.evict(&self.child.name);
                 }
             }
+            // Of what is in memory for a while, which is in huge pages by then.
+            quiet::wait(&self.node);
             let hit = run();
             taken.hit.push(hit.load_ms);
             taken.hit_all.push(hit.load_ms + hit.compute_ms);
