@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 const CHUNK_BYTES: usize = 8 << 20;
+/// How often a file is put out of the page cache before it is given up.
+const COLD_TRIES: u32 = 8;
 
 /// A safetensors file.
 #[derive(Debug, Clone)]
@@ -78,19 +80,33 @@ impl ModelFile {
     /// Takes the file out of the page cache; an error where that cannot be done.
     pub(crate) fn make_cold(&self) -> Anything<()> {
         let file = File::open(&self.path)?;
-        fadvise(&file, 0, None, Advice::DontNeed)?;
+        for _ in 0..COLD_TRIES {
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+            let is_cold = self.is_cold(&file)?;
+            // To ask has had the kernel read ahead.
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+            if is_cold {
+                return Ok(());
+            }
+        }
+        Err("the page cache keeps the file".into())
+    }
+
+    /// Whether none of some bytes is in the page cache. What is read ahead when one is asked for may be there
+    /// before the kernel says that it was not.
+    fn is_cold(&self, file: &File) -> Anything<bool> {
         let mut byte = [0];
         for part in 1..8 {
             let at = self.bytes / 8 * part;
             let mut slices = [IoSliceMut::new(&mut byte)];
-            match preadv2(&file, &mut slices, at, ReadWriteFlags::NOWAIT) {
-                Ok(_) => return Err("the page cache keeps the file".into()),
+            match preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT) {
+                Ok(_) => return Ok(false),
                 // Not there, or the file system cannot say.
                 Err(Errno::AGAIN | Errno::OPNOTSUPP) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reads all of it with so many threads, each into one buffer; how long it took, in seconds.
