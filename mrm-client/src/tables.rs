@@ -72,11 +72,11 @@ impl Tables {
     /// What is known of `name`. A table that proved to be of no use is not: the daemon is asked for it
     /// again.
     pub(crate) fn get(&mut self, name: &str) -> Option<Known> {
-        if self.entries.get(name)?.known.table.is_of_no_use() {
+        let entry = self.entries.get_mut(name)?;
+        if entry.known.table.is_of_no_use() {
             self.entries.remove(name);
             return None;
         }
-        let entry = self.entries.get_mut(name)?;
         self.uses += 1;
         entry.last_use = self.uses;
         Some(entry.known.clone())

@@ -49,6 +49,20 @@ pub struct HugePages {
     pub is_put_off: bool,
 }
 
+impl HugePages {
+    /// Of a segment of `bytes` bytes of which nobody has put anything together yet.
+    pub(super) fn put_off(bytes: u64, cause: &str) -> Self {
+        let requested_bytes = bytes - bytes % HUGE_PAGE_BYTES;
+        let is_put_off = requested_bytes > 0;
+        Self {
+            requested_bytes,
+            huge_bytes: 0,
+            cause: is_put_off.then(|| cause.to_owned()),
+            is_put_off,
+        }
+    }
+}
+
 /// What the kernel does for shared memory by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Policy {

@@ -246,12 +246,7 @@ impl HostSegment {
         fs::fcntl_add_seals(&fd, SEALS).map_err(failed("sealing"))?;
         let fd = read_only(fd, &Degraded::new());
         let allocated_bytes = allocated(&stat(fd.as_fd(), length)?);
-        let huge = Mutex::new(HugePages {
-            requested_bytes: length - length % super::HUGE_PAGE_BYTES,
-            huge_bytes: 0,
-            cause: Some("not waited for".to_owned()),
-            is_put_off: true,
-        });
+        let huge = Mutex::new(HugePages::put_off(length, "not waited for"));
         Ok(Self {
             fd,
             bytes: length,
@@ -271,12 +266,10 @@ impl HostSegment {
             fd,
             bytes,
             allocated_bytes,
-            huge: Mutex::new(HugePages {
-                requested_bytes: bytes - bytes % super::HUGE_PAGE_BYTES,
-                huge_bytes: 0,
-                cause: Some("taken over from the last daemon: not looked at yet".to_owned()),
-                is_put_off: true,
-            }),
+            huge: Mutex::new(HugePages::put_off(
+                bytes,
+                "taken over from the last daemon: not looked at yet",
+            )),
         })
     }
 

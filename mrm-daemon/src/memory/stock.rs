@@ -508,11 +508,9 @@ impl Shared {
                 // Nobody's memory is kept for the pause.
                 drop(segment);
                 drop(self.changed.wait_timeout(self.lock(), TRY_PAUSE));
-                return;
             }
             Err(error) => segment.stays_scattered(&error),
         }
-        drop(state);
     }
 
     fn make(&self, bytes: u64) {

@@ -14,6 +14,7 @@ use super::id_map::IdMap;
 use crate::format::HeaderCheck;
 use crate::integrity::manifest::Expected;
 use crate::source::{Identity, PassedFd, Source};
+use found::granularity_key;
 use mrm_core::id::{ContentId, ModelId, SegmentId, SourceId, VersionId};
 use mrm_proto::layout::{Granularity, Layout, LayoutError};
 use mrm_proto::name::{FileName, ModelName};
@@ -255,7 +256,6 @@ impl Names {
             files,
             path,
             image,
-            states: _,
         } = found;
         let digest = *blake3::hash(&table).as_bytes();
         let table_bytes = table.len() as u64;
@@ -499,12 +499,7 @@ fn image_key(parts: &[Part], owner: Option<u32>, granularity: Granularity) -> So
     for part in parts {
         key.update(&part.source.0.to_le_bytes());
     }
-    let (kind, block_bytes) = match granularity {
-        Granularity::Model => (0_u8, 0),
-        Granularity::Block { block_bytes } => (1, block_bytes),
-        Granularity::Tensor => (2, 0),
-    };
-    key.update(&[kind]).update(&u64::to_le_bytes(block_bytes));
+    key.update(&granularity_key(granularity));
     if let Some(uid) = owner {
         key.update(&uid.to_le_bytes());
     }
@@ -542,7 +537,6 @@ mod tests {
             image: None,
             files: opened.collect(),
             path: None,
-            states: States::of(&Vec::new()).unwrap(),
         }
     }
 

@@ -8,7 +8,7 @@ use super::names::{Found, FoundFile, FoundImage, ModelOrigin, Seen, States};
 use super::work::{Completed, fault, run_in};
 use crate::catalogue::{Catalogue, CatalogueError, OpenFiles};
 use crate::failpoint::{self, Point};
-use crate::format::inspect;
+use crate::format::{inspect, is_index};
 use crate::integrity::Lists;
 use crate::source::{FileSource, PassedFd};
 use crate::transfer::{Lane, Lost};
@@ -22,8 +22,9 @@ use std::sync::Arc;
 
 /// What a look at a model's files brought.
 pub(crate) enum Looked {
-    /// They were read, as far as they say what the model is.
-    Into(Found),
+    /// They were read, as far as they say what the model is; what they were before that, if the next
+    /// look will be at the same files.
+    Into(Found, Option<States>),
     /// They are what they were when the model stood for this version. None is open.
     Same {
         version: VersionId,
@@ -63,7 +64,7 @@ impl State {
             ModelOrigin::Passed(files) => {
                 let files = files.take().unwrap_or_default();
                 run_in(&self.lanes, Lane::Foreign, completion, move || {
-                    find_passed(files, granularity).map(Looked::Into)
+                    find_passed(files, granularity).map(|found| Looked::Into(found, None))
                 });
             }
         }
@@ -72,7 +73,7 @@ impl State {
     pub(super) fn resolved(&mut self, op: OpId, model: ModelId, outcome: Result<Looked, Fault>) {
         failpoint::pass(Point::Resolved);
         let outcome = match outcome {
-            Ok(Looked::Into(found)) => self.looked_into(model, found),
+            Ok(Looked::Into(found, states)) => self.looked_into(model, found, states),
             Ok(Looked::Same { version, path }) => match self.found_same(model, version, path) {
                 Some(resolution) => Ok(resolution),
                 // Meanwhile it went, or somebody came who needs more of it than is there.
@@ -97,27 +98,24 @@ impl State {
         self.forget_if_unknown(model);
     }
 
-    fn looked_into(&mut self, model: ModelId, found: Found) -> Result<Resolution, Fault> {
-        let states = found.states;
+    fn looked_into(
+        &mut self,
+        model: ModelId,
+        found: Found,
+        states: Option<States>,
+    ) -> Result<Resolution, Fault> {
         let Some(record) = self.names.model_mut(model) else {
             return Err(fault(ErrorCode::Internal, &"the model was forgotten"));
         };
         let image = found.image.as_ref();
-        let granularity =
-            image.and_then(|image| image.as_ref().ok().map(|image| image.granularity));
         record.no_image = image.and_then(|image| image.as_ref().err().copied());
         record.seen = None;
         let foreign = matches!(record.origin, ModelOrigin::Passed(_));
         let named = (Arc::clone(&record.text), record.owner);
         let resolution = self.adopt(found, named, foreign)?;
-        if let Some(record) = self.names.model_mut(model)
-            && !foreign
-        {
-            record.seen = Some(Seen {
-                version: resolution.version,
-                granularity,
-                states,
-            });
+        if let Some(record) = self.names.model_mut(model) {
+            let version = resolution.version;
+            record.seen = states.map(|states| Seen { version, states });
         }
         Ok(resolution)
     }
@@ -208,22 +206,23 @@ fn look_at_registered(
     let files = catalogue.open_files(&spec).map_err(refuse)?;
     let path = catalogue.path_of(&spec);
     let path = path.map(|path| path.display().to_string());
-    let states = states_of(&files)?;
-    if let Some(seen) = seen
-        && seen.granularity == granularity
-        && seen.states == states
-    {
-        for (_, source) in &files {
-            let identity = source.identity().map_err(|e| fault(e.code(), &e))?;
-            let listed = lists.look_up(source.as_ref(), &identity);
+    // Before anything is read: what changes while it is read is looked into again.
+    let identities = files.iter().map(|(_, source)| source.identity());
+    let identities = identities.collect::<Result<Vec<_>, _>>();
+    let identities = identities.map_err(|e| fault(e.code(), &e))?;
+    let opened = || files.iter().zip(&identities);
+    let states = States::of(opened().map(|((name, _), is)| (name, *is)), granularity);
+    if let Some(Seen { version, .. }) = seen.filter(|seen| seen.states == states) {
+        // An index only says which they are.
+        for ((_, source), is) in opened().filter(|((name, _), _)| !is_index(name.as_str())) {
+            let listed = lists.look_up(source.as_ref(), is);
             listed.map_err(|error| fault(error.code(), &error))?;
         }
-        let version = seen.version;
         return Ok(Looked::Same { version, path });
     }
-    let mut found = look_into(files, states, path, granularity)?;
+    let mut found = look_into(files, path, granularity)?;
     look_up(&mut found, lists)?;
-    Ok(Looked::Into(found))
+    Ok(Looked::Into(found, Some(states)))
 }
 
 /// What the files should be, as far as lists beside them say.
@@ -244,19 +243,12 @@ fn find_passed(
         let source = FileSource::foreign(fd, name.as_str()).map_err(|e| fault(e.code(), &e))?;
         files.push((name, Arc::new(source)));
     }
-    let states = states_of(&files)?;
-    look_into(files, states, None, granularity)
-}
-
-/// Before anything is read: what changes while it is read is looked into again.
-fn states_of(files: &OpenFiles) -> Result<States, Fault> {
-    States::of(files).map_err(|e| fault(e.code(), &e))
+    look_into(files, None, granularity)
 }
 
 /// Reads and checks the headers; notes the state of each file.
 fn look_into(
     files: OpenFiles,
-    states: States,
     path: Option<String>,
     granularity: Option<Granularity>,
 ) -> Result<Found, Fault> {
@@ -288,7 +280,6 @@ fn look_into(
         table: layout.table,
         path,
         image,
-        states,
     })
 }
 
@@ -305,8 +296,7 @@ mod tests {
     const FILE: &str = "m.safetensors";
 
     fn look(root: &Path, seen: Option<Seen>) -> Result<Looked, Fault> {
-        let granularity = seen.and_then(|seen| seen.granularity);
-        look_by(root, granularity, ManifestPolicy::IfPresent, seen)
+        look_by(root, None, ManifestPolicy::IfPresent, seen)
     }
 
     fn look_by(
@@ -325,11 +315,14 @@ mod tests {
     }
 
     fn seen(root: &Path) -> Seen {
-        match look(root, None).unwrap() {
-            Looked::Into(found) => Seen {
+        seen_by(look(root, None))
+    }
+
+    fn seen_by(looked: Result<Looked, Fault>) -> Seen {
+        match looked.unwrap() {
+            Looked::Into(_, states) => Seen {
                 version: VersionId(7),
-                granularity: None,
-                states: found.states,
+                states: states.unwrap(),
             },
             Looked::Same { .. } => panic!("nothing was seen before"),
         }
@@ -357,7 +350,7 @@ mod tests {
         // Another file of the same length, in the place of the first.
         fs::write(&other, one_tensor("x")).unwrap();
         fs::rename(&other, &file).unwrap();
-        assert!(matches!(look(dir.path(), Some(seen)), Ok(Looked::Into(_))));
+        assert!(matches!(look(dir.path(), Some(seen)), Ok(Looked::Into(..))));
         fs::write(&file, "no model").unwrap();
         assert!(look(dir.path(), Some(seen)).is_err());
         fs::remove_file(&file).unwrap();
@@ -377,10 +370,10 @@ mod tests {
     fn another_way_to_lay_it_out_is_another_look() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), one_tensor("w")).unwrap();
-        let mut seen = seen(dir.path());
-        seen.granularity = Some(Granularity::Model);
+        let model = Some(Granularity::Model);
+        let seen = seen_by(look_by(dir.path(), model, ManifestPolicy::Off, None));
         let tensor = Some(Granularity::Tensor);
         let looked = look_by(dir.path(), tensor, ManifestPolicy::Off, Some(seen));
-        assert!(matches!(looked, Ok(Looked::Into(_))));
+        assert!(matches!(looked, Ok(Looked::Into(..))));
     }
 }

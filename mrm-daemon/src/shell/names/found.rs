@@ -1,9 +1,8 @@
 //! What a look at a model's files brings, and what is kept of it for the next.
 
-use crate::catalogue::OpenFiles;
 use crate::format::HeaderCheck;
 use crate::integrity::manifest::Expected;
-use crate::source::{Identity, Source, SourceError};
+use crate::source::{Identity, Source};
 use mrm_core::id::VersionId;
 use mrm_proto::layout::{Granularity, Layout, LayoutError};
 use mrm_proto::name::FileName;
@@ -19,8 +18,6 @@ pub(crate) struct Found {
     pub(in crate::shell) path: Option<String>,
     /// What devices would get of it, or why nothing; absent if there is no device.
     pub(in crate::shell) image: Option<Result<FoundImage, LayoutError>>,
-    /// All files that were opened, as they were before they were read.
-    pub(in crate::shell) states: States,
 }
 
 /// What devices would get of a model.
@@ -43,23 +40,22 @@ pub(crate) struct FoundFile {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::shell) struct Seen {
     pub(in crate::shell) version: VersionId,
-    /// How devices would get it; absent if there is no device, or no way.
-    pub(in crate::shell) granularity: Option<Granularity>,
     pub(in crate::shell) states: States,
 }
 
-/// The names and identities of files, in order, by their digest.
+/// The names and identities of files, in order, and how devices would get them: by their digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::shell) struct States([u8; 32]);
+pub(crate) struct States([u8; 32]);
 
 impl States {
-    /// # Errors
-    /// When the kernel does not say what one of them is.
-    pub(in crate::shell) fn of(files: &OpenFiles) -> Result<Self, SourceError> {
+    pub(in crate::shell) fn of<'f>(
+        files: impl Iterator<Item = (&'f FileName, Identity)>,
+        granularity: Option<Granularity>,
+    ) -> Self {
         let mut states = blake3::Hasher::new();
-        for (name, source) in files {
-            let identity = source.identity()?;
-            // Lengths first, or two names could be read as one.
+        // Nothing of two different lists is the same: what varies in length says how long it is.
+        states.update(&granularity.map_or([u8::MAX; 9], granularity_key));
+        for (name, identity) in files {
             states.update(&(name.as_str().len() as u64).to_le_bytes());
             states.update(name.as_str().as_bytes());
             for number in [identity.dev, identity.ino, identity.bytes] {
@@ -69,6 +65,18 @@ impl States {
                 states.update(&time_ns.to_le_bytes());
             }
         }
-        Ok(Self(*states.finalize().as_bytes()))
+        Self(*states.finalize().as_bytes())
     }
+}
+
+/// A granularity as part of what is hashed.
+pub(super) fn granularity_key(granularity: Granularity) -> [u8; 9] {
+    let (kind, block_bytes) = match granularity {
+        Granularity::Model => (0, 0),
+        Granularity::Block { block_bytes } => (1, block_bytes),
+        Granularity::Tensor => (2, 0),
+    };
+    let mut key = [kind; 9];
+    key[1..].copy_from_slice(&u64::to_le_bytes(block_bytes));
+    key
 }
