@@ -4,6 +4,7 @@ use super::manifest::{Expected, ManifestError, expected};
 use super::{CHUNK_BYTES, Sums};
 use crate::config::ManifestPolicy;
 use crate::degraded::Degraded;
+use crate::format::is_index;
 use crate::source::{Identity, Source, SourceError};
 use sha2::{Digest as _, Sha256};
 use std::path::Path;
@@ -64,8 +65,7 @@ impl Lists {
         };
         let Some(listed) = listed else {
             // What an index names is looked at one by one.
-            let is_index = source.label().ends_with(".index.json");
-            return match required && !is_index {
+            return match required && !is_index(source.label()) {
                 true => Err(ManifestError::Missing {
                     file: file.to_owned(),
                 }),

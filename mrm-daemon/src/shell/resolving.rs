@@ -8,7 +8,7 @@ use super::names::{Found, FoundFile, FoundImage, ModelOrigin, Seen, States};
 use super::work::{Completed, fault, run_in};
 use crate::catalogue::{Catalogue, CatalogueError, OpenFiles};
 use crate::failpoint::{self, Point};
-use crate::format::{inspect, is_index};
+use crate::format::inspect;
 use crate::integrity::Lists;
 use crate::source::{FileSource, PassedFd};
 use crate::transfer::{Lane, Lost};
@@ -213,8 +213,7 @@ fn look_at_registered(
     let opened = || files.iter().zip(&identities);
     let states = States::of(opened().map(|((name, _), is)| (name, *is)), granularity);
     if let Some(Seen { version, .. }) = seen.filter(|seen| seen.states == states) {
-        // An index only says which they are.
-        for ((_, source), is) in opened().filter(|((name, _), _)| !is_index(name.as_str())) {
+        for ((_, source), is) in opened() {
             let listed = lists.look_up(source.as_ref(), is);
             listed.map_err(|error| fault(error.code(), &error))?;
         }
@@ -289,7 +288,8 @@ mod tests {
     use crate::catalogue::Root;
     use crate::config::ManifestPolicy;
     use crate::degraded::Degraded;
-    use crate::format::testing::one_tensor;
+    use crate::format::testing::{index, one_tensor};
+    use sha2::{Digest as _, Sha256};
     use std::fs;
     use std::path::Path;
 
@@ -305,12 +305,22 @@ mod tests {
         policy: ManifestPolicy,
         seen: Option<Seen>,
     ) -> Result<Looked, Fault> {
+        look_at(FILE, root, granularity, policy, seen)
+    }
+
+    fn look_at(
+        name: &str,
+        root: &Path,
+        granularity: Option<Granularity>,
+        policy: ManifestPolicy,
+        seen: Option<Seen>,
+    ) -> Result<Looked, Fault> {
         let degraded = Degraded::new();
         let path = root.to_owned();
         let roots = vec![Root { path, prefix: None }];
         let catalogue = Catalogue::new(vec![], roots, degraded.clone()).unwrap();
         let lists = Lists::new(policy, degraded);
-        let name = ModelName::new(FILE).unwrap();
+        let name = ModelName::new(name).unwrap();
         look_at_registered(&catalogue, &name, granularity, &lists, seen)
     }
 
@@ -364,6 +374,49 @@ mod tests {
         let seen = seen(dir.path());
         let looked = look_by(dir.path(), None, ManifestPolicy::Required, Some(seen));
         assert!(looked.is_err(), "it is not listed, and must be");
+    }
+
+    fn list(directory: &Path, file: &str, bytes: &[u8]) {
+        let digest = Sha256::digest(bytes);
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        fs::write(directory.join(file), bytes).unwrap();
+        let listed = directory.join(format!("{file}.sha256"));
+        fs::write(listed, format!("{hex}  {file}\n")).unwrap();
+    }
+
+    #[test]
+    fn of_shards_each_must_be_listed_and_their_index_need_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("m");
+        fs::create_dir(&model).unwrap();
+        let shards = [("a.safetensors", "x"), ("b.safetensors", "y")];
+        for (shard, tensor) in shards {
+            list(&model, shard, &one_tensor(tensor));
+        }
+        let weights = shards.map(|(shard, tensor)| (tensor, shard));
+        let map = model.join("model.safetensors.index.json");
+        fs::write(map, index(&weights)).unwrap();
+        let required = ManifestPolicy::Required;
+        let look = |seen| look_at("m", dir.path(), None, required, seen);
+        let seen = seen_by(look(None));
+        assert!(matches!(look(Some(seen)), Ok(Looked::Same { .. })));
+        fs::remove_file(model.join("b.safetensors.sha256")).unwrap();
+        assert!(
+            look(Some(seen)).is_err(),
+            "the files are the same, and one is not listed"
+        );
+        assert!(look(None).is_err());
+    }
+
+    #[test]
+    fn a_model_that_is_called_like_an_index_must_be_listed() {
+        let (dir, name) = (tempfile::tempdir().unwrap(), "pytorch_model.bin.index.json");
+        fs::write(dir.path().join(name), "no index of safetensors").unwrap();
+        let looked = look_at(name, dir.path(), None, ManifestPolicy::Required, None);
+        assert!(looked.is_err());
+        list(dir.path(), name, b"no index of safetensors");
+        let looked = look_at(name, dir.path(), None, ManifestPolicy::Required, None);
+        assert!(matches!(looked, Ok(Looked::Into(..))));
     }
 
     #[test]
