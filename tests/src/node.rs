@@ -38,6 +38,13 @@ impl Setup {
         self.setting(&format!("host_budget_bytes = {bytes}"))
     }
 
+    /// Has the daemon make so much memory ready for loads: none, if not told.
+    pub fn stock(mut self, bytes: &str) -> Self {
+        let stock = ("MRM_LOAD_STOCK_BYTES".to_owned(), bytes.to_owned());
+        self.environment.push(stock);
+        self
+    }
+
     pub fn model(mut self, name: &str, path: &Path) -> Self {
         self.models
             .push((name.to_owned(), path.to_owned(), String::new()));

@@ -17,13 +17,6 @@ fn taken(node: &Node) -> u64 {
     sum
 }
 
-/// The harness has daemons make nothing ready unless they are told otherwise.
-fn with_stock(mut setup: Setup, bytes: &str) -> Setup {
-    let stock = ("MRM_LOAD_STOCK_BYTES".to_owned(), bytes.to_owned());
-    setup.environment.push(stock);
-    setup
-}
-
 fn metrics(node: &Node) -> String {
     http::request(&node.status_socket(), "GET", "/metrics").1
 }
@@ -37,7 +30,9 @@ fn memory_is_made_ready_within_the_budget_and_given_up_when_models_need_it() {
     let dir = tempfile::tempdir().unwrap();
     let (small, image) = model::write(dir.path(), "small.safetensors", 20 * MIB, 7, 1);
     let (large, large_image) = model::write(dir.path(), "large.safetensors", 70 * MIB, 7, 2);
-    let setup = with_stock(Setup::new().budget(100 * MIB), "96MiB")
+    let setup = Setup::new()
+        .budget(100 * MIB)
+        .stock("96MiB")
         .model("small", &small)
         .model("large", &large);
     let node = Node::start(&setup);
@@ -74,7 +69,7 @@ fn memory_is_made_ready_within_the_budget_and_given_up_when_models_need_it() {
 
 #[test]
 fn a_drain_gives_the_stock_back() {
-    let setup = with_stock(Setup::new().budget(100 * MIB), "32MiB");
+    let setup = Setup::new().budget(100 * MIB).stock("32MiB");
     let node = Node::start(&setup);
     eventually("a stock", || (stock(&node) == 32 * MIB).then_some(()));
     let held = node.client();

@@ -16,6 +16,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use crate::memory::stock::STOCK_BYTES_MAX;
 use crate::status::WarmOn;
 use mrm_core::Prefetch;
 use mrm_core::policy::Choice;
@@ -218,6 +219,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// Of the host budget, one in so many parts is made ready ahead of loads by default.
+const STOCK_PARTS: u64 = 8;
+
 impl Config {
     /// Defaults for everything but what depends on the host.
     #[must_use]
@@ -235,7 +239,7 @@ impl Config {
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
             limits: Limits::default(),
-            load: Load::default(),
+            load: Load::of_budget(host_budget_bytes),
             journal: JournalConfig::default(),
             daemon: DaemonConfig::default(),
             keeper: KeeperConfig::default(),
@@ -290,12 +294,14 @@ impl Default for Limits {
     }
 }
 
-impl Default for Load {
-    fn default() -> Self {
+impl Load {
+    /// Defaults where models may take so much of the host's memory.
+    #[must_use]
+    pub fn of_budget(host_budget_bytes: u64) -> Self {
         Self {
             threads: 2,
             foreign_threads: 2,
-            stock_bytes: 512 << 20,
+            stock_bytes: (host_budget_bytes / STOCK_PARTS).min(STOCK_BYTES_MAX),
         }
     }
 }

@@ -374,8 +374,8 @@ pub(super) const SETTINGS: [Setting; 45] = [
             min: 0,
             max: STOCK_BYTES_MAX,
         },
-        "Most memory that is made ready for loads to come, out of what the host budget leaves; 0 for \
-         none [default: 512MiB]",
+        "Most memory that is made ready for loads to come, out of what the host budget leaves: at most \
+         2GiB; 0 for none [default: an eighth of the host budget]",
     ),
     setting(
         Key::JournalBytesMax,

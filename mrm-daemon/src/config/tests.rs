@@ -3,7 +3,7 @@
 mod devices;
 
 use super::problem::Origin;
-use super::setting::{Kind, SETTINGS, Setting};
+use super::setting::{Key, Kind, SETTINGS, Setting};
 use super::*;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -483,6 +483,10 @@ fn help_states_the_defaults_in_force() {
             }
             Kind::DeviceSize => {
                 assert_printed(&defaults, row, &format!("{stated:?}"), Origin::Default);
+            }
+            Kind::Bytes { .. } if row.key == Key::LoadStockBytes => {
+                assert_eq!(stated, "an eighth of the host budget");
+                assert_printed(&defaults, row, &GIB.to_string(), Origin::Default);
             }
             Kind::Bytes { .. } => {
                 let bytes = stated.parse::<Size>().unwrap().of(0).to_string();

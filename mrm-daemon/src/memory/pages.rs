@@ -155,6 +155,8 @@ pub(crate) struct Populator<'m> {
     done: usize,
     /// Up to where they were from the beginning, huge ones that are not mapped yet.
     ready: usize,
+    /// How much each step allocates.
+    part: usize,
     huge: HugeParts,
 }
 
@@ -187,6 +189,7 @@ impl<'m> Populator<'m> {
             bytes,
             done: 0,
             ready: 0,
+            part: STEP,
             huge: HugeParts {
                 on_fault: huge_on_fault,
                 ..HugeParts::default()
@@ -198,6 +201,16 @@ impl<'m> Populator<'m> {
     /// put together afterwards.
     pub(crate) const fn hasten(&mut self) {
         self.huge.hastens = true;
+    }
+
+    /// Has so much allocated by each [`step`](Self::step) after the first, in whole huge pages.
+    pub(crate) const fn in_parts_of(&mut self, bytes: usize) {
+        self.part = bytes;
+    }
+
+    /// What is there is all.
+    pub(crate) const fn stop(&mut self) {
+        self.bytes = self.done;
     }
 
     /// Whether all pages are there.
@@ -214,7 +227,7 @@ impl<'m> Populator<'m> {
         let part = match self.done {
             done if done < self.ready => self.ready - done,
             0 => FIRST_STEP,
-            _ => STEP,
+            _ => self.part,
         };
         let step = self.done..self.bytes.min(self.done + part);
         let whole = step.start..step.end.min(self.bytes - self.bytes % HUGE);

@@ -57,13 +57,13 @@ struct Ready {
 }
 
 impl Blank {
-    /// Takes memory for a blank of `bytes` bytes, for as long as `go_on` says so: it is asked every
-    /// 64 MiB. `None` if it was given up.
+    /// Takes memory for a blank of `bytes` bytes, for as long as `go_on` says so: it is asked at each
+    /// part. The blank is shorter if it says no, and `None` if nothing is there then.
     ///
     /// # Errors
     /// As [`Unsealed::allocate`].
     pub(super) fn make(
-        bytes: u64,
+        (bytes, part): (u64, usize),
         go_on: impl Fn() -> bool,
         degraded: &Degraded,
     ) -> Result<Option<Self>, MemoryError> {
@@ -74,15 +74,24 @@ impl Blank {
         let mut mapping = Mapping::new(fd.as_fd(), length)
             .map_err(|e| MemoryError::from_errno("mapping", bytes, e))?;
         let mut populator = Populator::new(mapping.pager(), fd.as_fd(), length, 0);
-        while !populator.is_done() {
-            if !go_on() {
-                return Ok(None);
-            }
-            populator.step()?;
+        populator.in_parts_of(part);
+        let mut made = 0;
+        while !populator.is_done() && go_on() {
+            made = populator.step()?;
         }
-        let is_huge = populator.finish(degraded).huge_bytes == bytes;
+        if made == 0 {
+            return Ok(None);
+        }
+        populator.stop();
+        let made = made as u64;
+        let is_huge = populator.finish(degraded).huge_bytes == made;
         drop(promise);
         drop(mapping);
+        if made < bytes {
+            fs::ftruncate(&fd, made)
+                .map_err(|e| MemoryError::from_errno("setting the length", made, e))?;
+        }
+        let bytes = made;
         Ok(Some(Self { fd, bytes, is_huge }))
     }
 

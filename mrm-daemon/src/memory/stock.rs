@@ -23,9 +23,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod blanks;
+
+use self::blanks::Blanks;
+pub use self::blanks::STOCK_BYTES_MAX;
 use super::available::Probe;
 use super::error::MemoryError;
-use super::pages::HUGE_PAGE_BYTES;
 use super::segment::{Blank, HostSegment, Reserved, Unsealed};
 use crate::degraded::Degraded;
 use std::collections::VecDeque;
@@ -40,29 +43,13 @@ const LOOK: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(5);
 /// The share of what this process may use that is left free: one in so many.
 const FREE_SHARE: u64 = 16;
-/// The sizes of blanks, and how many there are of each, if there is room.
-const CLASSES: [(u64, usize); 4] = [(16 << 20, 2), (64 << 20, 2), (256 << 20, 1), (1 << 30, 1)];
-/// A blank is not cut to less than one in so many parts of it: most of it would be thrown away.
-const CUT_MAX: u64 = 4;
-
-/// How much is put together before the thread looks whether something is to be loaded.
+/// How much is made or put together before the thread looks whether something is to be loaded.
 const PART_BYTES: u64 = 16 << 20;
 /// Segments that wait to be put together; more stay as they are. A daemon that took over looks at all it has.
 const TOGETHER_MAX: usize = 1 << 14;
 /// How often a part is tried whose pages somebody uses just then, and the pause before the next time.
 const TRIES_MAX: u32 = 20;
 const TRY_PAUSE: Duration = Duration::from_millis(20);
-
-/// All that a stock can hold: more is of no use to it.
-pub const STOCK_BYTES_MAX: u64 = {
-    let (mut sum, mut at) = (0, 0);
-    while at < CLASSES.len() {
-        let (bytes, count) = CLASSES[at];
-        sum += bytes * count as u64;
-        at += 1;
-    }
-    sum
-};
 
 /// Blanks, and the thread that makes them.
 #[derive(Debug)]
@@ -85,9 +72,11 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    blanks: Vec<Blank>,
+    blanks: Blanks,
     /// What the maker is at.
     making_bytes: u64,
+    /// Loads that wait for what there is of that.
+    waiters: usize,
     /// What was told last.
     told: (u64, usize),
     /// What was told, until it proved to be too much.
@@ -178,11 +167,15 @@ impl Stock {
         }
     }
 
-    /// What the stock takes now, in bytes.
+    /// What the stock takes now, in bytes, without what loads were charged for and have not taken yet.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let state = self.shared.lock();
-        state.blank_bytes() + state.making_bytes
+        let bytes = state.blanks.bytes() + state.making_bytes;
+        match state.loads {
+            0 => bytes,
+            _ => bytes.min(state.room_bytes),
+        }
     }
 
     /// What is still to be made or put together, with what the maker is at; 0 when it waits to be told
@@ -196,7 +189,9 @@ impl Stock {
         }
         match state.loads {
             0 => {
-                let missing = state.missing_bytes(self.shared.bytes_max.min(state.room_bytes));
+                let missing = state
+                    .blanks
+                    .missing_bytes(self.shared.bytes_max.min(state.room_bytes));
                 missing + state.scattered_bytes() + state.putting_bytes
             }
             _ => 0,
@@ -237,8 +232,8 @@ impl Stock {
         degraded: &Degraded,
     ) -> Result<Reserved, MemoryError> {
         let blank = {
-            let mut state = self.shared.lock();
-            let blank = state.take(bytes);
+            let mut state = self.shared.what_is_being_made(bytes);
+            let blank = state.blanks.take(bytes);
             if blank.is_some() {
                 self.shared.notify(&mut state);
             }
@@ -271,14 +266,14 @@ impl Stock {
     pub fn make_room(&self) {
         let mut state = self.shared.lock();
         let room_bytes = state.room_bytes;
-        let surplus = state.over(room_bytes);
+        let surplus = state.blanks.over(room_bytes);
         if !surplus.is_empty() {
             self.shared.notify(&mut state);
         }
         // What is being made is given up at its next part.
         let too_much = |state: &mut State| {
             state.making_bytes > 0
-                && state.blank_bytes().saturating_add(state.making_bytes) > state.room_bytes
+                && state.blanks.bytes().saturating_add(state.making_bytes) > state.room_bytes
         };
         let state = self.shared.settled.wait_while(state, too_much);
         drop(state.unwrap_or_else(PoisonError::into_inner));
@@ -325,46 +320,6 @@ impl Drop for Stock {
 }
 
 impl State {
-    fn blank_bytes(&self) -> u64 {
-        self.blanks.iter().map(Blank::bytes).sum()
-    }
-
-    /// The blank that saves most: the smallest that is large enough and not much too large, else
-    /// the largest that can grow.
-    fn take(&mut self, bytes: u64) -> Option<Blank> {
-        if bytes < HUGE_PAGE_BYTES {
-            return None;
-        }
-        let enough = bytes..=bytes.saturating_mul(CUT_MAX);
-        let sizes = || self.blanks.iter().map(Blank::bytes).enumerate();
-        let fitting = sizes().filter(|(_, size)| enough.contains(size));
-        let smaller = sizes().filter(|&(_, size)| size < bytes);
-        let best = fitting
-            .min_by_key(|&(_, size)| size)
-            .or_else(|| smaller.max_by_key(|&(_, size)| size));
-        best.map(|(at, _)| self.blanks.swap_remove(at))
-    }
-
-    /// Takes out what is beyond `bytes_max`, the largest first.
-    fn over(&mut self, bytes_max: u64) -> Vec<Blank> {
-        let mut over = Vec::new();
-        self.blanks.sort_by_key(Blank::bytes);
-        while self.blank_bytes() > bytes_max {
-            over.extend(self.blanks.pop());
-        }
-        over
-    }
-
-    /// The size of the smallest blank that is missing and fits into `bytes_max`.
-    fn missing(&self, bytes_max: u64) -> Option<u64> {
-        let there = |bytes| self.blanks.iter().filter(|b| b.bytes() == bytes).count();
-        let fits = |bytes| self.blank_bytes().saturating_add(bytes) <= bytes_max;
-        let missing = |&&(bytes, count): &&(u64, usize)| there(bytes) < count && fits(bytes);
-        CLASSES.iter().find(missing).map(|&(bytes, _)| bytes)
-    }
-}
-
-impl State {
     /// What is still to be put together.
     fn scattered_bytes(&self) -> u64 {
         let left = |one: &Scattered| {
@@ -384,21 +339,6 @@ impl State {
         }
         None
     }
-
-    /// All that is missing and fits into `bytes_max`.
-    fn missing_bytes(&self, bytes_max: u64) -> u64 {
-        let before = self.blank_bytes();
-        let mut all = before;
-        for (bytes, count) in CLASSES {
-            let there = self.blanks.iter().filter(|b| b.bytes() == bytes).count();
-            for _ in there..count {
-                if all.saturating_add(bytes) <= bytes_max {
-                    all += bytes;
-                }
-            }
-        }
-        all - before
-    }
 }
 
 impl Shared {
@@ -410,6 +350,22 @@ impl Shared {
     fn notify(&self, state: &mut State) {
         state.changes += 1;
         self.changed.notify_all();
+    }
+
+    /// Before a load of `bytes` takes from the stock: has the maker give what it is at as far as it is, if
+    /// that is the best for this load. It takes a moment, and to make it again would take longer.
+    fn what_is_being_made(&self, bytes: u64) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        let there = state.blanks.best(bytes).map_or(0, |(_, size)| size);
+        if bytes < PART_BYTES || there >= bytes || there >= state.making_bytes {
+            return state;
+        }
+        state.waiters += 1;
+        let making = |state: &mut State| state.making_bytes > 0;
+        let waited = self.settled.wait_while(state, making);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waiters -= 1;
+        state
     }
 
     /// What the maker's thread does.
@@ -469,22 +425,33 @@ impl Shared {
             return Task::End;
         }
         let short = wanted.saturating_sub(free);
-        let allowed = state.blank_bytes().saturating_sub(short);
-        let over = state.over(self.bytes_max.min(state.room_bytes).min(allowed));
+        let allowed = state.blanks.bytes().saturating_sub(short);
+        // A load that was charged is about to take what is beyond the room, or gives it back.
+        let room = match state.loads {
+            0 => self.bytes_max.min(state.room_bytes),
+            _ => self.bytes_max,
+        };
+        let over = state.blanks.over(room.min(allowed));
         if !over.is_empty() {
             return Task::Drop(over);
         }
         if state.loads > 0 {
             return Task::Wait;
         }
-        match state.missing(self.bytes_max.min(state.room_bytes)) {
-            // Half as much again, so that what is made now is not given up in a moment.
-            Some(bytes) if free >= wanted + wanted / 2 + bytes => Task::Make(bytes),
-            Some(_) | None if free < wanted + PART_BYTES => Task::Wait,
-            Some(_) | None => match state.next_scattered() {
-                Some((segment, part)) => Task::PutTogether(segment, part),
-                None => Task::Wait,
-            },
+        // Half as much again, so that what is made now is not given up in a moment.
+        let can_make = |bytes: &u64| free >= wanted + wanted / 2 + bytes;
+        if let Some(bytes) = state.blanks.missing(room).filter(can_make) {
+            return match state.blanks.bytes().saturating_add(bytes) <= room {
+                true => Task::Make(bytes),
+                false => Task::Drop(state.blanks.beyond(room)),
+            };
+        }
+        if free < wanted + PART_BYTES {
+            return Task::Wait;
+        }
+        match state.next_scattered() {
+            Some((segment, part)) => Task::PutTogether(segment, part),
+            None => Task::Wait,
         }
     }
 
@@ -516,10 +483,10 @@ impl Shared {
     fn make(&self, bytes: u64) {
         let go_on = || {
             let state = self.lock();
-            let fits = state.blank_bytes().saturating_add(bytes) <= state.room_bytes;
-            fits && state.loads == 0 && !state.closed
+            let fits = state.blanks.bytes().saturating_add(bytes) <= state.room_bytes;
+            fits && state.loads == 0 && state.waiters == 0 && !state.closed
         };
-        let made = Blank::make(bytes, go_on, &self.degraded);
+        let made = Blank::make((bytes, PART_BYTES as usize), go_on, &self.degraded);
         let mut state = self.lock();
         state.making_bytes = 0;
         match made {

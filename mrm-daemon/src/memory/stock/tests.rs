@@ -1,6 +1,7 @@
 use super::super::smaps;
+use super::blanks::wanted;
 use super::*;
-use crate::memory::{HostSegment, charge_for};
+use crate::memory::{HUGE_PAGE_BYTES, HostSegment, charge_for};
 use std::fs;
 
 const MIB: u64 = 1 << 20;
@@ -15,6 +16,7 @@ fn sizes(stock: &Stock) -> Vec<u64> {
         .shared
         .lock()
         .blanks
+        .0
         .iter()
         .map(Blank::bytes)
         .collect();
@@ -49,9 +51,109 @@ fn blanks_are_made_within_the_bounds_and_not_beside_loads() {
     assert_eq!(sizes(&told(15 * MIB, ROOM, 0)), [0; 0]);
     let stock = told(100 * MIB, ROOM, 0);
     assert_eq!(stock.bytes(), 96 * MIB);
-    stock.tell(20 * MIB, 3);
+    stock.tell(20 * MIB, 0);
     stock.settle();
     assert_eq!(sizes(&stock), [16 * MIB], "the room fell");
+}
+
+#[test]
+fn a_small_blank_is_wanted_and_the_largest_that_fit_beside_it() {
+    for (room_mib, mib) in [
+        (0, vec![]),
+        (15, vec![]),
+        (79, vec![16, 16, 16, 16]),
+        (100, vec![16, 16, 64]),
+        (160, vec![16, 16, 128]),
+        (290, vec![16, 16, 256]),
+        (512, vec![16, 16, 16, 16, 64, 128, 256]),
+        (1024, vec![16, 16, 16, 16, 64, 128, 256, 512]),
+        (1400, vec![16, 16, 16, 64, 256, 1024]),
+        (9000, vec![16, 16, 16, 16, 64, 128, 256, 512, 1024]),
+    ] {
+        let all = wanted(room_mib * MIB);
+        let all = all.flat_map(|(bytes, count)| std::iter::repeat_n(bytes / MIB, count));
+        assert_eq!(all.collect::<Vec<_>>(), mib, "{room_mib} MiB");
+    }
+    let all: u64 = wanted(u64::MAX)
+        .map(|(bytes, count)| bytes * count as u64)
+        .sum();
+    assert_eq!(all, STOCK_BYTES_MAX);
+}
+
+#[test]
+fn with_more_room_small_blanks_give_way_to_a_large_one() {
+    let stock = told(ROOM, 160 * MIB, 0);
+    assert_eq!(sizes(&stock), [16 * MIB, 16 * MIB, 128 * MIB]);
+    stock.tell(290 * MIB, 0);
+    stock.settle();
+    assert_eq!(sizes(&stock), [16 * MIB, 16 * MIB, 256 * MIB]);
+    stock.tell(100 * MIB, 0);
+    stock.settle();
+    assert_eq!(sizes(&stock), [16 * MIB, 16 * MIB, 64 * MIB]);
+}
+
+#[test]
+fn what_a_load_was_charged_for_is_left_to_it() {
+    let degraded = Degraded::new();
+    let stock = told(ROOM, 300 * MIB, 0);
+    assert_eq!(stock.bytes(), 288 * MIB);
+    // 240 MiB are charged, and taken a while later.
+    stock.tell(60 * MIB, 1);
+    stock.settle();
+    assert_eq!(sizes(&stock), [16 * MIB, 16 * MIB, 256 * MIB]);
+    assert_eq!(stock.bytes(), 60 * MIB, "the rest is charged");
+    let bytes = 240 * MIB;
+    let segment = stock.allocate(bytes, charge_for(bytes), &degraded);
+    assert_eq!(
+        segment.expect("a segment").as_mut_slice().len() as u64,
+        bytes
+    );
+    assert_eq!(sizes(&stock), [16 * MIB, 16 * MIB]);
+    // Once no load comes for it, it is given back.
+    let stock = told(ROOM, 300 * MIB, 0);
+    stock.tell(60 * MIB, 1);
+    stock.tell(60 * MIB, 0);
+    stock.settle();
+    assert!(stock.bytes() <= 60 * MIB, "{:?}", sizes(&stock));
+}
+
+#[test]
+fn a_load_takes_what_was_made_so_far() {
+    let degraded = Degraded::new();
+    let asked = std::cell::Cell::new(0);
+    let go_on = || {
+        asked.set(asked.get() + 1);
+        asked.get() <= 3
+    };
+    let part = usize::try_from(PART_BYTES).expect("fits");
+    let blank = Blank::make((256 * MIB, part), go_on, &degraded).expect("memory");
+    let blank = blank.expect("three parts");
+    assert_eq!(blank.bytes(), 3 * PART_BYTES);
+    let none = Blank::make((256 * MIB, part), || false, &degraded).expect("memory");
+    assert!(none.is_none());
+
+    let stock = stock(ROOM);
+    stock.shared.lock().blanks.push(blank);
+    stock.tell(ROOM, 1);
+    let bytes = 70 * MIB + 5;
+    let mut segment = stock
+        .allocate(bytes, charge_for(bytes), &degraded)
+        .expect("a segment");
+    assert_eq!(sizes(&stock), [0; 0], "it was taken");
+    assert!(*segment.as_mut_slice() == vec![0; bytes as usize]);
+    let huge = segment.huge_pages();
+    assert_eq!(huge.cause.is_some(), huge.huge_bytes < huge.requested_bytes);
+
+    // In the midst of a blank, or before or after it: nothing is being made once the load has the stock.
+    stock.tell(300 * MIB, 0);
+    for bytes in [200 * MIB, 240 * MIB] {
+        let state = stock.shared.what_is_being_made(bytes);
+        let best = state.blanks.best(bytes).map_or(0, |(_, size)| size);
+        assert!(best >= state.making_bytes.min(bytes), "{best}: {state:?}");
+        assert_eq!(state.waiters, 0);
+    }
+    stock.settle();
+    assert_eq!(sizes(&stock), [16 * MIB, 16 * MIB, 256 * MIB]);
 }
 
 #[test]
@@ -60,7 +162,7 @@ fn what_is_cut_grown_or_fresh_is_like_any_segment() {
     let cases = [
         (1, 0),
         (2 * MIB - 1, 0),
-        (3 * MIB + 5, 0),
+        (3 * MIB + 5, 16 * MIB),
         (4 * MIB, 16 * MIB),
         (5 * MIB + 4097, 16 * MIB),
         (16 * MIB - 1, 16 * MIB),
@@ -109,7 +211,7 @@ fn what_is_cut_grown_or_fresh_is_like_any_segment() {
 
 #[test]
 fn what_is_still_to_be_made_is_told_until_it_is() {
-    assert_eq!(State::default().missing_bytes(100 * MIB), 96 * MIB);
+    assert_eq!(Blanks::default().missing_bytes(100 * MIB), 96 * MIB);
     let stock = told(100 * MIB, ROOM, 0);
     assert_eq!((stock.bytes(), stock.pending_bytes()), (96 * MIB, 0));
     stock.tell(ROOM, 1);

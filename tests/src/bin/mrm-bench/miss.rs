@@ -5,6 +5,7 @@ use crate::hit::open_cycle;
 use crate::progress::Progress;
 use crate::quiet;
 use crate::report::Row;
+use crate::trims::STOCK;
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
 use std::path::{Path, PathBuf};
@@ -47,10 +48,7 @@ pub(crate) fn measure(python: Option<&Path>) -> Vec<Row> {
         let file = std::fs::File::open(&path).expect("opens");
         file.sync_all().expect("on disk");
         let bytes = file.metadata().expect("stat").len();
-        let mut setup = Setup::new().model("m", &path);
-        setup
-            .environment
-            .push(("MRM_LOAD_STOCK_BYTES".to_owned(), "1440MiB".to_owned()));
+        let setup = Setup::new().model("m", &path).stock(STOCK);
         let node = Node::start(&setup);
         let case = Case {
             size,

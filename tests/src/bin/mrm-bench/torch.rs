@@ -6,7 +6,7 @@
 use crate::floor::make_file;
 use crate::progress::Progress;
 use crate::report::Row;
-use crate::trims::{MISS_MAX, within};
+use crate::trims::{MISS_MAX, STOCK, within};
 use crate::worker::Worker;
 use mrm_tests::model;
 use mrm_tests::node::{Node, Setup};
@@ -59,6 +59,7 @@ struct Case {
 impl Case {
     fn start(python: &Path, name: &'static str, path: PathBuf, bytes: u64) -> Self {
         let setup = Setup::new().model(name, &path).budget(bytes + (64 << 20));
+        let setup = setup.stock(STOCK);
         let node = Node::start(&setup);
         let loader = Worker::start(python, SCRIPT, &[], &node.socket());
         Self {

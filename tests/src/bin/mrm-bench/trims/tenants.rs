@@ -1,7 +1,7 @@
 //! Many at once: ten processes, popularity by a Pareto distribution, memory for 40 % of the bytes.
 
 use super::child::{Child, How};
-use super::{MODELS, compute_ms};
+use super::{MODELS, STOCK, compute_ms};
 use crate::report::Row;
 use mrm_tests::Random;
 use mrm_tests::model;
@@ -38,7 +38,7 @@ pub(super) fn measure(dir: &Path, python: &Path, sizes_mb: &RangeInclusive<u64>)
     let largest = models.iter().map(|(_, megabytes, _)| megabytes * 1e6);
     // With few models (`--most-mb`) the share may be less than one of them.
     let budget = largest.fold(all * BUDGET_SHARE, |most, bytes| most.max(2.0 * bytes));
-    let mut setup = Setup::new().budget(budget as u64);
+    let mut setup = Setup::new().budget(budget as u64).stock(STOCK);
     for ((name, ..), path) in models.iter().zip(&paths) {
         setup = setup.model(name, path);
     }
