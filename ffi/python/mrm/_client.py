@@ -21,6 +21,12 @@ _STATES = {0: "absent", 1: "loading", 2: "resident", 3: "partial"}
 _WAIT_FOR: dict[str, int] = {"all": 0, "layout": 1}
 _TIER_HOST, _TIER_DEVICE, _TIER_BEST = range(3)
 _WITHIN_MAX = 366 * 86400
+_OPTIONS_BYTES = ctypes.sizeof(_ffi.OpenOptions)
+
+# The environment as the library sees it. `os.environ` raises an exception inside for each name that
+# is not set, which takes a tenth of a process's first open.
+_getenv = ctypes.PyDLL(None).getenv
+_getenv.restype, _getenv.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
 
 
 class ModelRow(NamedTuple):
@@ -260,22 +266,26 @@ class _How:
         progress: Progress | None,
         pages: tuple[bool, int],
     ) -> None:
-        options = _ffi.OpenOptions(size=ctypes.sizeof(_ffi.OpenOptions))
-        options.tier, options.device = place
+        tier, device = place
         populate, reserve = pages
         if not 0 <= reserve < 1 << 64:
             raise ValueError("reserve is a number of bytes")
-        options.populate, options.reserve_bytes = int(populate), reserve
         wait, wait_for = waits
         if isinstance(wait, str):
             wait, wait_for = None, wait
-        options.wait_ms = _ffi.wait_ms(wait)
         if wait_for not in _WAIT_FOR:
             raise ValueError(f"`{wait_for}` is not what an open waits for: `all` or `layout`")
-        options.wait_for = _WAIT_FOR[wait_for]
         #: Whether what it opens may still be being filled.
         self.early = wait_for == "layout"
-        self.options = options
+        self.options = options = _ffi.OpenOptions(
+            size=_OPTIONS_BYTES,
+            wait_ms=_ffi.wait_ms(wait),
+            tier=tier,
+            device=device,
+            populate=populate,
+            wait_for=_WAIT_FOR[wait_for],
+            reserve_bytes=reserve,
+        )
         self._raised: builtins.list[BaseException] = []
         if progress is not None:
             # What it raises cannot pass through C: it is raised again when the open is over.
@@ -334,7 +344,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: dict[tuple[str | None, ...], Client] = {}
+        self._clients: dict[tuple[bytes | None, ...], Client] = {}
         # A child may be forked while another thread holds the lock.
         os.register_at_fork(after_in_child=self._unlock)
 
@@ -342,8 +352,7 @@ class _Shared:
         self._lock = threading.Lock()
 
     def get(self) -> Client:
-        names = ("MRM_SOCKET", "MRM_RUNTIME_DIR", "XDG_RUNTIME_DIR")
-        key = tuple(os.environ.get(name) for name in names)
+        key = _getenv(b"MRM_SOCKET"), _getenv(b"MRM_RUNTIME_DIR"), _getenv(b"XDG_RUNTIME_DIR")
         client = self._clients.get(key)
         if client is None:
             with self._lock:
@@ -354,3 +363,5 @@ class _Shared:
 
 
 shared = _Shared()
+# Made at import, and not in the middle of a process's first open.
+shared.get()

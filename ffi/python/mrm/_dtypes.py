@@ -92,19 +92,10 @@ def raw_view(code: int, shape: tuple[int, ...], nbytes: int) -> tuple[str, tuple
 
 
 def as_bytes(buffer: memoryview) -> np.ndarray[Any, Any]:
-    """All of ``buffer``, for :func:`array_over`."""
+    """All of ``buffer``: tensors are arrays over it."""
     import numpy as np
 
     return np.frombuffer(buffer, np.uint8)
-
-
-def array_over(
-    base: np.ndarray[Any, Any], code: int, shape: tuple[int, ...], offset: int
-) -> np.ndarray[Any, Any]:
-    """The tensor whose elements begin at ``offset`` in ``base``, as an array of that memory."""
-    # Of what `base` is made of, a view or a bare array, it would look through to the buffer
-    # underneath: see `as_array`. Of an array it takes over whether it can be written to.
-    return type(base)(shape, numpy_dtype(code), base, offset)
 
 
 def as_array(buffer: memoryview, offset: int, tensor: Tensor, raw: bool) -> Any:

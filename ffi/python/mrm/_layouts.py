@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
 
 from . import _ffi
 from ._ffi import lib
@@ -18,7 +17,7 @@ _STRIDE = ctypes.sizeof(_ffi.Tensor)
 
 
 class Layouts:
-    """What tensors are, each at its place in these lists: many objects wake the collector."""
+    """What tensors are, each at its place in these: many objects wake the collector."""
 
     __slots__ = ("codes", "devices", "offsets", "places", "segments", "shapes", "sizes")
 
@@ -27,53 +26,62 @@ class Layouts:
         tensors = bytearray(count * _STRIDE)
         if count:
             lib.check(lib.model_layouts(handle, 0, count, _ffi.Tensor.from_buffer(tensors)))
+        view = memoryview(tensors)
+        narrow, wide = view.cast("I"), view.cast("Q")
         #: Names to places, in the order of the files.
-        self.places = {name: place for place, name in enumerate(_names(tensors))}
+        self.places = dict(zip(_names(wide), range(count), strict=True))
         #: Numbers of ``mrm_dtype_e``.
-        self.codes = _column(tensors, _ffi.Tensor.dtype.offset, "I")
-        self.shapes = list(_shapes(tensors))
+        self.codes = _column(narrow, _ffi.Tensor.dtype.offset)
+        self.shapes = _shapes(wide, _column(narrow, _ffi.Tensor.rank.offset))
         #: Bytes.
-        self.sizes = _column(tensors, _ffi.Tensor.bytes.offset, "Q")
+        self.sizes = _column(wide, _ffi.Tensor.bytes.offset)
         #: Which segment it lies in, and where there.
-        self.segments = _column(tensors, _ffi.Tensor.segment.offset, "I")
-        self.offsets = _column(tensors, _ffi.Tensor.offset.offset, "Q")
+        self.segments = _column(narrow, _ffi.Tensor.segment.offset)
+        self.offsets = _column(wide, _ffi.Tensor.offset.offset)
         #: Numbers of devices in this process, less than 0 in host memory.
-        self.devices = _column(tensors, _ffi.Tensor.device.offset, "i")
+        self.devices = _column(view.cast("i"), _ffi.Tensor.device.offset)
 
 
-def _column(tensors: bytearray, offset: int, code: str) -> list[int]:
-    """One member of all, an integer as the module ``struct`` calls it."""
-    numbers = memoryview(tensors).cast(code)
-    return numbers[offset // numbers.itemsize :: _STRIDE // numbers.itemsize].tolist()
+def _column(tensors: memoryview, offset: int) -> memoryview:
+    """One member of all, of the size that ``tensors`` has items of."""
+    size = tensors.itemsize
+    return tensors[offset // size :: _STRIDE // size]
 
 
-def _names(tensors: bytearray) -> Iterator[str]:
+def _names(tensors: memoryview) -> list[str]:
     at = _ffi.Tensor.name.offset
-    starts = _column(tensors, at + _ffi.Text.data.offset, "Q")
-    lengths = _column(tensors, at + _ffi.Text.len.offset, "Q")
-    text, first = _view(starts, lengths)
-    for start, length in zip(starts, lengths, strict=True):
-        begin = start - first
-        yield str(text[begin : begin + length], "utf-8") if length else ""
+    starts = _column(tensors, at + _ffi.Text.data.offset).tolist()
+    lengths = _column(tensors, at + _ffi.Text.len.offset).tolist()
+    text, begins, ends = _ranges(starts, lengths)
+    if sum(lengths) == len(text):
+        # They lie one behind the other.
+        whole = str(text, "utf-8")
+        if len(whole) == len(text):
+            return [whole[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    return [str(text[begin:end], "utf-8") for begin, end in zip(begins, ends, strict=True)]
 
 
-def _shapes(tensors: bytearray) -> Iterator[tuple[int, ...]]:
-    starts = _column(tensors, _ffi.Tensor.shape_ptr.offset, "Q")
-    ranks = _column(tensors, _ffi.Tensor.rank.offset, "I")
-    numbers, first = _view(starts, [rank * 8 for rank in ranks])
-    extents = numbers.cast("Q")
-    for start, rank in zip(starts, ranks, strict=True):
-        begin = (start - first) >> 3
-        yield tuple(extents[begin : begin + rank]) if rank else ()
+def _shapes(tensors: memoryview, ranks: memoryview) -> list[tuple[int, ...]]:
+    starts = _column(tensors, _ffi.Tensor.shape_ptr.offset).tolist()
+    sizes = [rank * 8 for rank in ranks]
+    text, begins, ends = _ranges(starts, sizes)
+    extents = text.cast("Q")
+    if sum(sizes) == len(text):
+        whole = tuple(extents)
+        return [whole[begin >> 3 : end >> 3] for begin, end in zip(begins, ends, strict=True)]
+    return [tuple(extents[begin >> 3 : end >> 3]) for begin, end in zip(begins, ends, strict=True)]
 
 
-def _view(starts: Sequence[int], sizes: Sequence[int]) -> tuple[memoryview, int]:
-    """The memory from the first of these ranges to the last, and where it begins.
+def _ranges(starts: list[int], sizes: list[int]) -> tuple[memoryview, list[int], list[int]]:
+    """The memory from the first of these ranges to the last, and where in it they begin and end.
 
-    Only what is in the ranges may be read.
+    Only what is in the ranges may be read; those without bytes may be anywhere.
     """
-    ends = [start + size for start, size in zip(starts, sizes, strict=True) if size]
-    if not ends:
-        return memoryview(b""), 0
-    first = min(start for start, size in zip(starts, sizes, strict=True) if size)
-    return _memory(first, max(ends) - first, _READ), first
+    if 0 in sizes:
+        some = next((start for start, size in zip(starts, sizes, strict=True) if size), 0)
+        starts = [start if size else some for start, size in zip(starts, sizes, strict=True)]
+    first = min(starts, default=0)
+    begins = [start - first for start in starts]
+    ends = [begin + size for begin, size in zip(begins, sizes, strict=True)]
+    length = max(ends, default=0)
+    return (_memory(first, length, _READ) if length else memoryview(b"")), begins, ends

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+from weakref import ref
 
 from . import _ffi
 from ._copy import Copy
-from ._dtypes import DTYPES, array_over, as_array, as_bytes
+from ._dtypes import DTYPES, as_array, as_bytes, numpy_dtype
 from ._ffi import lib, wait_ms
 from ._layouts import Layouts
 from ._owned import Owned
@@ -76,7 +76,7 @@ class Model(Mapping[str, Any]):
         self._layouts: Layouts | None = None
         self._singles = 0
         # What was given out, as long as it lives.
-        self._arrays: dict[str, weakref.ref[Any]] = {}
+        self._arrays: dict[str, ref[Any]] = {}
 
     # What it is.
 
@@ -174,12 +174,18 @@ class Model(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         given = self._arrays.get(name)
-        array = None if given is None else given()
+        if given is not None:
+            array = given()
+            if array is not None:
+                if self._hold is None:
+                    raise self._closed()
+                return array
+        array = None
+        if self._layouts is not None and not self._early:
+            array = self._array(name)
         if array is None:
             array = self.tensor(name)
-            self._arrays[name] = weakref.ref(array)
-        elif self._hold is None:
-            raise self._closed()
+        self._arrays[name] = ref(array)
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -413,7 +419,10 @@ class Model(Mapping[str, Any]):
         base = self._bases.get(segment)
         if base is None:
             base = self._bases[segment] = as_bytes(self.raw(segment))
-        return array_over(base, all_.codes[place], all_.shapes[place], all_.offsets[place])
+        # Of what `base` is made of, a view or a bare array, it would look through to the buffer
+        # underneath: see `as_array`. Of an array it takes over whether it can be written to.
+        shape, dtype = all_.shapes[place], numpy_dtype(all_.codes[place])
+        return type(base)(shape, dtype, base, all_.offsets[place])
 
     def _segment(self, index: int) -> _ffi.Segment:
         if index < 0:
