@@ -22,11 +22,12 @@ use mrm_proto::limits::HINT_MS_MAX;
 use mrm_proto::name::ModelName;
 use mrm_proto::reply::{ModelRow, OnDevice, Opened, Origin, Reply, Stated};
 use mrm_proto::request::{Hint, List, Request, Stat, WaitFor};
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// For how long opens of what is open already may not hear that it is damaged.
 const LOOK_EVERY_MS: u64 = 100;
@@ -42,8 +43,7 @@ pub(crate) struct State {
     tables: Mutex<Tables>,
     models_on_devices: Mutex<Cache<(DeviceUuid, Box<str>), Open>>,
     devices: Mutex<OnDevices>,
-    started: Instant,
-    /// When an open that asked nobody last looked at what the daemon said, since `started`.
+    /// When an open that asked nobody last looked at what the daemon said, by [`coarse_ms`].
     looked_ms: AtomicU64,
     successor: OnceLock<Arc<State>>,
 }
@@ -65,7 +65,6 @@ impl State {
             tables: Mutex::default(),
             models_on_devices: Mutex::default(),
             devices: Mutex::default(),
-            started: Instant::now(),
             looked_ms: AtomicU64::new(0),
             successor: OnceLock::new(),
         }
@@ -150,8 +149,7 @@ impl State {
 
     /// Reads what the daemon has said of leases: not at each open, which would take longer for it.
     fn look_now_and_then(&self, open: &Open) {
-        let elapsed = self.started.elapsed().as_millis();
-        let now_ms = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        let now_ms = coarse_ms();
         let due_ms = self.looked_ms.load(Ordering::Relaxed) + LOOK_EVERY_MS;
         if now_ms >= due_ms {
             self.looked_ms.store(now_ms, Ordering::Relaxed);
@@ -442,6 +440,14 @@ impl Drop for State {
             self.link.abandon();
         }
     }
+}
+
+/// Milliseconds of a clock that the kernel sets on with each of its ticks. To read it takes 3 ns, and an exact
+/// one 22, which is a fifth of an open that asks nobody. See `clock_gettime(2)`.
+fn coarse_ms() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 /// Things that somebody else keeps alive, by key.
