@@ -375,7 +375,7 @@ pub(super) const SETTINGS: [Setting; 45] = [
             max: STOCK_BYTES_MAX,
         },
         "Most memory that is made ready for loads to come, out of what the host budget leaves: at most \
-         2GiB; 0 for none [default: an eighth of the host budget]",
+         8GiB; 0 for none [default: an eighth of the host budget]",
     ),
     setting(
         Key::JournalBytesMax,

@@ -4,13 +4,15 @@ use super::super::pages::HUGE_PAGE_BYTES;
 use super::super::segment::Blank;
 
 /// The sizes of blanks, and how many there are of each, if there is room.
-const CLASSES: [(u64, usize); 6] = [
+const CLASSES: [(u64, usize); 8] = [
     (16 << 20, 4),
     (64 << 20, 1),
     (128 << 20, 1),
     (256 << 20, 1),
     (512 << 20, 1),
     (1 << 30, 1),
+    (2 << 30, 1),
+    (4 << 30, 1),
 ];
 /// A blank is not cut to less than one in so many parts of it. What is cut off is soon cleared again, since
 /// the kernel has it at hand; to leave the load without would cost it more.

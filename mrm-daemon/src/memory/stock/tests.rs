@@ -68,7 +68,11 @@ fn a_small_blank_is_wanted_and_the_largest_that_fit_beside_it() {
         (512, vec![16, 16, 16, 16, 64, 128, 256]),
         (1024, vec![16, 16, 16, 16, 64, 128, 256, 512]),
         (1400, vec![16, 16, 16, 64, 256, 1024]),
-        (9000, vec![16, 16, 16, 16, 64, 128, 256, 512, 1024]),
+        (5000, vec![16, 16, 16, 16, 64, 256, 512, 4096]),
+        (
+            9000,
+            vec![16, 16, 16, 16, 64, 128, 256, 512, 1024, 2048, 4096],
+        ),
     ] {
         let all = wanted(room_mib * MIB);
         let all = all.flat_map(|(bytes, count)| std::iter::repeat_n(bytes / MIB, count));

@@ -66,9 +66,9 @@ pub(crate) const MODELS: [(&str, f64, u64); 45] = [
     ("vgg16-672", 3664.0, 32),
     ("vgg16-896", 6408.0, 32),
 ];
-/// What a daemon makes ready for loads by default where it has 16 GiB for models: the budgets here, of one
+/// What a daemon makes ready for loads by default where it has 64 GiB for models: the budgets here, of one
 /// model, say nothing of that.
-pub(crate) const STOCK: &str = "2GiB";
+pub(crate) const STOCK: &str = "8GiB";
 /// Of the time without a manager: computing over loading (section VI-B).
 const COMPUTE_PER_LOAD: f64 = 7.0 / 86.0;
 /// How fast the machine of that section reads its disk (table II).
