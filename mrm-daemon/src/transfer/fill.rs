@@ -31,9 +31,10 @@ const COPY_BYTES: usize = 512 << 10;
 const STREAM_BYTES: usize = 32 << 20;
 /// What is copied past the caches goes through so much that stays in them.
 const SCRATCH_BYTES: usize = 256 << 10;
-/// Up to here most of a file is under way from the disk at once, and comes at once: to hash it then
-/// would make whoever waits for it wait a quarter longer.
-const SHORT_BYTES: usize = 64 << 20;
+/// Up to here whoever waits for a file would wait a twentieth longer for the hash of what came last, or
+/// a quarter of a small one, most of which comes at once. A longer file is hashed while it comes: it need
+/// not be read again for that, and its last pieces count for less.
+const SHORT_BYTES: usize = 128 << 20;
 /// Threads that read one file directly: while some hash, another keeps the disk busy.
 const DIRECT_READERS: usize = 3;
 
