@@ -44,14 +44,27 @@ def pss_bytes(pid: int | str, field: str = "Pss") -> int:
 
 def model_pss_bytes(pid: int) -> int:
     """The part of it that is a model lent by the daemon."""
-    total, of_model = 0, False
+    of_models, _ = _pss_bytes_of_models_and_the_rest(pid)
+    return of_models
+
+
+def own_pss_bytes(pid: int) -> int:
+    """All of it but models, and memory for them."""
+    _, rest = _pss_bytes_of_models_and_the_rest(pid)
+    return rest
+
+
+def _pss_bytes_of_models_and_the_rest(pid: int) -> tuple[int, int]:
+    of_models, rest, of_model = 0, 0, False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
         if not words[0].endswith(":"):
             of_model = len(words) > 5 and words[5].startswith(MODEL_MAPPING)
-        elif of_model and words[0] == "Pss:":
-            total += int(words[1]) * 1024
-    return total
+        elif words[0] == "Pss:" and of_model:
+            of_models += int(words[1]) * 1024
+        elif words[0] == "Pss:":
+            rest += int(words[1]) * 1024
+    return of_models, rest
 
 
 def model_files(pid: int) -> set[tuple[int, int]]:
