@@ -64,9 +64,9 @@ def _names(tensors: memoryview) -> list[str]:
 def _shapes(tensors: memoryview, ranks: memoryview) -> list[tuple[int, ...]]:
     starts = _column(tensors, _ffi.Tensor.shape_ptr.offset).tolist()
     sizes = [rank * 8 for rank in ranks]
-    text, begins, ends = _ranges(starts, sizes)
-    extents = text.cast("Q")
-    if sum(sizes) == len(text):
+    numbers, begins, ends = _ranges(starts, sizes)
+    extents = numbers.cast("Q")
+    if sum(sizes) == len(numbers):
         whole = tuple(extents)
         return [whole[begin >> 3 : end >> 3] for begin, end in zip(begins, ends, strict=True)]
     return [tuple(extents[begin >> 3 : end >> 3]) for begin, end in zip(begins, ends, strict=True)]

@@ -174,18 +174,12 @@ class Model(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         given = self._arrays.get(name)
-        if given is not None:
-            array = given()
-            if array is not None:
-                if self._hold is None:
-                    raise self._closed()
-                return array
-        array = None
-        if self._layouts is not None and not self._early:
-            array = self._array(name)
+        array = None if given is None else given()
         if array is None:
             array = self.tensor(name)
-        self._arrays[name] = ref(array)
+            self._arrays[name] = ref(array)
+        elif self._hold is None:
+            raise self._closed()
         return array
 
     def __iter__(self) -> Iterator[str]:

@@ -74,7 +74,7 @@ fn before(settings: &Settings, function: &'static str, needs: Needs) -> Result<(
     }
     FUNCTION.set(function);
     QUEUED_FAULT.set(0);
-    thread::sleep(settings.delay(function, false));
+    thread::sleep(settings.delay(function, false)); // The driver is told to be so slow.
     if let Some(rule) = faults::strike(settings, function) {
         match rule.effect {
             Effect::Once => return Err(rule.code),

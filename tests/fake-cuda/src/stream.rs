@@ -159,7 +159,7 @@ impl Stream {
             for ticket in &item.after {
                 ticket.wait();
             }
-            thread::sleep(item.delay);
+            thread::sleep(item.delay); // The device is told to be so slow.
             self.perform(item.work);
             self.lock().done += 1;
             self.changed.notify_all();

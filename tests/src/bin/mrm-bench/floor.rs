@@ -87,7 +87,7 @@ pub(crate) fn make_cold(path: &Path, bytes: u64) {
             return;
         }
         // Somebody has a page in hand: a processor that counts it, a process that ends.
-        std::thread::sleep(DROP_PAUSE);
+        std::thread::sleep(DROP_PAUSE); // Nobody tells when they are let go.
     }
     panic!("{} stays in the page cache", path.display());
 }

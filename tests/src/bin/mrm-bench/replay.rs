@@ -164,7 +164,7 @@ fn replay(hour: &Workload, setup: &Setup) -> (f64, u64) {
             .get_or_insert_with(Instant::now);
         while let Some(request) = hour.requests.get(next.fetch_add(1, Ordering::Relaxed)) {
             let due = Duration::from_micros(request.at.0);
-            thread::sleep(due.saturating_sub(began.elapsed()));
+            thread::sleep(due.saturating_sub(began.elapsed())); // The trace's own pauses.
             let asked = Instant::now();
             let name = &hour.models[request.model as usize].name;
             let model = client.open(name).expect("opens");
