@@ -4,8 +4,10 @@
 
 use mrm_tests::holder::Holder;
 use mrm_tests::node::{Node, Setup};
-use mrm_tests::survival::{Family, kept, segments};
+use mrm_tests::survival::{Family, kept, segments, with};
 use mrm_tests::{Random, eventually, model, seed};
+use nix::sys::signal::Signal;
+use std::fs;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -45,6 +47,39 @@ fn an_open_survives_a_daemon_that_is_killed_at_any_moment_of_its_load() {
         let there: u64 = segments(node.pid()).values().sum();
         assert!(there <= 20 * MIB, "{there} bytes are in memory");
     }
+}
+
+#[test]
+fn nothing_is_lent_once_everything_is_left_to_the_next_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let points = tempfile::tempdir().unwrap();
+    let at = |point: &str| points.path().join(point);
+    let (path, image) = model::write(dir.path(), "m.safetensors", MIB, 3, 5);
+    let setup = kept(Setup::new().model("m", &path));
+    let setup = with(setup, "MRM_FAILPOINTS", points.path().to_str().unwrap());
+    let mut node = Node::start(&setup);
+    let _family = Family::of(node.dir.path());
+    let client = node.client();
+    // The load ends when the keeper has been told of everything, and the daemon has yet to exit.
+    fs::write(at("before-load"), "stall 2").unwrap();
+    fs::write(at("handing-over"), "stall 1").unwrap();
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| client.open("m").unwrap());
+        eventually("the load of the file has begun", || {
+            at("before-load.done").exists().then_some(())
+        });
+        // Not to wait for anything: both stall for 100 ms, and the load is to be the first to go on.
+        std::thread::park_timeout(Duration::from_millis(50));
+        node.signal(Signal::SIGUSR2);
+        assert!(node.wait().success());
+        assert!(at("handing-over.done").exists());
+        fs::remove_file(at("before-load")).unwrap();
+        node.restart(&setup);
+        let model = opened.join().unwrap();
+        assert!(model.segment(0).unwrap().bytes() == image);
+        node.until_leases(1);
+        assert!(model.is_leased());
+    });
 }
 
 #[test]

@@ -106,9 +106,12 @@ impl Shell {
         let _ = known.await;
     }
 
-    /// Everything that is kept is left to the next daemon.
+    /// Everything that is kept is left to the next daemon. From then on this one decides nothing.
     pub(crate) fn leave_keeping(&self) {
-        self.with(|state| state.keeping.keeper.leave());
+        self.with(|state| {
+            state.keeping.keeper.leave();
+            state.left = true;
+        });
     }
 
     /// What is kept is let go of: the daemon ends for good.

@@ -163,6 +163,8 @@ struct State {
     progress_waiters: usize,
     serving: bool,
     draining: bool,
+    /// Everything is left to the next daemon.
+    left: bool,
     /// Of models: their own layout on devices, what leases keep free there, where pinned ones load.
     granularities: std::collections::BTreeMap<ModelName, crate::config::Granularity>,
     workspaces: std::collections::BTreeMap<ModelName, mrm_core::id::Bytes>,
@@ -222,6 +224,7 @@ impl Shell {
             progress_waiters: 0,
             serving: false,
             draining: false,
+            left: false,
             granularities: std::collections::BTreeMap::new(),
             workspaces: std::collections::BTreeMap::new(),
             warm_on: std::collections::BTreeMap::new(),
@@ -333,8 +336,12 @@ impl State {
         self.step(Event::Tick);
     }
 
-    /// One event and its effects.
+    /// One event and its effects. None any more once everything is left to the next daemon, as if this
+    /// one were gone already: what is lent then, no keeper hears of.
     fn step(&mut self, event: Event) {
+        if self.left {
+            return;
+        }
         let now = self.now();
         let mut effects = std::mem::take(&mut self.effects);
         #[cfg(all(feature = "failpoints", debug_assertions))]

@@ -228,17 +228,18 @@ impl Daemon {
         all
     }
 
-    /// How often the log says why a lease was not taken up again, by cause.
+    /// How many leases were not taken up again as the log says, by cause.
     pub(crate) fn leases_not_resumed(&self) -> BTreeMap<String, u64> {
         let log = fs::read_to_string(self.log_path()).unwrap_or_default();
         let lines = log
             .lines()
-            .filter(|line| line.contains("a lease was not taken up again"));
+            .filter(|line| line.contains("leases were not taken up again"));
         let mut causes = BTreeMap::new();
         for line in lines {
-            let why = line.split("why=").nth(1).unwrap_or("?");
-            let why = why.trim_start_matches('"').split('"').next().unwrap_or("?");
-            *causes.entry(why.to_owned()).or_default() += 1;
+            let field = |name: &str| line.split(name).nth(1).unwrap_or_default();
+            let why = field(" why=").trim_matches('"').to_owned();
+            let leases = field(" leases=").split(' ').next().unwrap_or_default();
+            *causes.entry(why).or_default() += leases.parse().unwrap_or(1);
         }
         causes
     }
