@@ -7,7 +7,8 @@ use mrm_tests::gpus::{Gpus, assert_same_tensors, device_field, open_on};
 use mrm_tests::holder::Holder;
 use mrm_tests::node::{Node, Setup, command};
 use mrm_tests::survival::{
-    Family, descriptors, kept, private_bytes, respawned, segments, signal, until_other_serves, with,
+    Family, descriptors, kept, private_bytes, respawned, segments, signal, until_kept,
+    until_other_serves, with,
 };
 use mrm_tests::{eventually, model};
 use nix::sys::signal::Signal;
@@ -63,6 +64,36 @@ fn a_killed_daemon_leaves_its_models_to_the_next_one() {
         (node.post("/v1/models/m/evict").0 == 200).then_some(())
     });
     assert_eq!(node.number("/host/charged_bytes"), 0);
+}
+
+#[test]
+fn two_files_of_one_content_are_one_for_the_next_daemon_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, _) = model::write(dir.path(), "m.safetensors", 5 * MIB, 9, 3);
+    let two = dir.path().join("two/m.safetensors");
+    std::fs::create_dir(two.parent().unwrap()).unwrap();
+    std::fs::copy(&one, &two).unwrap();
+    let setup = kept(Setup::new().model("one", &one).model("two", &two));
+    let mut node = Node::start(&setup);
+    let family = Family::of(node.dir.path());
+    let mut holder = Holder::start(&node.socket());
+    holder.open("first", "one");
+    let charged = node.number("/host/charged_bytes");
+    holder.open("second", "two");
+    eventually("the second is merged into the first", || {
+        (node.number("/host/charged_bytes") == charged).then_some(())
+    });
+    // Also by a daemon that knows of it from the one before only.
+    for _ in 0..2 {
+        until_kept(&family, node.pid());
+        node.kill();
+        node.restart(&setup);
+        node.until_leases(2);
+        assert_eq!(node.number("/host/charged_bytes"), charged);
+        hit(&node.client(), "two");
+        assert_eq!(node.number("/counters/misses_total"), 0);
+    }
+    holder.assert_equal("second", &[&two]);
 }
 
 #[test]

@@ -83,6 +83,29 @@ fn nothing_is_lent_once_everything_is_left_to_the_next_daemon() {
 }
 
 #[test]
+fn what_is_hashed_before_the_keeper_has_it_is_shared_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let points = tempfile::tempdir().unwrap();
+    let (one, _) = model::write(dir.path(), "m.safetensors", 5 * MIB, 3, 5);
+    let two = dir.path().join("two/m.safetensors");
+    fs::create_dir(two.parent().unwrap()).unwrap();
+    fs::copy(&one, &two).unwrap();
+    let setup = kept(Setup::new().model("one", &one).model("two", &two));
+    let setup = with(setup, "MRM_FAILPOINTS", points.path().to_str().unwrap());
+    let node = Node::start(&setup);
+    let _family = Family::of(node.dir.path());
+    fs::write(points.path().join("before-put"), "stall 1").unwrap();
+    let client = node.client();
+    let first = client.open("one").unwrap();
+    let charged = node.number("/host/charged_bytes");
+    let _second = client.open("two").unwrap();
+    eventually("the second is merged into the first", || {
+        (node.number("/host/charged_bytes") == charged).then_some(())
+    });
+    drop(first);
+}
+
+#[test]
 fn what_is_in_huge_pages_is_known_again_after_a_takeover() {
     let dir = tempfile::tempdir().unwrap();
     let (path, _) = model::write(dir.path(), "m.safetensors", 9 * MIB, 4, 3);

@@ -16,7 +16,9 @@ use crate::admission::{Stage as WantStage, Target};
 use crate::ahead::Prefetch;
 use crate::catalogue::{Copy, Model, Version};
 use crate::event::Wanted;
-use crate::id::{Bytes, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId};
+use crate::id::{
+    Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId,
+};
 use crate::id::{Time, VersionId};
 use crate::lease::{Lease, Session};
 use crate::ledger::Tier;
@@ -118,6 +120,12 @@ impl<'a> View<'a> {
             .get(id)
             .ok()
             .map(|segment| self.show_segment(id, segment))
+    }
+
+    /// The segment that stands for a content on a tier.
+    #[must_use]
+    pub fn holding(&self, tier: Tier, content: ContentId) -> Option<SegmentId> {
+        self.core.residency.holding(tier, content)
     }
 
     /// All models of which something is known or wished.

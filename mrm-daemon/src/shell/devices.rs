@@ -285,7 +285,7 @@ impl State {
         let failure = match (outcome, record) {
             (Ok(Ok(image)), Some(record)) => {
                 let content = self.arrived(segment, image, &record);
-                return self.keep_image(segment, record.version, (op, content));
+                return self.keep_image(record.version, (op, segment, content));
             }
             (Ok(Err(error)), Some(record)) => self.fill_failed(error, &record),
             (Err(lost), _) => LoadFailure::Fault(fault(lost.code(), &lost)),

@@ -4,11 +4,11 @@ mod takeover;
 
 use super::names::ContentKey;
 use super::work::Completed;
-use super::{Shell, State};
+use super::{Held, Shell, State};
 use crate::device::{DeviceImage, Exported};
 use crate::failpoint::{self, Point};
 use crate::keeper::describe::{
-    Description, Image, ImageMechanism, Segment, SegmentKind, SourceRef,
+    Description, Image, ImageMechanism, SOURCES_PER_SEGMENT_MAX, Segment, SegmentKind, SourceRef,
 };
 use crate::keeper::{Adopted, Done, Entry, KeepError, Keeper, Key, SharedFd};
 use crate::memory::HostSegment;
@@ -125,11 +125,11 @@ impl State {
     /// it: what is lent before would be lost to the next daemon, and its memory in no books.
     pub(super) fn keep_segment(
         &mut self,
-        id: SegmentId,
         source: Option<SourceId>,
         digest: Option<[u8; 32]>,
-        loaded: (OpId, ContentId),
+        loaded: (OpId, SegmentId, ContentId),
     ) {
+        let id = loaded.1;
         let kept = self.kept(loaded);
         let source = source.and_then(|source| self.names.source_ref(source));
         let (Some(held), Some(source)) = (self.segments.get(&id), source) else {
@@ -138,25 +138,13 @@ impl State {
         let Some(key) = self.keeping.key("s", id.0) else {
             return kept(Ok(()));
         };
-        let kind = match source {
-            SourceRef::Table(_) => SegmentKind::Table,
-            SourceRef::File(_) => SegmentKind::File,
-        };
-        let described = Segment {
-            digest: digest.map(Digest),
-            bytes: held.segment.bytes(),
-            charge_bytes: crate::memory::charge_for(held.segment.bytes()),
-            kind,
-            sources: vec![source],
-            load_us: held.load_us,
-        };
-        let memory: SharedFd = Arc::clone(&held.segment) as _;
+        let described = describe(held, digest, vec![source]);
         if digest.is_none() {
             self.keeping.unhashed.insert(id, described.clone());
         }
+        let fds = memory_of(held);
         let description = Description::Segment(described);
-        self.keeping
-            .put(&key, description, vec![memory], Some(kept));
+        self.keeping.put(&key, description, fds, Some(kept));
         self.keeping.segments.insert(id, key);
     }
 
@@ -168,29 +156,49 @@ impl State {
         let (Some(described), Some(key), Some(held)) = (described, key, held) else {
             return;
         };
-        let described = Segment {
-            digest: Some(Digest(digest)),
-            ..described
-        };
-        let memory: SharedFd = Arc::clone(&held.segment) as _;
+        let described = describe(held, Some(digest), described.sources);
         let description = Description::Segment(described);
-        self.keeping.put(key, description, vec![memory], None);
+        self.keeping.put(key, description, memory_of(held), None);
+    }
+
+    /// Tells the keeper what a segment stands for, if it has the content of one that goes: two files
+    /// were one in memory, and leases on either are on this one.
+    fn keep_merged(&mut self, gone: SegmentId) {
+        let content = self.names.content_in(gone);
+        let view = self.core.view();
+        let other = content.and_then(|content| view.holding(Tier::Host, content));
+        let Some(there) = other.and_then(|other| view.segment(other)) else {
+            return;
+        };
+        let id = there.segment;
+        let (key, held) = (self.keeping.segments.get(&id), self.segments.get(&id));
+        let (Some(key), Some(held), true) = (key, held, id != gone) else {
+            return;
+        };
+        let sources = there.sources.iter();
+        let sources = sources.filter_map(|source| self.names.source_ref(*source));
+        // Of more files of one content the rest are read again.
+        let sources: Vec<SourceRef> = sources.take(SOURCES_PER_SEGMENT_MAX).collect();
+        let described = describe(held, self.names.digest_of(id), sources);
+        let description = Description::Segment(described);
+        self.keeping.put(key, description, memory_of(held), None);
     }
 
     /// Tells the decider that `loaded` is there. A keeper that cannot have it is reported as
     /// degraded, and is no reason not to serve.
-    fn kept(&self, (op, content): (OpId, ContentId)) -> Done {
+    fn kept(&self, (op, segment, content): (OpId, SegmentId, ContentId)) -> Done {
         let done = self.completed.clone();
-        Box::new(move |_| drop(done.send(Completed::Kept { op, content })))
+        let kept = Completed::Kept {
+            op,
+            segment,
+            content,
+        };
+        Box::new(move |_| drop(done.send(kept)))
     }
 
     /// Tells the keeper of an image that was filled, as of a segment.
-    pub(super) fn keep_image(
-        &mut self,
-        id: SegmentId,
-        version: VersionId,
-        loaded: (OpId, ContentId),
-    ) {
+    pub(super) fn keep_image(&mut self, version: VersionId, loaded: (OpId, SegmentId, ContentId)) {
+        let id = loaded.1;
         let kept = self.kept(loaded);
         match self.image_entry(id, version) {
             Some((key, description, fds)) => {
@@ -302,6 +310,10 @@ impl State {
     /// is not free.
     pub(super) fn let_go(&mut self, op: OpId, segment: SegmentId, tier: Tier) {
         self.keeping.unhashed.remove(&segment);
+        // Before it lets go of what was merged, so that it always has one of the two.
+        if tier == Tier::Host {
+            self.keep_merged(segment);
+        }
         let Some(key) = self.keeping.segments.remove(&segment) else {
             return self.free_on(op, segment, tier);
         };
@@ -315,6 +327,26 @@ impl State {
         };
         self.keeping.keeper.remove(&key, Some(Box::new(let_go)));
     }
+}
+
+/// What the keeper is told of a segment in host memory.
+fn describe(held: &Held, digest: Option<[u8; 32]>, sources: Vec<SourceRef>) -> Segment {
+    let bytes = held.segment.bytes();
+    Segment {
+        digest: digest.map(Digest),
+        bytes,
+        charge_bytes: crate::memory::charge_for(bytes),
+        kind: match sources.first() {
+            Some(SourceRef::Table(_)) => SegmentKind::Table,
+            Some(SourceRef::File(_)) | None => SegmentKind::File,
+        },
+        sources,
+        load_us: held.load_us,
+    }
+}
+
+fn memory_of(held: &Held) -> Vec<SharedFd> {
+    vec![Arc::clone(&held.segment) as _]
 }
 
 pub(super) fn exported(image: &DeviceImage) -> Vec<SharedFd> {

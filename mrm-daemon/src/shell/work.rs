@@ -54,7 +54,11 @@ pub(crate) enum Completed {
         outcome: Result<Result<DeviceImage, FillError>, Lost>,
     },
     /// The keeper has what was loaded, or cannot have it: it may be lent.
-    Kept { op: OpId, content: ContentId },
+    Kept {
+        op: OpId,
+        segment: SegmentId,
+        content: ContentId,
+    },
     /// The keeper has let go of a segment that is to be freed.
     LetGo {
         op: OpId,
@@ -121,8 +125,13 @@ impl State {
                 segment,
                 outcome,
             } => self.filled(op, segment, outcome),
-            Completed::Kept { op, content } => {
-                let outcome = Ok(content);
+            Completed::Kept {
+                op,
+                segment,
+                content,
+            } => {
+                // It may have been hashed meanwhile, which the decider did not heed: it was not there.
+                let outcome = Ok(self.names.content_in(segment).unwrap_or(content));
                 self.step(Event::Loaded { op, outcome });
                 self.supplies_stale = true;
                 self.take_away_others();
@@ -269,7 +278,7 @@ impl State {
                 if let Some(listed) = listed {
                     self.sum(segment, listed);
                 }
-                return self.keep_segment(segment, source, digest, (op, content));
+                return self.keep_segment(source, digest, (op, segment, content));
             }
             Err(fault) => {
                 self.metrics.load_failed();

@@ -2,7 +2,7 @@
 
 use super::{ContentKey, FoundImage, Names, Part, SourceKey, VersionRecord, image_source};
 use crate::keeper::describe::{self, SourceRef};
-use mrm_core::id::{ContentId, SourceId, VersionId};
+use mrm_core::id::{ContentId, SegmentId, SourceId, VersionId};
 use mrm_proto::ids::Digest;
 use mrm_proto::layout::{Layout, LayoutError};
 use mrm_proto::table::ModelKind;
@@ -98,6 +98,12 @@ impl Names {
         let fresh = ContentId(self.next());
         let known = self.content_ids.entry(Arc::new(key));
         known.or_insert((fresh, 0)).0
+    }
+
+    /// The id of what a segment holds, once it is hashed.
+    pub(in crate::shell) fn content_in(&self, segment: SegmentId) -> Option<ContentId> {
+        let key = self.contents.get(&segment)?;
+        self.content_ids.get(key).map(|(content, _)| *content)
     }
 
     /// The id of a content that is not known yet, and that nothing else has.
