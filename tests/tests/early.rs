@@ -11,7 +11,7 @@ use mrm_proto::reply::{Opened, Reply};
 use mrm_proto::request::{Heard, Open, Request, Stat, Touched};
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
-use mrm_tests::survival::with;
+use mrm_tests::survival::{Family, kept, with};
 use mrm_tests::{eventually, model};
 use nix::sys::signal::Signal::SIGTERM;
 use std::os::fd::OwnedFd;
@@ -102,6 +102,31 @@ fn who_wants_all_of_it_waits_for_all() {
     // A late one by the layout is a hit like any other.
     let late = by_layout(&node.client(), "m");
     assert_eq!((late.origin(), late.is_whole()), (Origin::Hit, true));
+}
+
+#[test]
+fn what_is_told_to_be_whole_the_next_daemon_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let points = dir.path().join("points");
+    let (path, image) = model::write(dir.path(), "m.safetensors", 33 * MIB, 4, 8);
+    let setup = kept(Setup::new().model("m", &path));
+    let setup = with(setup, "MRM_FAILPOINTS", &points.display().to_string());
+    let mut node = node(&points, setup.clone());
+    let _family = Family::of(node.dir.path());
+    slow(&points);
+    let client = node.client();
+    let early = by_layout(&client, "m");
+    assert!(!early.is_whole());
+    // It is loaded, and the keeper has yet to hear of it.
+    std::fs::write(points.join("before-put"), "kill 1").unwrap();
+    fast(&points);
+    assert!(!node.wait().success());
+    assert!(!early.is_whole(), "nobody has it but its client");
+    node.restart(&setup);
+    let again = client.open("m").unwrap();
+    assert!(again.segment(0).unwrap().bytes() == image);
+    node.until_leases(1);
+    assert!(again.is_leased() && !early.is_leased());
 }
 
 #[test]

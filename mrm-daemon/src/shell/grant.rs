@@ -206,13 +206,13 @@ impl State {
             Tier::Host => {
                 let mut filling = Vec::new();
                 for (index, id) in (0..).zip(weights) {
+                    let marks = self.marks_of(*id);
+                    if marks.is_some() {
+                        filling.push(index);
+                    }
                     let (bytes, fd) = match self.segments.get(id) {
                         Some(held) => (held.segment.bytes(), lend(&held.segment)),
-                        None => {
-                            let marks = self.loads.get(id)?.marks.as_ref()?;
-                            filling.push(index);
-                            (marks.bytes(), lend(&marks.fd()?))
-                        }
+                        None => (marks?.bytes(), lend(&marks?.fd()?)),
                     };
                     lent.opened.segments_bytes.push(bytes);
                     lent.fds.push(fd);

@@ -31,6 +31,8 @@ pub(super) struct EarlyLeases {
     leases: BTreeMap<Key, Early>,
     /// Which users were lent what of the loads that are under way.
     lent_to: BTreeMap<SegmentId, BTreeSet<u32>>,
+    /// What is loaded, and the keeper has yet to have: to clients it is still being filled.
+    unkept: BTreeMap<SegmentId, Arc<Marks>>,
     /// Users who had some on what could not be sealed for them.
     suspended: Suspended,
 }
@@ -136,7 +138,7 @@ impl State {
     pub(super) fn begin_early(&mut self, key: Key, weights: &[SegmentId], filling: &[u32]) {
         let file = |index: &u32| {
             let segment = *weights.get(usize::try_from(*index).ok()?)?;
-            let marks = Arc::clone(self.loads.get(&segment)?.marks.as_ref()?);
+            let marks = Arc::clone(self.marks_of(segment)?);
             marks.look();
             Some(EarlyFile {
                 index: *index,
@@ -155,6 +157,13 @@ impl State {
             self.early.leases.insert(key, Early { files, unheard: 0 });
             self.tell_ready(key);
         }
+    }
+
+    /// What is there of a segment that is being filled, or that the keeper has yet to have.
+    pub(super) fn marks_of(&self, segment: SegmentId) -> Option<&Arc<Marks>> {
+        let loading = self.loads.get(&segment);
+        let loading = loading.and_then(|load| load.marks.as_ref());
+        loading.or_else(|| self.early.unkept.get(&segment))
     }
 
     /// More pieces of a segment are there.
@@ -176,8 +185,19 @@ impl State {
         self.early.lent_to.remove(&segment);
     }
 
-    /// A segment is whole and sealed.
-    pub(super) fn sealed(&mut self, segment: SegmentId) {
+    /// A segment is whole and sealed, and on its way to the keeper: clients hear of it when the next
+    /// daemon would have it, too.
+    pub(super) fn sealed(&mut self, segment: SegmentId, marks: Option<Arc<Marks>>) {
+        if let Some(marks) = marks {
+            self.early.unkept.insert(segment, marks);
+        }
+    }
+
+    /// The keeper has a segment, or cannot have it.
+    pub(super) fn tell_sealed(&mut self, segment: SegmentId) {
+        if self.early.unkept.remove(&segment).is_none() {
+            return;
+        }
         for key in self.on(segment) {
             for file in self
                 .early

@@ -130,6 +130,10 @@ impl State {
                 segment,
                 content,
             } => {
+                if self.left {
+                    return;
+                }
+                self.tell_sealed(segment);
                 // It may have been hashed meanwhile, which the decider did not heed: it was not there.
                 let outcome = Ok(self.names.content_in(segment).unwrap_or(content));
                 self.step(Event::Loaded { op, outcome });
@@ -271,7 +275,7 @@ impl State {
                     way,
                 };
                 self.segments.insert(segment, held);
-                self.sealed(segment);
+                self.sealed(segment, record.and_then(|record| record.marks));
                 if digest.is_none() {
                     self.hash_later(segment);
                 }
