@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub(crate) const DEVICES: u32 = 2;
+const DEVICES: u32 = 2;
 const MIB: u64 = 1 << 20;
 
 /// What is special about one run of daemons.
@@ -26,6 +26,8 @@ const MIB: u64 = 1 << 20;
 pub(crate) enum Edge {
     /// Nothing.
     None,
+    /// No device is used: files may be lent before they are hashed.
+    Host,
     /// Few descriptors.
     Files,
     /// Runtime directory and temporary files are on a filesystem that becomes full.
@@ -75,7 +77,12 @@ impl Daemon {
         let tmp = run.join("tmp").display().to_string();
         let gpus = gpus.with("TMPDIR", &tmp);
         let lines = format!("host_budget_bytes = {budget}\nrevalidate_ms = 200");
-        let device = format!("enabled = \"yes\"\nbudget_bytes = {budget}");
+        let device = match edge {
+            Edge::Host => "enabled = \"no\"".to_owned(),
+            Edge::None | Edge::Files | Edge::Disk | Edge::Memory | Edge::Steady => {
+                format!("enabled = \"yes\"\nbudget_bytes = {budget}")
+            }
+        };
         let mut setup = gpus.setup_of(&lines, &device);
         for model in crate::models::Model::list(models) {
             setup = setup.model(&model.name, &model.path);
@@ -110,6 +117,14 @@ impl Daemon {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("run/mrmd.sock")
+    }
+
+    /// How many devices it uses.
+    pub(crate) fn devices(&self) -> u32 {
+        match self.edge {
+            Edge::Host => 0,
+            Edge::None | Edge::Files | Edge::Disk | Edge::Memory | Edge::Steady => DEVICES,
+        }
     }
 
     pub(crate) fn failpoint(&self, name: &str) -> PathBuf {
@@ -160,7 +175,7 @@ impl Daemon {
             (Edge::Memory, Some(group)) => {
                 after(&format!("echo $$ > {}", group.entry().display()), &plain)
             }
-            (Edge::None | Edge::Disk | Edge::Memory | Edge::Steady, _) => plain,
+            (Edge::None | Edge::Host | Edge::Disk | Edge::Memory | Edge::Steady, _) => plain,
         };
         let log = fs::File::options()
             .create(true)
@@ -267,7 +282,7 @@ impl Daemon {
                 let _ = fs::write(&file, vec![7; 1 << 20]);
             }
             (Edge::Disk, false) => drop(fs::remove_file(&file)),
-            (Edge::None | Edge::Files | Edge::Memory | Edge::Steady, _) => {}
+            (Edge::None | Edge::Host | Edge::Files | Edge::Memory | Edge::Steady, _) => {}
         }
     }
 }

@@ -41,8 +41,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long anything may take that must come. Slowness is no violation.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Of an epoch: what is special about its daemons, and whether the keeper brings them back.
-const EPOCHS: [(Edge, bool); 8] = [
+const EPOCHS: [(Edge, bool); 9] = [
     (Edge::None, false),
+    (Edge::Host, false),
     (Edge::Files, true),
     (Edge::Disk, false),
     (Edge::Memory, false),
@@ -239,7 +240,7 @@ impl Run {
             socket: &socket,
             models: &models,
             count,
-            devices: daemon::DEVICES,
+            devices: daemon.devices(),
             command: &command,
         };
         self.fleet.fill(&place, &languages, self.args.clients);

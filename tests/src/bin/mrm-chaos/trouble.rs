@@ -11,7 +11,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// The named steps of the daemon at which it can be killed (`mrm-daemon/src/failpoint.rs`).
-pub(crate) const POINTS: [&str; 17] = [
+pub(crate) const POINTS: [&str; 18] = [
     "resolved",
     "before-load",
     "read",
@@ -29,6 +29,7 @@ pub(crate) const POINTS: [&str; 17] = [
     "adopted",
     "resuming",
     "handing-over",
+    "hashed",
 ];
 
 /// Those that are passed by each daemon once, or seldom: their turn comes first.
