@@ -120,18 +120,24 @@ fn agree(daemon: &Daemon) -> Result<(), String> {
     let (mine, kept) = (segments(pid), segments(keeper));
     // What the keeper has no descriptors for, it says that it does not keep.
     let in_part = daemon.edge == Edge::Files;
+    // The memory that is ready for loads is the daemon's alone.
+    let ready = number(&status, "/host/stock_bytes");
     let known = kept.keys().all(|inode| mine.contains_key(inode));
-    if !known || (!in_part && mine.len() != kept.len()) {
+    if !known || (!in_part && ready == 0 && mine.len() != kept.len()) {
         return Err(format!(
             "the daemon has {} segments, its keeper {}",
             mine.len(),
             kept.len()
         ));
     }
+    let sum = |segments: &BTreeMap<u64, u64>| segments.values().sum::<u64>();
     let (found, booked) = (
-        mine.values().sum::<u64>(),
+        sum(&mine).saturating_sub(ready),
         number(&status, "/host/resident_bytes"),
     );
+    if !in_part && sum(&kept) != booked {
+        return Err(format!("the keeper has {}, the books {booked}", sum(&kept)));
+    }
     let charge = number(&status, "/host/charged_bytes");
     if found != booked || found > charge {
         return Err(format!(

@@ -26,7 +26,7 @@ const MIB: u64 = 1 << 20;
 pub(crate) enum Edge {
     /// Nothing.
     None,
-    /// No device is used: files may be lent before they are hashed.
+    /// No device is used: files may be lent before they are hashed. Memory is made ready for loads.
     Host,
     /// Few descriptors.
     Files,
@@ -86,6 +86,9 @@ impl Daemon {
         let mut setup = gpus.setup_of(&lines, &device);
         for model in crate::models::Model::list(models) {
             setup = setup.model(&model.name, &model.path);
+        }
+        if edge == Edge::Host {
+            setup = setup.stock("32MiB");
         }
         let failpoints = dir.path().join("failpoints").display().to_string();
         let setup = with(setup, "MRM_FAILPOINTS", &failpoints);
@@ -358,8 +361,11 @@ fn watch(socket: &Path, watched: &Watched) {
         let Some(status) = status_at(socket) else {
             continue;
         };
-        let over =
-            |books: &Value, most: &str| books["charged_bytes"].as_u64() > books[most].as_u64();
+        let over = |books: &Value, most: &str| {
+            let taken = ["charged_bytes", "freeing_bytes", "stock_bytes"];
+            let taken = taken.iter().filter_map(|key| books[*key].as_u64()).sum();
+            books[most].as_u64().is_some_and(|most: u64| most < taken)
+        };
         let devices = status["devices"]["devices"].as_array();
         let mut devices = devices.into_iter().flatten();
         if over(&status["host"], "limit_bytes") || devices.any(|one| over(one, "budget_bytes")) {
