@@ -13,7 +13,7 @@ use mrm_tests::survival::{
 use mrm_tests::{eventually, model};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -66,13 +66,19 @@ fn a_killed_daemon_leaves_its_models_to_the_next_one() {
     assert_eq!(node.number("/host/charged_bytes"), 0);
 }
 
+/// A model, and its copy.
+fn of_one_content(dir: &Path) -> (PathBuf, PathBuf) {
+    let (one, _) = model::write(dir, "m.safetensors", 5 * MIB, 9, 3);
+    let two = dir.join("two/m.safetensors");
+    std::fs::create_dir(dir.join("two")).unwrap();
+    std::fs::copy(&one, &two).unwrap();
+    (one, two)
+}
+
 #[test]
 fn two_files_of_one_content_are_one_for_the_next_daemon_too() {
     let dir = tempfile::tempdir().unwrap();
-    let (one, _) = model::write(dir.path(), "m.safetensors", 5 * MIB, 9, 3);
-    let two = dir.path().join("two/m.safetensors");
-    std::fs::create_dir(two.parent().unwrap()).unwrap();
-    std::fs::copy(&one, &two).unwrap();
+    let (one, two) = of_one_content(dir.path());
     let setup = kept(Setup::new().model("one", &one).model("two", &two));
     let mut node = Node::start(&setup);
     let family = Family::of(node.dir.path());
@@ -225,6 +231,34 @@ fn device_memory_outlives_the_daemon_that_filled_it() {
         assert_eq!(found["origin"], "hit", "{found}");
         assert_same_tensors(&mut other, device, "m");
     }
+}
+
+#[test]
+fn two_models_of_one_content_are_one_image_for_the_next_daemon_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = of_one_content(dir.path());
+    let gpus = Gpus::new(1, 256 * MIB);
+    let setup = kept(gpus.setup().model("one", &one).model("two", &two));
+    let mut node = Node::start(&setup);
+    let family = Family::of(node.dir.path());
+    let mut holder = gpus.holder(&node);
+    open_on(&mut holder, "first", "one", "cuda:0");
+    let charged = device_field(&node, 0, "charged_bytes");
+    open_on(&mut holder, "second", "two", "cuda:0");
+    eventually("the second is merged into the first", || {
+        (device_field(&node, 0, "charged_bytes") == charged).then_some(())
+    });
+    for _ in 0..2 {
+        until_kept(&family, node.pid());
+        node.kill();
+        node.restart(&setup);
+        node.until_leases(2);
+        assert_eq!(device_field(&node, 0, "charged_bytes"), charged);
+        let found = open_on(&mut gpus.holder(&node), "other", "two", "cuda:0");
+        assert_eq!(found["origin"], "hit", "{found}");
+        assert!(!is_degraded(&node, "keeper_dropped"));
+    }
+    assert_same_tensors(&mut holder, "second", "two");
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub const DESCRIPTION_BYTES_MAX: usize = 1 << 20;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Most sources that share one segment.
 pub const SOURCES_PER_SEGMENT_MAX: usize = 4096;
+/// Most versions that share one image, beside the first.
+pub const IMAGE_OTHERS_MAX: usize = 16;
 /// Most counters of an instance.
 pub const COUNTERS_MAX: usize = 16;
 /// Longest name of a release.
@@ -162,6 +164,30 @@ pub struct Image {
     /// The user for whom alone it is.
     #[n(8)]
     pub owner: Option<u32>,
+    /// What else it stands for, where files of one content were one image.
+    #[n(9)]
+    pub others: Option<Vec<ImageOf>>,
+}
+
+/// What an image is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ImageOf {
+    /// The tensor table.
+    #[n(0)]
+    pub table: Digest,
+    /// The files, in its order.
+    #[n(1)]
+    pub files: Vec<SourceRef>,
+}
+
+impl Image {
+    /// Whether it stands for these files, laid out by this table.
+    #[must_use]
+    pub fn is_of(&self, table: Digest, files: &[SourceRef]) -> bool {
+        let mut others = self.others.iter().flatten();
+        (self.table == table && self.files == files)
+            || others.any(|other| other.table == table && other.files == files)
+    }
 }
 
 /// How allocations are shared so that a descriptor keeps them.

@@ -8,7 +8,8 @@ use super::{Held, Shell, State};
 use crate::device::{DeviceImage, Exported};
 use crate::failpoint::{self, Point};
 use crate::keeper::describe::{
-    Description, Image, ImageMechanism, SOURCES_PER_SEGMENT_MAX, Segment, SegmentKind, SourceRef,
+    Description, IMAGE_OTHERS_MAX, Image, ImageMechanism, ImageOf, SOURCES_PER_SEGMENT_MAX,
+    Segment, SegmentKind, SourceRef,
 };
 use crate::keeper::{Adopted, Done, Entry, KeepError, Keeper, Key, SharedFd};
 use crate::memory::HostSegment;
@@ -161,27 +162,44 @@ impl State {
         self.keeping.put(key, description, memory_of(held), None);
     }
 
-    /// Tells the keeper what a segment stands for, if it has the content of one that goes: two files
-    /// were one in memory, and leases on either are on this one.
-    fn keep_merged(&mut self, gone: SegmentId) {
+    /// Tells the keeper what a segment stands for, if it has the content of one that goes: files of one
+    /// content were one in memory, and leases on either are on this one.
+    fn keep_merged(&mut self, gone: SegmentId, tier: Tier) {
         let content = self.names.content_in(gone);
         let view = self.core.view();
-        let other = content.and_then(|content| view.holding(Tier::Host, content));
-        let Some(there) = other.and_then(|other| view.segment(other)) else {
+        let other = content.and_then(|content| view.holding(tier, content));
+        let there = other.filter(|other| *other != gone);
+        let Some(there) = there.and_then(|other| view.segment(other)) else {
             return;
         };
-        let id = there.segment;
-        let (key, held) = (self.keeping.segments.get(&id), self.segments.get(&id));
-        let (Some(key), Some(held), true) = (key, held, id != gone) else {
+        let Some(key) = self.keeping.segments.get(&there.segment) else {
             return;
         };
-        let sources = there.sources.iter();
+        let described = match tier {
+            Tier::Host => self.segment_entry(there.segment, &there.sources),
+            Tier::Device(_) => {
+                let mut versions = self.names.versions_with(&there.sources);
+                versions.truncate(1 + IMAGE_OTHERS_MAX);
+                self.image_entry(there.segment, &versions)
+            }
+        };
+        if let Some((description, fds)) = described {
+            self.keeping.put(key, description, fds, None);
+        }
+    }
+
+    /// What is kept of a segment that stands for these sources. Of very many the rest are read again.
+    fn segment_entry(
+        &self,
+        id: SegmentId,
+        sources: &[SourceId],
+    ) -> Option<(Description, Vec<SharedFd>)> {
+        let held = self.segments.get(&id)?;
+        let sources = sources.iter();
         let sources = sources.filter_map(|source| self.names.source_ref(*source));
-        // Of more files of one content the rest are read again.
         let sources: Vec<SourceRef> = sources.take(SOURCES_PER_SEGMENT_MAX).collect();
         let described = describe(held, self.names.digest_of(id), sources);
-        let description = Description::Segment(described);
-        self.keeping.put(key, description, memory_of(held), None);
+        Some((Description::Segment(described), memory_of(held)))
     }
 
     /// Tells the decider that `loaded` is there. A keeper that cannot have it is reported as
@@ -200,8 +218,9 @@ impl State {
     pub(super) fn keep_image(&mut self, version: VersionId, loaded: (OpId, SegmentId, ContentId)) {
         let id = loaded.1;
         let kept = self.kept(loaded);
-        match self.image_entry(id, version) {
-            Some((key, description, fds)) => {
+        let entry = self.image_entry(id, &[version]);
+        match self.keeping.key("i", id.0).zip(entry) {
+            Some((key, (description, fds))) => {
                 self.keeping.put(&key, description, fds, Some(kept));
                 self.keeping.segments.insert(id, key);
             }
@@ -209,22 +228,21 @@ impl State {
         }
     }
 
-    /// What is kept of an image, if anything can be.
+    /// What is kept of an image of these versions, if anything can be.
     fn image_entry(
         &self,
         id: SegmentId,
-        version: VersionId,
-    ) -> Option<(Key, Description, Vec<SharedFd>)> {
+        versions: &[VersionId],
+    ) -> Option<(Description, Vec<SharedFd>)> {
         let held = self.images.get(&id)?;
-        let record = self.names.version_of(version)?;
+        let record = self.names.version_of(*versions.first()?)?;
         let image = &held.image;
-        let parts = record.parts.iter();
-        let refs = parts.map(|part| self.names.source_ref(part.source));
-        let sources = refs.collect::<Option<Vec<_>>>()?;
-        let key = self.keeping.key("i", id.0)?;
-        let Some((SourceRef::Table(table), files)) = sources.split_first() else {
-            return None;
-        };
+        let of = versions
+            .iter()
+            .map(|version| self.names.image_of_version(*version));
+        let mut of = of.collect::<Option<Vec<ImageOf>>>()?.into_iter();
+        let ImageOf { table, files } = of.next()?;
+        let others: Vec<ImageOf> = of.collect();
         // A legacy handle keeps nothing, and nothing need not be kept.
         if image.mechanism() != Mechanism::Vmm || image.exports().is_empty() {
             return None;
@@ -235,12 +253,13 @@ impl State {
             granularity: image.granularity(),
             allocations_bytes: image.allocations().iter().map(|one| one.bytes()).collect(),
             digest: Digest(*image.digest()),
-            table: *table,
+            table,
             charge_bytes: image.charged_bytes(),
-            files: files.to_vec(),
+            files,
             owner: record.owner,
+            others: (!others.is_empty()).then_some(others),
         });
-        Some((key, description, exported(image)))
+        Some((description, exported(image)))
     }
 
     /// Says how many leases of a client that came back cannot be taken up, and why: it reads on, but
@@ -311,9 +330,7 @@ impl State {
     pub(super) fn let_go(&mut self, op: OpId, segment: SegmentId, tier: Tier) {
         self.keeping.unhashed.remove(&segment);
         // Before it lets go of what was merged, so that it always has one of the two.
-        if tier == Tier::Host {
-            self.keep_merged(segment);
-        }
+        self.keep_merged(segment, tier);
         let Some(key) = self.keeping.segments.remove(&segment) else {
             return self.free_on(op, segment, tier);
         };

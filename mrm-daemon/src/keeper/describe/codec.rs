@@ -1,8 +1,8 @@
 //! Descriptions in sealed memory, and what of them is believed.
 
 use super::{
-    COUNTERS_MAX, DESCRIPTION_BYTES_MAX, Description, PATH_BYTES_MAX, RELEASE_BYTES_MAX,
-    SOURCES_PER_SEGMENT_MAX, VersionPart,
+    COUNTERS_MAX, DESCRIPTION_BYTES_MAX, Description, IMAGE_OTHERS_MAX, ImageOf, PATH_BYTES_MAX,
+    RELEASE_BYTES_MAX, SOURCES_PER_SEGMENT_MAX, VersionPart,
 };
 use mrm_proto::limits::{
     ALLOCATIONS_PER_MODEL_MAX, FILE_NAME_BYTES_MAX, MODEL_NAME_BYTES_MAX, SEGMENTS_PER_MODEL_MAX,
@@ -180,6 +180,10 @@ impl Description {
                     allocations.contains(&it.allocations_bytes.len()),
                 )?;
                 bound("files", it.files.len() <= SEGMENTS_PER_MODEL_MAX)?;
+                let others = it.others.as_deref().unwrap_or_default();
+                let files = |other: &ImageOf| other.files.len() <= SEGMENTS_PER_MODEL_MAX;
+                bound("others", others.len() <= IMAGE_OTHERS_MAX)?;
+                bound("files of others", others.iter().all(files))?;
                 bound("length", sum.is_some_and(|sum| sum <= it.charge_bytes))
             }
             Self::Version(it) => {

@@ -150,6 +150,19 @@ fn bounds_hold_on_both_ways() {
     assert!(Description::Segment(many.clone()).encode().is_ok());
     many.sources.push(many.sources[0]);
     assert!(Description::Segment(many).encode().is_err());
+    let Description::Image(mut shared) = image("b", 1).description().clone() else {
+        panic!("it is one")
+    };
+    let other = ImageOf {
+        table: Digest([4; 32]),
+        files: shared.files.clone(),
+    };
+    assert!(shared.is_of(shared.table, &shared.files) && !shared.is_of(other.table, &other.files));
+    shared.others = Some(vec![other.clone(); IMAGE_OTHERS_MAX]);
+    assert!(shared.is_of(other.table, &other.files) && !shared.is_of(other.table, &[]));
+    assert!(Description::Image(shared.clone()).encode().is_ok());
+    shared.others = Some(vec![other; IMAGE_OTHERS_MAX + 1]);
+    assert!(Description::Image(shared).encode().is_err());
 }
 
 #[test]

@@ -117,6 +117,7 @@ pub(super) fn image_over(name: &str, fds: Vec<SharedFd>) -> Entry {
         charge_bytes: 1 << 30,
         files: vec![SourceRef::Table(Digest([3; 32]))],
         owner: Some(1000),
+        others: None,
     });
     Entry::new(key(name), description, fds).unwrap()
 }

@@ -31,9 +31,21 @@ const IDS_PER_RUN: u64 = 1 << 40;
 struct Remains {
     /// By each source that it stands for: its key, description and memory.
     segments: BTreeMap<SourceRef, (Key, Segment, Arc<HostSegment>)>,
-    images: Vec<(Key, Image, Vec<OwnedFd>)>,
+    images: Vec<LeftImage>,
     versions: Vec<(Key, Version)>,
     instances: Vec<(Key, Instance)>,
+}
+
+/// A copy on a device, for each version that it stands for.
+struct LeftImage {
+    key: Key,
+    image: Image,
+    memory: ImageMemory,
+}
+
+enum ImageMemory {
+    Exported(Vec<OwnedFd>),
+    Reclaimed(Arc<DeviceImage>),
 }
 
 impl State {
@@ -76,7 +88,7 @@ impl State {
     fn drop_leftovers(&mut self, remains: Remains) {
         let left = self.keeping.left.drain().map(|(_, left)| left.key);
         let segments = remains.segments.into_values().map(|(key, _, _)| key);
-        let images = remains.images.into_iter().map(|(key, _, _)| key);
+        let images = remains.images.into_iter().map(|left| left.key);
         let kept: Vec<&Key> = self.keeping.segments.values().collect();
         let gone: Vec<Key> = left
             .chain(segments)
@@ -115,7 +127,11 @@ impl State {
                         None => self.refuse_entry(&key, &"it came without memory"),
                     }
                 }
-                Description::Image(image) => remains.images.push((key, image, fds)),
+                Description::Image(image) => remains.images.push(LeftImage {
+                    key,
+                    image,
+                    memory: ImageMemory::Exported(fds),
+                }),
                 Description::Version(version) => remains.versions.push((key, version)),
                 Description::Instance(instance) => remains.instances.push((key, instance)),
                 // Those were for whoever listens.
@@ -216,8 +232,7 @@ impl State {
         if let (Some(image), Some((granularity, sizes))) = (image, laid_out) {
             let same = |kept: &Image| {
                 kept.owner == version.owner
-                    && kept.table == digest
-                    && kept.files == file_refs
+                    && kept.is_of(digest, &file_refs)
                     && kept.granularity == granularity
                     && kept.allocations_bytes == sizes
             };
@@ -295,37 +310,55 @@ impl State {
         let mut adopted = Vec::new();
         let mut at = 0;
         while at < remains.images.len() {
-            if !same(&remains.images[at].1) {
+            let left = &mut remains.images[at];
+            if !same(&left.image) {
                 at += 1;
                 continue;
             }
-            let (key, image, fds) = remains.images.swap_remove(at);
-            let Some(device) = self.tier.find(image.device) else {
-                self.refuse_entry(&key, &"its device is not used any more");
-                continue;
-            };
-            let tier = Tier::Device(device);
-            let source = fact.source;
-            match self.reclaim(device, &image, fds, fact) {
-                Ok(memory) => {
-                    let content = (image.digest.0, image.owner);
-                    let left = Left {
-                        key,
-                        content: Some(content),
-                        memory: LeftMemory::Image(image, Arc::new(memory)),
-                    };
-                    self.keeping.left.insert((source, tier), left);
-                    let content = self.names.content_of(content);
-                    adopted.push(AdoptedSegment {
-                        source,
-                        tier,
-                        content,
-                    });
+            let (device, memory) = match self.reclaimed(left, fact) {
+                Ok(there) => there,
+                Err(error) => {
+                    let left = remains.images.swap_remove(at);
+                    self.refuse_entry(&left.key, &error);
+                    continue;
                 }
-                Err(error) => self.refuse_entry(&key, &error),
-            }
+            };
+            at += 1;
+            let (tier, source) = (Tier::Device(device), fact.source);
+            let content = (left.image.digest.0, left.image.owner);
+            let left = Left {
+                key: left.key.clone(),
+                content: Some(content),
+                memory: LeftMemory::Image(left.image.clone(), memory),
+            };
+            self.keeping.left.insert((source, tier), left);
+            let content = self.names.content_of(content);
+            adopted.push(AdoptedSegment {
+                source,
+                tier,
+                content,
+            });
         }
         adopted
+    }
+
+    /// The memory of an image, opened once for all that it stands for.
+    fn reclaimed(
+        &self,
+        left: &mut LeftImage,
+        fact: &SegmentFact,
+    ) -> Result<(DeviceId, Arc<DeviceImage>), String> {
+        let device = self.tier.find(left.image.device);
+        let device = device.ok_or("its device is not used any more")?;
+        let memory = match &mut left.memory {
+            ImageMemory::Reclaimed(memory) => Arc::clone(memory),
+            ImageMemory::Exported(fds) => {
+                let fds = std::mem::take(fds);
+                Arc::new(self.reclaim(device, &left.image, fds, fact)?)
+            }
+        };
+        left.memory = ImageMemory::Reclaimed(Arc::clone(&memory));
+        Ok((device, memory))
     }
 
     fn reclaim(

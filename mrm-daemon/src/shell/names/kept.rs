@@ -93,6 +93,27 @@ impl Names {
         }
     }
 
+    /// What the image of a version is made of, in such words.
+    pub(in crate::shell) fn image_of_version(&self, id: VersionId) -> Option<describe::ImageOf> {
+        let parts = self.versions.get(&id)?.parts.iter();
+        let mut sources = parts.map(|part| self.source_ref(part.source));
+        let SourceRef::Table(table) = sources.next()?? else {
+            return None;
+        };
+        let files = sources.collect::<Option<_>>()?;
+        Some(describe::ImageOf { table, files })
+    }
+
+    /// The versions that have one of these images.
+    pub(in crate::shell) fn versions_with(&self, images: &[SourceId]) -> Vec<VersionId> {
+        let versions = self.versions.iter();
+        let with = versions.filter(|(_, record)| {
+            let image = image_source(record.image.as_ref());
+            image.is_some_and(|image| images.contains(&image))
+        });
+        with.map(|(version, _)| *version).collect()
+    }
+
     /// The id of a digest, for a segment that is about to be known.
     pub(in crate::shell) fn content_of(&mut self, key: ContentKey) -> ContentId {
         let fresh = ContentId(self.next());

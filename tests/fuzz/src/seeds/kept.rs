@@ -3,8 +3,8 @@
 use super::Seed;
 use crate::target::keeper::HEADER_BYTES;
 use mrm_daemon::keeper::describe::{
-    Description, FileState, Image, ImageMechanism, Instance, Listener, Segment, SegmentKind,
-    SourceRef, Version, VersionPart, Which,
+    Description, FileState, Image, ImageMechanism, ImageOf, Instance, Listener, Segment,
+    SegmentKind, SourceRef, Version, VersionPart, Which,
 };
 use mrm_proto::ids::{DeviceUuid, Digest, InstanceId, VersionId};
 use mrm_proto::layout::Granularity;
@@ -98,6 +98,10 @@ fn descriptions() -> Vec<(&'static str, Description)> {
                 charge_bytes: 4 << 20,
                 files: vec![file],
                 owner: Some(1000),
+                others: Some(vec![ImageOf {
+                    table: Digest([3; 32]),
+                    files: vec![file],
+                }]),
             }),
         ),
         (

@@ -11,6 +11,9 @@ pub(crate) struct Model {
     pub(crate) path: PathBuf,
 }
 
+/// One in so many has the content of the one before.
+const COPIES: usize = 10;
+
 /// Writes so many, of 256 KiB to 8 MiB: the largest take several reads. Returns their bytes.
 pub(crate) fn write(dir: &Path, count: usize, seed: u64) -> u64 {
     let mut random = Random(seed);
@@ -20,11 +23,18 @@ pub(crate) fn write(dir: &Path, count: usize, seed: u64) -> u64 {
         let odd = random.below(2) * random.below(256) * 64;
         let bytes = ((256 << 10) << random.below(6)) + odd;
         let tensors = 1 + random.below(5);
-        let file = format!("m{at:03}.safetensors");
-        let (_, image) = model::write(dir, &file, bytes, tensors, random.next());
-        total += image.len() as u64;
+        let file = |at: usize| format!("m{at:03}.safetensors");
+        total += match at % COPIES {
+            0 if at > 0 => {
+                std::fs::copy(dir.join(file(at - 1)), dir.join(file(at))).expect("copies")
+            }
+            _ => {
+                let (_, image) = model::write(dir, &file(at), bytes, tensors, random.next());
+                image.len() as u64
+            }
+        };
         // What is not on the disk cannot be forgotten.
-        let synced = std::fs::File::open(dir.join(file)).and_then(|file| file.sync_all());
+        let synced = std::fs::File::open(dir.join(file(at))).and_then(|file| file.sync_all());
         synced.expect("syncs");
     }
     total
