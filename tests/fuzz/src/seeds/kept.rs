@@ -74,6 +74,20 @@ fn descriptions() -> Vec<(&'static str, Description)> {
         name: name.to_owned(),
         bytes: 3,
     };
+    let image = |others| {
+        Description::Image(Image {
+            device: DeviceUuid([9; 16]),
+            mechanism: ImageMechanism::Vmm,
+            granularity: Granularity::Block { block_bytes: 1024 },
+            allocations_bytes: vec![1024, 512],
+            digest: Digest([1; 32]),
+            table: Digest([2; 32]),
+            charge_bytes: 4 << 20,
+            files: vec![file],
+            owner: Some(1000),
+            others,
+        })
+    };
     vec![
         (
             "segment",
@@ -86,23 +100,13 @@ fn descriptions() -> Vec<(&'static str, Description)> {
                 load_us: 12,
             }),
         ),
+        ("image", image(None)),
         (
-            "image",
-            Description::Image(Image {
-                device: DeviceUuid([9; 16]),
-                mechanism: ImageMechanism::Vmm,
-                granularity: Granularity::Block { block_bytes: 1024 },
-                allocations_bytes: vec![1024, 512],
-                digest: Digest([1; 32]),
-                table: Digest([2; 32]),
-                charge_bytes: 4 << 20,
+            "image-of-two",
+            image(Some(vec![ImageOf {
+                table: Digest([3; 32]),
                 files: vec![file],
-                owner: Some(1000),
-                others: Some(vec![ImageOf {
-                    table: Digest([3; 32]),
-                    files: vec![file],
-                }]),
-            }),
+            }])),
         ),
         (
             "version",
