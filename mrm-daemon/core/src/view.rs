@@ -17,7 +17,7 @@ use crate::ahead::Prefetch;
 use crate::catalogue::{Copy, Model, Version};
 use crate::event::Wanted;
 use crate::id::{
-    Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId,
+    Bytes, ContentId, CopyId, DeviceId, LeaseId, ModelId, RequestId, SegmentId, SessionId, SourceId,
 };
 use crate::id::{Time, VersionId};
 use crate::lease::{Lease, Session};
@@ -126,6 +126,13 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn holding(&self, tier: Tier, content: ContentId) -> Option<SegmentId> {
         self.core.residency.holding(tier, content)
+    }
+
+    /// The versions that name one of these sources.
+    #[must_use]
+    pub fn versions_of(&self, sources: &[SourceId]) -> Vec<VersionId> {
+        // A source that is not known is in no version.
+        self.core.catalogue.users(sources).unwrap_or_default()
     }
 
     /// All models of which something is known or wished.

@@ -284,8 +284,8 @@ impl State {
         self.supplies_stale = true;
         let failure = match (outcome, record) {
             (Ok(Ok(image)), Some(record)) => {
-                let content = self.arrived(segment, image, &record);
-                return self.keep_image(record.version, (op, segment, content));
+                self.arrived(segment, image, &record);
+                return self.keep_loaded(op, segment);
             }
             (Ok(Err(error)), Some(record)) => self.fill_failed(error, &record),
             (Err(lost), _) => LoadFailure::Fault(fault(lost.code(), &lost)),
@@ -298,12 +298,7 @@ impl State {
         self.step(Event::Loaded { op, outcome });
     }
 
-    fn arrived(
-        &mut self,
-        segment: SegmentId,
-        image: DeviceImage,
-        record: &FillRecord,
-    ) -> mrm_core::id::ContentId {
+    fn arrived(&mut self, segment: SegmentId, image: DeviceImage, record: &FillRecord) {
         let took_us = u64::try_from(record.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let uuid = self.tier.name(record.device);
         self.metrics.device_fill_done(&uuid, image.bytes(), took_us);
@@ -314,13 +309,12 @@ impl State {
             .names
             .version_of(record.version)
             .and_then(|of| of.owner);
-        let content = self.names.content(segment, (*image.digest(), owner));
+        self.names.content(segment, (*image.digest(), owner));
         let held = HeldImage {
             image: Arc::new(image),
             label: Arc::clone(&record.label),
         };
         self.images.insert(segment, held);
-        content
     }
 
     fn fill_failed(&mut self, error: FillError, record: &FillRecord) -> LoadFailure {

@@ -14,7 +14,7 @@ use crate::keeper::describe::{
 use crate::keeper::{Adopted, Done, Entry, KeepError, Keeper, Key, SharedFd};
 use crate::memory::HostSegment;
 use mrm_core::event::ResumedLease;
-use mrm_core::id::{ContentId, OpId, SegmentId, SourceId, VersionId};
+use mrm_core::id::{OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_core::view::Presence;
 use mrm_cuda::Mechanism;
@@ -30,8 +30,8 @@ pub(super) struct Keeping {
     run: String,
     segments: HashMap<SegmentId, Key>,
     versions: HashMap<VersionId, Key>,
-    /// What it was told of segments that are not hashed yet.
-    unhashed: HashMap<SegmentId, Segment>,
+    /// The lengths of segments that are not hashed yet.
+    unhashed: HashMap<SegmentId, u64>,
     /// What the last daemon left, until the decider has given it a number.
     left: HashMap<(SourceId, Tier), Left>,
     /// How many times it was logged that leases were not taken up again.
@@ -74,7 +74,7 @@ impl Keeping {
     /// The segments of so many bytes that are not hashed yet.
     pub(super) fn unhashed_of(&self, bytes: u64) -> impl Iterator<Item = SegmentId> {
         let unhashed = self.unhashed.iter();
-        unhashed.filter_map(move |(id, described)| (described.bytes == bytes).then_some(*id))
+        unhashed.filter_map(move |(id, there)| (*there == bytes).then_some(*id))
     }
 
     fn put(&self, key: &Key, description: Description, fds: Vec<SharedFd>, done: Option<Done>) {
@@ -122,132 +122,93 @@ impl Shell {
 }
 
 impl State {
-    /// Tells the keeper of a segment that was loaded. The decider hears of it when the keeper has
-    /// it: what is lent before would be lost to the next daemon, and its memory in no books.
-    pub(super) fn keep_segment(
-        &mut self,
-        source: Option<SourceId>,
-        digest: Option<[u8; 32]>,
-        loaded: (OpId, SegmentId, ContentId),
-    ) {
-        let id = loaded.1;
-        let kept = self.kept(loaded);
-        let source = source.and_then(|source| self.names.source_ref(source));
-        let (Some(held), Some(source)) = (self.segments.get(&id), source) else {
+    /// Tells the keeper of what was loaded or filled. The decider hears of it when the keeper has it:
+    /// what is lent before would be lost to the next daemon, and its memory in no books. A keeper that
+    /// cannot have it is reported as degraded, and is no reason not to serve.
+    pub(super) fn keep_loaded(&mut self, op: OpId, segment: SegmentId) {
+        let done = self.completed.clone();
+        let kept: Done = Box::new(move |_| drop(done.send(Completed::Kept { op, segment })));
+        let kind = match self.images.contains_key(&segment) {
+            true => "i",
+            false => "s",
+        };
+        let key = self.keeping.key(kind, segment.0);
+        let Some((key, (description, fds))) = key.zip(self.described(segment)) else {
             return kept(Ok(()));
         };
-        let Some(key) = self.keeping.key("s", id.0) else {
-            return kept(Ok(()));
-        };
-        let described = describe(held, digest, vec![source]);
-        if digest.is_none() {
-            self.keeping.unhashed.insert(id, described.clone());
+        if let Description::Segment(Segment {
+            digest: None,
+            bytes,
+            ..
+        }) = &description
+        {
+            self.keeping.unhashed.insert(segment, *bytes);
         }
-        let fds = memory_of(held);
-        let description = Description::Segment(described);
         self.keeping.put(&key, description, fds, Some(kept));
-        self.keeping.segments.insert(id, key);
+        self.keeping.segments.insert(segment, key);
     }
 
     /// Tells the keeper the digest of a segment that it was told of without one.
-    pub(super) fn keep_digest(&mut self, id: SegmentId, digest: [u8; 32]) {
-        let described = self.keeping.unhashed.remove(&id);
-        let (key, held) = (self.keeping.segments.get(&id), self.segments.get(&id));
+    pub(super) fn keep_digest(&mut self, segment: SegmentId) {
         // What is to be freed, or is damaged, the keeper is not to have any more.
-        let (Some(described), Some(key), Some(held)) = (described, key, held) else {
-            return;
-        };
-        let described = describe(held, Some(digest), described.sources);
-        let description = Description::Segment(described);
-        self.keeping.put(key, description, memory_of(held), None);
+        if self.keeping.unhashed.remove(&segment).is_some() {
+            self.keep_again(segment);
+        }
     }
 
     /// Tells the keeper what a segment stands for, if it has the content of one that goes: files of one
     /// content were one in memory, and leases on either are on this one.
     fn keep_merged(&mut self, gone: SegmentId, tier: Tier) {
         let content = self.names.content_in(gone);
-        let view = self.core.view();
-        let other = content.and_then(|content| view.holding(tier, content));
-        let there = other.filter(|other| *other != gone);
-        let Some(there) = there.and_then(|other| view.segment(other)) else {
-            return;
-        };
-        let Some(key) = self.keeping.segments.get(&there.segment) else {
-            return;
-        };
-        let described = match tier {
-            Tier::Host => self.segment_entry(there.segment, &there.sources),
-            Tier::Device(_) => {
-                let mut versions = self.names.versions_with(&there.sources);
-                versions.truncate(1 + IMAGE_OTHERS_MAX);
-                self.image_entry(there.segment, &versions)
-            }
-        };
-        if let Some((description, fds)) = described {
+        let other = content.and_then(|content| self.core.view().holding(tier, content));
+        if let Some(other) = other.filter(|other| *other != gone) {
+            self.keep_again(other);
+        }
+    }
+
+    /// Tells the keeper what a segment that it has is by now.
+    fn keep_again(&mut self, segment: SegmentId) {
+        let key = self.keeping.segments.get(&segment);
+        if let Some((key, (description, fds))) = key.zip(self.described(segment)) {
             self.keeping.put(key, description, fds, None);
         }
     }
 
-    /// What is kept of a segment that stands for these sources. Of very many the rest are read again.
-    fn segment_entry(
-        &self,
-        id: SegmentId,
-        sources: &[SourceId],
-    ) -> Option<(Description, Vec<SharedFd>)> {
-        let held = self.segments.get(&id)?;
-        let sources = sources.iter();
-        let sources = sources.filter_map(|source| self.names.source_ref(*source));
-        let sources: Vec<SourceRef> = sources.take(SOURCES_PER_SEGMENT_MAX).collect();
-        let described = describe(held, self.names.digest_of(id), sources);
-        Some((Description::Segment(described), memory_of(held)))
-    }
-
-    /// Tells the decider that `loaded` is there. A keeper that cannot have it is reported as
-    /// degraded, and is no reason not to serve.
-    fn kept(&self, (op, segment, content): (OpId, SegmentId, ContentId)) -> Done {
-        let done = self.completed.clone();
-        let kept = Completed::Kept {
-            op,
-            segment,
-            content,
-        };
-        Box::new(move |_| drop(done.send(kept)))
-    }
-
-    /// Tells the keeper of an image that was filled, as of a segment.
-    pub(super) fn keep_image(&mut self, version: VersionId, loaded: (OpId, SegmentId, ContentId)) {
-        let id = loaded.1;
-        let kept = self.kept(loaded);
-        let entry = self.image_entry(id, &[version]);
-        match self.keeping.key("i", id.0).zip(entry) {
-            Some((key, (description, fds))) => {
-                self.keeping.put(&key, description, fds, Some(kept));
-                self.keeping.segments.insert(id, key);
+    /// What is kept of a segment, if anything can be: it, and all that it stands for. Of very much the
+    /// rest is read again.
+    fn described(&self, segment: SegmentId) -> Option<(Description, Vec<SharedFd>)> {
+        let sources = self.core.view().segment(segment)?.sources;
+        match (self.segments.get(&segment), self.images.get(&segment)) {
+            (Some(held), _) => {
+                let sources = sources.iter();
+                let sources = sources.filter_map(|source| self.names.source_ref(*source));
+                let sources: Vec<SourceRef> = sources.take(SOURCES_PER_SEGMENT_MAX).collect();
+                let described = describe(held, self.names.digest_of(segment), sources)?;
+                let memory: SharedFd = Arc::clone(&held.segment) as _;
+                Some((Description::Segment(described), vec![memory]))
             }
-            None => kept(Ok(())),
+            (None, Some(held)) => {
+                let mut versions = self.core.view().versions_of(&sources);
+                versions.truncate(1 + IMAGE_OTHERS_MAX);
+                let described = self.describe_image(&held.image, &versions)?;
+                Some((Description::Image(described), exported(&held.image)))
+            }
+            (None, None) => None,
         }
     }
 
-    /// What is kept of an image of these versions, if anything can be.
-    fn image_entry(
-        &self,
-        id: SegmentId,
-        versions: &[VersionId],
-    ) -> Option<(Description, Vec<SharedFd>)> {
-        let held = self.images.get(&id)?;
-        let record = self.names.version_of(*versions.first()?)?;
-        let image = &held.image;
-        let of = versions
-            .iter()
-            .map(|version| self.names.image_of_version(*version));
-        let mut of = of.collect::<Option<Vec<ImageOf>>>()?.into_iter();
-        let ImageOf { table, files } = of.next()?;
-        let others: Vec<ImageOf> = of.collect();
+    fn describe_image(&self, image: &DeviceImage, versions: &[VersionId]) -> Option<Image> {
         // A legacy handle keeps nothing, and nothing need not be kept.
         if image.mechanism() != Mechanism::Vmm || image.exports().is_empty() {
             return None;
         }
-        let description = Description::Image(Image {
+        let owner = self.names.version_of(*versions.first()?)?.owner;
+        let names = |version: &VersionId| self.names.image_of_version(*version);
+        let of = versions.iter().map(names).collect::<Option<Vec<_>>>()?;
+        let mut of = of.into_iter();
+        let ImageOf { table, files } = of.next()?;
+        let others: Vec<ImageOf> = of.collect();
+        Some(Image {
             device: image.uuid(),
             mechanism: ImageMechanism::Vmm,
             granularity: image.granularity(),
@@ -256,10 +217,9 @@ impl State {
             table,
             charge_bytes: image.charged_bytes(),
             files,
-            owner: record.owner,
+            owner,
             others: (!others.is_empty()).then_some(others),
-        });
-        Some((description, exported(image)))
+        })
     }
 
     /// Says how many leases of a client that came back cannot be taken up, and why: it reads on, but
@@ -346,24 +306,20 @@ impl State {
     }
 }
 
-/// What the keeper is told of a segment in host memory.
-fn describe(held: &Held, digest: Option<[u8; 32]>, sources: Vec<SourceRef>) -> Segment {
+/// What the keeper is told of a segment in host memory; `None` if it stands for nothing any more.
+fn describe(held: &Held, digest: Option<[u8; 32]>, sources: Vec<SourceRef>) -> Option<Segment> {
     let bytes = held.segment.bytes();
-    Segment {
+    Some(Segment {
         digest: digest.map(Digest),
         bytes,
         charge_bytes: crate::memory::charge_for(bytes),
-        kind: match sources.first() {
-            Some(SourceRef::Table(_)) => SegmentKind::Table,
-            Some(SourceRef::File(_)) | None => SegmentKind::File,
+        kind: match sources.first()? {
+            SourceRef::Table(_) => SegmentKind::Table,
+            SourceRef::File(_) => SegmentKind::File,
         },
         sources,
         load_us: held.load_us,
-    }
-}
-
-fn memory_of(held: &Held) -> Vec<SharedFd> {
-    vec![Arc::clone(&held.segment) as _]
+    })
 }
 
 pub(super) fn exported(image: &DeviceImage) -> Vec<SharedFd> {

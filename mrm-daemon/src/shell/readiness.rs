@@ -168,11 +168,7 @@ impl State {
 
     /// More pieces of a segment are there.
     pub(super) fn more(&mut self, segment: SegmentId) {
-        if let Some(marks) = self
-            .loads
-            .get(&segment)
-            .and_then(|load| load.marks.as_ref())
-        {
+        if let Some(marks) = self.marks_of(segment) {
             marks.look();
         }
         for key in self.on(segment) {
@@ -187,7 +183,7 @@ impl State {
 
     /// A segment is whole and sealed, and on its way to the keeper: clients hear of it when the next
     /// daemon would have it, too.
-    pub(super) fn sealed(&mut self, segment: SegmentId, marks: Option<Arc<Marks>>) {
+    pub(super) fn await_keeper(&mut self, segment: SegmentId, marks: Option<Arc<Marks>>) {
         if let Some(marks) = marks {
             self.early.unkept.insert(segment, marks);
         }

@@ -9,7 +9,7 @@ use crate::memory::HostSegment;
 use crate::peer::Peer;
 use crate::session::SessionIo;
 use crate::transfer::ReadWay;
-use mrm_core::id::{RequestId, SourceId};
+use mrm_core::id::RequestId;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +30,6 @@ pub(super) struct Held {
 
 /// A segment on its way into host memory.
 pub(super) struct LoadRecord {
-    pub(super) source: SourceId,
     /// What is there of it, for those who are lent it before it is filled.
     pub(super) marks: Option<Arc<marks::Marks>>,
     pub(super) feed: Option<Arc<HostFeed>>,

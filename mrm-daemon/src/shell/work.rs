@@ -12,7 +12,7 @@ use crate::integrity::{Listed, Verdict};
 use crate::status::events::{Event as LogEvent, EventKind};
 use crate::transfer::{Completion, Lane, Lanes, Lost, ReadWay};
 use mrm_core::event::{Event, Fault, LoadFailure};
-use mrm_core::id::{Bytes, ContentId, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
+use mrm_core::id::{Bytes, DeviceId, ModelId, OpId, SegmentId, SourceId, VersionId};
 use mrm_core::ledger::Tier;
 use mrm_cuda::MemoryInfo;
 use mrm_proto::error::ErrorCode;
@@ -54,11 +54,7 @@ pub(crate) enum Completed {
         outcome: Result<Result<DeviceImage, FillError>, Lost>,
     },
     /// The keeper has what was loaded, or cannot have it: it may be lent.
-    Kept {
-        op: OpId,
-        segment: SegmentId,
-        content: ContentId,
-    },
+    Kept { op: OpId, segment: SegmentId },
     /// The keeper has let go of a segment that is to be freed.
     LetGo {
         op: OpId,
@@ -92,6 +88,10 @@ pub(crate) enum Completed {
 
 impl State {
     pub(super) fn complete(&mut self, completed: Completed) {
+        // Nobody is to hear of what the next daemon will not know.
+        if self.left {
+            return;
+        }
         match completed {
             Completed::Resolved { op, model, outcome } => self.resolved(op, model, outcome),
             Completed::Laid { op } => self.step(Event::Laid { op }),
@@ -125,17 +125,11 @@ impl State {
                 segment,
                 outcome,
             } => self.filled(op, segment, outcome),
-            Completed::Kept {
-                op,
-                segment,
-                content,
-            } => {
-                if self.left {
-                    return;
-                }
+            Completed::Kept { op, segment } => {
                 self.tell_sealed(segment);
-                // It may have been hashed meanwhile, which the decider did not heed: it was not there.
-                let outcome = Ok(self.names.content_in(segment).unwrap_or(content));
+                // What was hashed meanwhile, the decider did not heed: it was not there.
+                let content = self.names.content_in(segment);
+                let outcome = Ok(content.unwrap_or_else(|| self.names.unknown_content()));
                 self.step(Event::Loaded { op, outcome });
                 self.supplies_stale = true;
                 self.take_away_others();
@@ -217,7 +211,6 @@ impl State {
         };
         let place = self.queue_load(segment, (version, foreign, bytes), job, completion);
         let load = LoadRecord {
-            source,
             marks,
             feed,
             loaded_bytes,
@@ -236,7 +229,6 @@ impl State {
         self.end_lending(segment);
         let label = record.as_ref().and_then(|record| record.label.clone());
         let feed = record.as_ref().and_then(|record| record.feed.clone());
-        let source = record.as_ref().map(|record| record.source);
         let listed = record.as_ref().and_then(|record| record.listed.clone());
         let load_us = record.as_ref().map_or(0, |record| since_us(record.began));
         let failure = match outcome {
@@ -258,10 +250,9 @@ impl State {
                     self.step(Event::Took { op, took_us });
                 }
                 let digest = loaded.digest;
-                let content = match digest {
-                    Some(digest) => self.names.content(segment, (digest, None)),
-                    None => self.names.unknown_content(),
-                };
+                if let Some(digest) = digest {
+                    self.names.content(segment, (digest, None));
+                }
                 let in_memory = loaded.segment;
                 self.loading.put_together(&in_memory);
                 if let Some(feed) = &feed {
@@ -275,14 +266,14 @@ impl State {
                     way,
                 };
                 self.segments.insert(segment, held);
-                self.sealed(segment, record.and_then(|record| record.marks));
+                self.await_keeper(segment, record.and_then(|record| record.marks));
                 if digest.is_none() {
                     self.hash_later(segment);
                 }
                 if let Some(listed) = listed {
                     self.sum(segment, listed);
                 }
-                return self.keep_segment(source, digest, (op, segment, content));
+                return self.keep_loaded(op, segment);
             }
             Err(fault) => {
                 self.metrics.load_failed();

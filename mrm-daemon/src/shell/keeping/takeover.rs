@@ -441,7 +441,7 @@ impl State {
         };
         self.segments.insert(id, held);
         if described.digest.is_none() {
-            self.keeping.unhashed.insert(id, described.clone());
+            self.keeping.unhashed.insert(id, described.bytes);
             self.hash_later(id);
         }
     }

@@ -104,16 +104,6 @@ impl Names {
         Some(describe::ImageOf { table, files })
     }
 
-    /// The versions that have one of these images.
-    pub(in crate::shell) fn versions_with(&self, images: &[SourceId]) -> Vec<VersionId> {
-        let versions = self.versions.iter();
-        let with = versions.filter(|(_, record)| {
-            let image = image_source(record.image.as_ref());
-            image.is_some_and(|image| images.contains(&image))
-        });
-        with.map(|(version, _)| *version).collect()
-    }
-
     /// The id of a digest, for a segment that is about to be known.
     pub(in crate::shell) fn content_of(&mut self, key: ContentKey) -> ContentId {
         let fresh = ContentId(self.next());

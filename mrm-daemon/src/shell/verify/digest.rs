@@ -147,7 +147,7 @@ impl State {
         if let Some(digest) = digest.filter(|_| self.segments.contains_key(&segment)) {
             let content = self.names.content(segment, (digest, None));
             self.step(Event::Identified { segment, content });
-            self.keep_digest(segment, digest);
+            self.keep_digest(segment);
             // Who asked for a check before there was anything to compare with gets one now.
             let asked = &mut self.verifying.asked;
             if asked.iter().any(|asked| asked.left.contains(&segment))
