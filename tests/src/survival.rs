@@ -40,6 +40,12 @@ pub fn with(mut setup: Setup, variable: &str, value: &str) -> Setup {
     setup
 }
 
+/// A daemon that does at its failpoints what files in `points` say; that directory is made.
+pub fn failing(setup: Setup, points: &Path) -> Setup {
+    fs::create_dir_all(points).expect("a directory");
+    with(setup, "MRM_FAILPOINTS", &points.display().to_string())
+}
+
 /// The keepers and daemons of a test's directory. All of them are killed when this is dropped.
 #[derive(Debug)]
 pub struct Family {

@@ -11,7 +11,7 @@ use mrm_proto::reply::{Opened, Reply};
 use mrm_proto::request::{Heard, Open, Request, Stat, Touched};
 use mrm_tests::node::{Node, Setup};
 use mrm_tests::raw::Raw;
-use mrm_tests::survival::{Family, kept, with};
+use mrm_tests::survival::{Family, failing, kept};
 use mrm_tests::{eventually, model};
 use nix::sys::signal::Signal::SIGTERM;
 use std::os::fd::OwnedFd;
@@ -23,9 +23,7 @@ const WAIT: Duration = Duration::from_secs(60);
 
 /// A daemon whose reads do what the file `read` in `points` says.
 fn node(points: &Path, setup: Setup) -> Node {
-    std::fs::create_dir_all(points).unwrap();
-    let points = points.display().to_string();
-    Node::start(&with(setup, "MRM_FAILPOINTS", &points))
+    Node::start(&failing(setup, points))
 }
 
 /// Each read takes a while from now on: the load is seen under way.
@@ -109,9 +107,8 @@ fn what_is_told_to_be_whole_the_next_daemon_has() {
     let dir = tempfile::tempdir().unwrap();
     let points = dir.path().join("points");
     let (path, image) = model::write(dir.path(), "m.safetensors", 33 * MIB, 4, 8);
-    let setup = kept(Setup::new().model("m", &path));
-    let setup = with(setup, "MRM_FAILPOINTS", &points.display().to_string());
-    let mut node = node(&points, setup.clone());
+    let setup = failing(kept(Setup::new().model("m", &path)), &points);
+    let mut node = Node::start(&setup);
     let _family = Family::of(node.dir.path());
     slow(&points);
     let client = node.client();
@@ -162,12 +159,7 @@ fn a_daemon_that_dies_leaves_what_was_told_and_the_model_is_opened_anew() {
     let dir = tempfile::tempdir().unwrap();
     let points = dir.path().join("points");
     let (path, image) = model::write(dir.path(), "m.safetensors", 65 * MIB, 16, 10);
-    let setup = with(
-        Setup::new().model("m", &path),
-        "MRM_FAILPOINTS",
-        &points.display().to_string(),
-    );
-    std::fs::create_dir_all(&points).unwrap();
+    let setup = failing(Setup::new().model("m", &path), &points);
     let mut node = Node::start(&setup);
     slow(&points);
     let options = ConnectOptions::new().socket(node.socket()).wait(WAIT);
@@ -192,12 +184,7 @@ fn the_order_of_use_is_learned_for_the_next_load_and_the_next_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let points = dir.path().join("points");
     let (path, _) = model::write(dir.path(), "m.safetensors", 65 * MIB, 16, 11);
-    let setup = with(
-        Setup::new().model("m", &path),
-        "MRM_FAILPOINTS",
-        &points.display().to_string(),
-    );
-    std::fs::create_dir_all(&points).unwrap();
+    let setup = failing(Setup::new().model("m", &path), &points);
     let mut node = Node::start(&setup);
     let client = node.client();
     let opened = by_layout(&client, "m");

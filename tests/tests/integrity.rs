@@ -4,7 +4,7 @@
 
 use mrm_client::{Client, Origin};
 use mrm_tests::node::{Node, Setup, program};
-use mrm_tests::survival::{Family, kept, with};
+use mrm_tests::survival::{Family, failing, kept, with};
 use mrm_tests::{eventually, http, model};
 use serde_json::Value;
 use std::path::Path;
@@ -14,12 +14,7 @@ const MIB: u64 = 1 << 20;
 
 /// A daemon in which what is loaded while the file `damage` is in `points` counts as damaged.
 fn node(points: &Path, setup: Setup) -> Node {
-    std::fs::create_dir_all(points).unwrap();
-    Node::start(&with(
-        setup,
-        "MRM_FAILPOINTS",
-        &points.display().to_string(),
-    ))
+    Node::start(&failing(setup, points))
 }
 
 /// The next file that is loaded is not what the daemon thinks.
@@ -140,8 +135,7 @@ fn what_was_not_hashed_when_the_daemon_died_is_hashed_by_the_next() {
     let points = dir.path().join("points");
     let (path, image) = model::write(dir.path(), "m.safetensors", 33 * MIB, 9, 3);
     let setup = kept(Setup::new().model("m", &path));
-    let setup = with(setup, "MRM_FAILPOINTS", &points.display().to_string());
-    std::fs::create_dir_all(&points).unwrap();
+    let setup = failing(setup, &points);
     std::fs::write(points.join("hashed"), "kill").unwrap();
     let mut node = Node::start(&setup);
     let _family = Family::of(node.dir.path());
@@ -274,8 +268,7 @@ fn what_is_taken_over_is_served_at_once_and_checked_meanwhile() {
     let (path, image) = model::write(dir.path(), "m.safetensors", 9 * MIB, 9, 3);
     let (fine, fine_image) = model::write(dir.path(), "fine.safetensors", 2 * MIB, 9, 4);
     let setup = kept(Setup::new().model("m", &path).model("fine", &fine));
-    let setup = with(setup, "MRM_FAILPOINTS", &points.display().to_string());
-    std::fs::create_dir_all(&points).unwrap();
+    let setup = failing(setup, &points);
     let mut node = Node::start(&setup);
     let _family = Family::of(node.dir.path());
     damage_next(&points);

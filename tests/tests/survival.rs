@@ -66,19 +66,15 @@ fn a_killed_daemon_leaves_its_models_to_the_next_one() {
     assert_eq!(node.number("/host/charged_bytes"), 0);
 }
 
-/// A model, and its copy.
-fn of_one_content(dir: &Path) -> (PathBuf, PathBuf) {
-    let (one, _) = model::write(dir, "m.safetensors", 5 * MIB, 9, 3);
-    let two = dir.join("two/m.safetensors");
-    std::fs::create_dir(dir.join("two")).unwrap();
-    std::fs::copy(&one, &two).unwrap();
-    (one, two)
+/// Two files of one content.
+fn of_one_content(dir: &Path) -> [PathBuf; 2] {
+    ["m.safetensors", "two/m.safetensors"].map(|file| model::write(dir, file, 5 * MIB, 9, 3).0)
 }
 
 #[test]
 fn two_files_of_one_content_are_one_for_the_next_daemon_too() {
     let dir = tempfile::tempdir().unwrap();
-    let (one, two) = of_one_content(dir.path());
+    let [one, two] = of_one_content(dir.path());
     let setup = kept(Setup::new().model("one", &one).model("two", &two));
     let mut node = Node::start(&setup);
     let family = Family::of(node.dir.path());
@@ -236,7 +232,7 @@ fn device_memory_outlives_the_daemon_that_filled_it() {
 #[test]
 fn two_models_of_one_content_are_one_image_for_the_next_daemon_too() {
     let dir = tempfile::tempdir().unwrap();
-    let (one, two) = of_one_content(dir.path());
+    let [one, two] = of_one_content(dir.path());
     let gpus = Gpus::new(1, 256 * MIB);
     let setup = kept(gpus.setup().model("one", &one).model("two", &two));
     let mut node = Node::start(&setup);

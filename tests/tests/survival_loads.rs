@@ -4,7 +4,7 @@
 
 use mrm_tests::holder::Holder;
 use mrm_tests::node::{Node, Setup};
-use mrm_tests::survival::{Family, kept, segments, with};
+use mrm_tests::survival::{Family, failing, kept, segments};
 use mrm_tests::{Random, eventually, model, seed};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -55,8 +55,7 @@ fn nothing_is_lent_once_everything_is_left_to_the_next_daemon() {
     let points = tempfile::tempdir().unwrap();
     let at = |point: &str| points.path().join(point);
     let (path, image) = model::write(dir.path(), "m.safetensors", MIB, 3, 5);
-    let setup = kept(Setup::new().model("m", &path));
-    let setup = with(setup, "MRM_FAILPOINTS", points.path().to_str().unwrap());
+    let setup = failing(kept(Setup::new().model("m", &path)), points.path());
     let mut node = Node::start(&setup);
     let _family = Family::of(node.dir.path());
     let client = node.client();
@@ -87,11 +86,9 @@ fn what_is_hashed_before_the_keeper_has_it_is_shared_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let points = tempfile::tempdir().unwrap();
     let (one, _) = model::write(dir.path(), "m.safetensors", 5 * MIB, 3, 5);
-    let two = dir.path().join("two/m.safetensors");
-    fs::create_dir(two.parent().unwrap()).unwrap();
-    fs::copy(&one, &two).unwrap();
+    let (two, _) = model::write(dir.path(), "two/m.safetensors", 5 * MIB, 3, 5);
     let setup = kept(Setup::new().model("one", &one).model("two", &two));
-    let setup = with(setup, "MRM_FAILPOINTS", points.path().to_str().unwrap());
+    let setup = failing(setup, points.path());
     let node = Node::start(&setup);
     let _family = Family::of(node.dir.path());
     fs::write(points.path().join("before-put"), "stall 1").unwrap();

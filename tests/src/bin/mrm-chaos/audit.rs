@@ -161,7 +161,7 @@ fn agree(daemon: &Daemon) -> Result<(), String> {
         }
     }
     match devices(&status).count() {
-        n if n == daemon.devices() as usize => Ok(()),
+        n if n == daemon.edge.devices() as usize => Ok(()),
         n => Err(format!("there are {n} devices")),
     }
 }

@@ -5,7 +5,7 @@ use crate::{GRACE, PATIENCE};
 use mrm_tests::gpus::Gpus;
 use mrm_tests::http;
 use mrm_tests::node::{Setup, command};
-use mrm_tests::survival::{Family, kept, respawned, signal, status_at, with};
+use mrm_tests::survival::{Family, failing, kept, respawned, signal, status_at, with};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -38,6 +38,16 @@ pub(crate) enum Edge {
     Steady,
 }
 
+impl Edge {
+    /// How many devices they use.
+    pub(crate) const fn devices(self) -> u32 {
+        match self {
+            Self::Host => 0,
+            Self::None | Self::Files | Self::Disk | Self::Memory | Self::Steady => DEVICES,
+        }
+    }
+}
+
 pub(crate) struct Daemon {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) gpus: Gpus,
@@ -65,7 +75,6 @@ impl Daemon {
     pub(crate) fn new(models: &Path, budget: u64, (edge, respawn): (Edge, bool)) -> Self {
         let prefix = tempfile::Builder::new().prefix("mrm-chaos-").tempdir();
         let dir = prefix.expect("a directory");
-        fs::create_dir(dir.path().join("failpoints")).expect("a directory");
         let run = dir.path().join("run");
         fs::create_dir(&run).expect("a directory");
         if edge == Edge::Disk {
@@ -77,11 +86,9 @@ impl Daemon {
         let tmp = run.join("tmp").display().to_string();
         let gpus = gpus.with("TMPDIR", &tmp);
         let lines = format!("host_budget_bytes = {budget}\nrevalidate_ms = 200");
-        let device = match edge {
-            Edge::Host => "enabled = \"no\"".to_owned(),
-            Edge::None | Edge::Files | Edge::Disk | Edge::Memory | Edge::Steady => {
-                format!("enabled = \"yes\"\nbudget_bytes = {budget}")
-            }
+        let device = match edge.devices() {
+            0 => "enabled = \"no\"".to_owned(),
+            _ => format!("enabled = \"yes\"\nbudget_bytes = {budget}"),
         };
         let mut setup = gpus.setup_of(&lines, &device);
         for model in crate::models::Model::list(models) {
@@ -90,8 +97,7 @@ impl Daemon {
         if edge == Edge::Host {
             setup = setup.stock("32MiB");
         }
-        let failpoints = dir.path().join("failpoints").display().to_string();
-        let setup = with(setup, "MRM_FAILPOINTS", &failpoints);
+        let setup = failing(setup, &dir.path().join("failpoints"));
         // So that it is full early, and does not look like a leak.
         let setup = with(setup, "MRM_JOURNAL_BYTES_MAX", "1MiB");
         let setup = match respawn {
@@ -120,14 +126,6 @@ impl Daemon {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("run/mrmd.sock")
-    }
-
-    /// How many devices it uses.
-    pub(crate) fn devices(&self) -> u32 {
-        match self.edge {
-            Edge::Host => 0,
-            Edge::None | Edge::Files | Edge::Disk | Edge::Memory | Edge::Steady => DEVICES,
-        }
     }
 
     pub(crate) fn failpoint(&self, name: &str) -> PathBuf {
@@ -362,9 +360,11 @@ fn watch(socket: &Path, watched: &Watched) {
             continue;
         };
         let over = |books: &Value, most: &str| {
-            let taken = ["charged_bytes", "freeing_bytes", "stock_bytes"];
-            let taken = taken.iter().filter_map(|key| books[*key].as_u64()).sum();
-            books[most].as_u64().is_some_and(|most: u64| most < taken)
+            let field = |key: &str| books[key].as_u64();
+            let beside = ["freeing_bytes", "stock_bytes"]
+                .into_iter()
+                .filter_map(field);
+            field("charged_bytes").map(|charged| charged + beside.sum::<u64>()) > field(most)
         };
         let devices = status["devices"]["devices"].as_array();
         let mut devices = devices.into_iter().flatten();

@@ -240,7 +240,7 @@ impl Run {
             socket: &socket,
             models: &models,
             count,
-            devices: daemon.devices(),
+            devices: daemon.edge.devices(),
             command: &command,
         };
         self.fleet.fill(&place, &languages, self.args.clients);

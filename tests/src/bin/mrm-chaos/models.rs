@@ -18,23 +18,20 @@ const COPIES: usize = 10;
 pub(crate) fn write(dir: &Path, count: usize, seed: u64) -> u64 {
     let mut random = Random(seed);
     let mut total = 0;
+    let mut content = (0, 0, 0);
     for at in 0..count {
-        // Those of one length are hashed before they are lent, and the others after that.
-        let odd = random.below(2) * random.below(256) * 64;
-        let bytes = ((256 << 10) << random.below(6)) + odd;
-        let tensors = 1 + random.below(5);
-        let file = |at: usize| format!("m{at:03}.safetensors");
-        total += match at % COPIES {
-            0 if at > 0 => {
-                std::fs::copy(dir.join(file(at - 1)), dir.join(file(at))).expect("copies")
-            }
-            _ => {
-                let (_, image) = model::write(dir, &file(at), bytes, tensors, random.next());
-                image.len() as u64
-            }
-        };
+        if at == 0 || at % COPIES > 0 {
+            // Those of one length are hashed before they are lent, and the others after that.
+            let odd = random.below(2) * random.below(256) * 64;
+            let bytes = ((256 << 10) << random.below(6)) + odd;
+            content = (bytes, 1 + random.below(5), random.next());
+        }
+        let (bytes, tensors, seed) = content;
+        let file = format!("m{at:03}.safetensors");
+        let (_, image) = model::write(dir, &file, bytes, tensors, seed);
+        total += image.len() as u64;
         // What is not on the disk cannot be forgotten.
-        let synced = std::fs::File::open(dir.join(file(at))).and_then(|file| file.sync_all());
+        let synced = std::fs::File::open(dir.join(file)).and_then(|file| file.sync_all());
         synced.expect("syncs");
     }
     total
