@@ -1,6 +1,5 @@
 """Handles are closed once: with the last reference, or before, and not at the exit."""
 
-import os
 import subprocess
 import sys
 
@@ -30,19 +29,3 @@ def test_not_closed_at_the_exit():
     script = "from mrm._owned import Owned\nkept = Owned(7, print)\nOwned(8, print)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("8\n", "")
-
-
-def test_the_first_open_imports_nothing(daemon):
-    script = """
-import sys
-import mrm, numpy
-before = set(sys.modules)
-model = mrm.open("small")
-assert model["floats"].shape == (3, 4)
-print(sorted(set(sys.modules) - before))
-"""
-    environment = {**os.environ, "MRM_SOCKET": str(daemon.socket)}
-    run = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout == "[]\n"
