@@ -14,6 +14,7 @@ use nix::sys::signal::Signal::SIGINT;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -364,13 +365,40 @@ fn a_command_runs_while_the_model_is_held() {
     let mut held = mrm(&node)
         .args(["open", "m", "--hold"])
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // It says so once it listens to signals; one that came before would be lost where whoever
+    // started the tests has it ignored, as shells do for what they put into the background.
+    let mut said = BufReader::new(held.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("held until Ctrl-C")));
     node.until_leases(1);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(held.id()).unwrap());
     nix::sys::signal::kill(pid, SIGINT).unwrap();
     let _ = held.wait().unwrap();
     node.until_idle();
+}
+
+/// `nohup mrm open m -- server &`: the server must outlive the terminal as it would without `mrm`.
+#[test]
+fn what_nohup_protects_from_a_hangup_stays_protected() {
+    let node = node();
+    let ignores_hangups = |under: &[&str]| {
+        let output = Command::new(under[0])
+            .args(&under[1..])
+            .arg(program("mrm"))
+            .args(["open", "m", "--", "grep", "SigIgn", "/proc/self/status"])
+            .env("MRM_SOCKET", node.socket())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let mask = String::from_utf8(output.stdout).unwrap();
+        // The last bit of the mask stands for SIGHUP.
+        u8::from_str_radix(&mask.trim()[mask.trim().len() - 1..], 16).unwrap() & 1 == 1
+    };
+    assert!(ignores_hangups(&["nohup"]));
+    assert!(!ignores_hangups(&["env", "--default-signal=HUP"]));
 }
 
 /// Runs a copy of `mrm` that anybody may execute as somebody else.
