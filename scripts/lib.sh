@@ -20,6 +20,18 @@ need() {
     command -v "$1" >/dev/null 2>&1 || die "$1 is missing; get it with: $2"
 }
 
+# need_room MIB: fails before minutes of building rather than in the midst of a link. What was built
+# before counts as room.
+need_room() {
+    local target=${CARGO_TARGET_DIR:-$ROOT/target} built free
+    mkdir -p "$target"
+    built=$(du -sm "$target" | cut -f1)
+    free=$(df -Pm "$target" | awk 'NR == 2 { print $4 }')
+    [ $((built + free)) -ge "$1" ] ||
+        die "this builds up to $1 MiB in $target, where $built are built and $free free;" \
+            "free some, or name another place with CARGO_TARGET_DIR"
+}
+
 need_rust() {
     need cargo "curl --proto '=https' -sSf https://sh.rustup.rs | sh"
     find_toolchains
