@@ -46,6 +46,11 @@ impl Edge {
             Self::None | Self::Files | Self::Disk | Self::Memory | Self::Steady => DEVICES,
         }
     }
+
+    /// Whether they come to a point at all: where devices are used, nothing is lent unhashed.
+    pub(crate) fn comes_to(self, point: &str) -> bool {
+        point != "hashed" || self.devices() == 0
+    }
 }
 
 pub(crate) struct Daemon {

@@ -169,6 +169,13 @@ impl Run {
         self.began.elapsed() < most && self.violations.is_empty()
     }
 
+    /// Once the time is over, those go on that come to what is missing.
+    fn is_of_use(&self, edge: Edge) -> bool {
+        let never = self.trouble.done.never();
+        let is_over = self.began.elapsed() > Duration::from_secs(self.args.seconds);
+        !is_over || never.is_empty() || never.iter().any(|point| edge.comes_to(point))
+    }
+
     fn epochs(&mut self) {
         let mut epochs = EPOCHS.to_vec();
         if !daemon::can_mount() {
@@ -187,13 +194,17 @@ impl Run {
         let rounds = self.args.seconds / (2 * self.args.round_seconds.max(1));
         let rounds = (rounds / (CYCLES * epochs.len() as u64)).max(ROUNDS_MIN);
         let mut epochs = epochs.into_iter().cycle();
-        while let Some((edge, respawn)) = epochs.next().filter(|_| self.goes_on()) {
+        while self.goes_on() {
+            let Some((edge, respawn)) = epochs.find(|(edge, _)| self.is_of_use(*edge)) else {
+                break;
+            };
             eprintln!("daemons of the kind {edge:?}, brought back by the keeper: {respawn}");
-            self.trouble.spare(match (edge, respawn) {
+            let deaths_max = match (edge, respawn) {
                 (Edge::Steady, _) => 0,
                 (_, true) => DEATHS_MAX,
                 (_, false) => usize::MAX,
-            });
+            };
+            self.trouble.begin(edge, deaths_max);
             let mut daemon = Daemon::new(&self.models, self.budget, (edge, respawn));
             let mut baseline = Baseline::default();
             for _ in 0..rounds {
@@ -300,11 +311,12 @@ impl Run {
             );
         }
         eprintln!(
-            "round {}: {} opens, {} kills, {} violations",
+            "round {}: {} opens, {} kills, {} violations, never reached so far: {:?}",
             self.rounds,
             totals.opens,
             self.trouble.done.kills,
-            self.violations.len()
+            self.violations.len(),
+            self.trouble.done.never()
         );
     }
 

@@ -1,7 +1,7 @@
 //! What goes wrong, drawn from the seed.
 
 use crate::GRACE;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Edge};
 use crate::fleet::{Fleet, Languages, Place};
 use mrm_tests::Random;
 use mrm_tests::survival::signal;
@@ -99,6 +99,8 @@ pub(crate) struct Trouble {
     /// Killed for memory in this epoch, so far.
     killed: u64,
     next_end: Instant,
+    /// Of the daemons of this epoch.
+    edge: Edge,
     /// Every point is to be reached soon.
     hurries: bool,
 }
@@ -121,12 +123,14 @@ impl Trouble {
             squeezed_until: None,
             killed: 0,
             next_end: Instant::now(),
+            edge: Edge::None,
             hurries,
         }
     }
 
     /// From now on at most so many deaths of the daemon, a new one, a minute.
-    pub(crate) fn spare(&mut self, deaths_max: usize) {
+    pub(crate) fn begin(&mut self, edge: Edge, deaths_max: usize) {
+        self.edge = edge;
         self.killed = 0;
         self.deaths.clear();
         self.deaths_max = deaths_max;
@@ -288,16 +292,10 @@ impl Trouble {
 
     /// Arms the point whose turn it is: most kill, some stop or stall.
     fn arm(&mut self, daemon: &mut Daemon) {
-        if self.armed.is_some()
-            || (self.disk_until.is_some() && self.turns.front() == Some(&"read"))
-        {
+        if self.armed.is_some() {
             return;
         }
-        // In a hurry, those come first that nothing has happened at.
-        let never = self.done.never();
-        let missing = self.turns.iter().position(|point| never.contains(point));
-        let at = missing.filter(|_| self.hurries).unwrap_or(0);
-        let Some(point) = self.turns.remove(at) else {
+        let Some(point) = self.next_point() else {
             return;
         };
         self.turns.push_back(point);
@@ -331,6 +329,25 @@ impl Trouble {
             }
             _ => {}
         }
+    }
+
+    /// The point whose turn it is, of those that this daemon comes to. In a hurry, those come first
+    /// that nothing has happened at, and of those the one that others do not come to.
+    fn next_point(&mut self) -> Option<&'static str> {
+        let never = self.done.never();
+        let is_taken = |point: &str| self.disk_until.is_some() && point == "read";
+        let first = |wanted: &dyn Fn(&str) -> bool| {
+            let wanted =
+                |point: &&str| self.edge.comes_to(point) && !is_taken(point) && wanted(point);
+            self.turns.iter().position(wanted)
+        };
+        let missing = || {
+            first(&|point| never.contains(&point) && !Edge::None.comes_to(point))
+                .or_else(|| first(&|point| never.contains(&point)))
+        };
+        let at = self.hurries.then(missing).flatten();
+        let at = at.or_else(|| first(&|_| true))?;
+        self.turns.remove(at)
     }
 
     /// Notices that a point was reached, or that nobody comes there.
