@@ -12,6 +12,7 @@ mod look;
 mod out;
 mod probe;
 mod progress;
+mod signals;
 mod sockets;
 mod table;
 mod terminal;

@@ -1,10 +1,11 @@
 //! The whole screen of a terminal, lent for a live view and given back however the view ends.
 
 use crate::failure::Failure;
+use crate::signals::{Signals, listen_to};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read, Write};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
@@ -80,10 +81,10 @@ pub(crate) struct Wishes {
     keys: mpsc::UnboundedReceiver<()>,
     // Kept so that without a keyboard the channel stays open, and silent.
     _keys: mpsc::UnboundedSender<()>,
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    resize: Signal,
+    interrupt: Signals,
+    terminate: Signals,
+    hangup: Signals,
+    resize: Signals,
 }
 
 /// What was wished.
@@ -122,11 +123,6 @@ impl Wishes {
             _ = self.resize.recv() => Wish::Redraw,
         }
     }
-}
-
-/// A stream of one signal.
-pub(crate) fn listen_to(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|cause| Failure::System(format!("cannot listen to signals: {cause}")))
 }
 
 fn wait_for_quit_key(sender: &mpsc::UnboundedSender<()>) {

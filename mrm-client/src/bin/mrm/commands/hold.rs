@@ -1,14 +1,14 @@
 //! What goes on while `mrm open` holds a model: a command, or the wait for Ctrl-C.
 
 use crate::failure::Failure;
-use crate::terminal::listen_to;
+use crate::signals::listen_to;
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
-use tokio::signal::unix::{Signal as SignalStream, SignalKind};
+use tokio::signal::unix::SignalKind;
 
 /// As shells say that a signal ended a command.
 const SIGNAL_BASE: i32 = 128;
@@ -21,7 +21,7 @@ pub(super) async fn while_running<const N: usize>(
 ) -> Result<u8, Failure> {
     // Everything is listened to before the command starts, so that no signal is lost.
     let mut ended = listen_to(SignalKind::child())?;
-    let mut hangup = listen_to_hangup()?;
+    let mut hangup = listen_to(SignalKind::hangup())?;
     let mut interrupt = listen_to(SignalKind::interrupt())?;
     let mut quit = listen_to(SignalKind::quit())?;
     let mut terminate = listen_to(SignalKind::terminate())?;
@@ -44,7 +44,7 @@ pub(super) async fn while_running<const N: usize>(
         }
         let signal = tokio::select! {
             _ = ended.recv() => continue,
-            () = next(&mut hangup) => Signal::HUP,
+            _ = hangup.recv() => Signal::HUP,
             _ = interrupt.recv() => Signal::INT,
             _ = quit.recv() => Signal::QUIT,
             _ = terminate.recv() => Signal::TERM,
@@ -57,46 +57,16 @@ pub(super) async fn while_running<const N: usize>(
 
 /// Waits until somebody ends the wait; calls `ready` once that is possible.
 pub(super) async fn until_interrupted(ready: impl FnOnce()) -> Result<(), Failure> {
-    let mut hangup = listen_to_hangup()?;
+    let mut hangup = listen_to(SignalKind::hangup())?;
     let mut interrupt = listen_to(SignalKind::interrupt())?;
     let mut terminate = listen_to(SignalKind::terminate())?;
     ready();
     tokio::select! {
-        () = next(&mut hangup) => {}
+        _ = hangup.recv() => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
     Ok(())
-}
-
-/// A stream of hangups, or none where `nohup` has them ignored, by us and by what we start: a
-/// program begins with what its parent ignores, and with nothing of what its parent listens to
-/// (signal(7)).
-fn listen_to_hangup() -> Result<Option<SignalStream>, Failure> {
-    if is_ignored(Signal::HUP) {
-        return Ok(None);
-    }
-    listen_to(SignalKind::hangup()).map(Some)
-}
-
-/// Waits for the next, which never comes of no stream.
-async fn next(signals: &mut Option<SignalStream>) {
-    match signals {
-        Some(signals) => {
-            let _ = signals.recv().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// As proc_pid_status(5) has it: bit 0 stands for signal 1.
-fn is_ignored(signal: Signal) -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
 /// Sends `signal` to the command, unless the terminal has done so already: Ctrl-C goes to every
