@@ -335,18 +335,22 @@ impl Trouble {
     /// that nothing has happened at, and of those the one that others do not come to.
     fn next_point(&mut self) -> Option<&'static str> {
         let never = self.done.never();
-        let is_taken = |point: &str| self.disk_until.is_some() && point == "read";
-        let first = |wanted: &dyn Fn(&str) -> bool| {
-            let wanted =
-                |point: &&str| self.edge.comes_to(point) && !is_taken(point) && wanted(point);
-            self.turns.iter().position(wanted)
+        let is_missing = |point: &str| self.hurries && never.contains(&point);
+        let may = |point: &str| {
+            self.edge.comes_to(point) && !(point == "read" && self.disk_until.is_some())
         };
-        let missing = || {
-            first(&|point| never.contains(&point) && !Edge::None.comes_to(point))
-                .or_else(|| first(&|point| never.contains(&point)))
-        };
-        let at = self.hurries.then(missing).flatten();
-        let at = at.or_else(|| first(&|_| true))?;
+        let turns = self
+            .turns
+            .iter()
+            .enumerate()
+            .filter(|(_, point)| may(point));
+        let (at, _) = turns.min_by_key(|(_, point)| {
+            match (is_missing(point), Edge::None.comes_to(point)) {
+                (true, false) => 0,
+                (true, true) => 1,
+                (false, _) => 2,
+            }
+        })?;
         self.turns.remove(at)
     }
 
