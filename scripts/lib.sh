@@ -29,7 +29,7 @@ need_room() {
     free=$(df -Pm "$target" | awk 'NR == 2 { print $4 }')
     [ $((built + free)) -ge "$1" ] ||
         die "this builds up to $1 MiB in $target, where $built are built and $free free;" \
-            "free some, or name another place with CARGO_TARGET_DIR"
+            "free some (what older commits built goes by: cargo clean)"
 }
 
 need_rust() {
